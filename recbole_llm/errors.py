@@ -1,0 +1,29 @@
+"""Errors that a user can act on.
+
+Each message names the thing (key, file, line, item), its value, what is allowed and the remedy. The command line
+prints these without a traceback and exits with status 2; library users can catch :class:`RecBoleLLMError`.
+"""
+
+
+class RecBoleLLMError(Exception):
+    """Base class of every error that recbole-llm raises on purpose."""
+
+
+class ConfigError(RecBoleLLMError, ValueError):
+    """A parameter has an unknown name, a wrong type or a value that is not allowed."""
+
+
+class DataError(RecBoleLLMError, ValueError):
+    """A data file is missing, damaged or does not hold what is needed."""
+
+
+class ModelNotFoundError(RecBoleLLMError, OSError):
+    """A pretrained model cannot be loaded from where it was asked for."""
+
+
+class CheckpointError(RecBoleLLMError, ValueError):
+    """A run directory is incomplete, damaged or made by another configuration."""
+
+
+class MissingExtraError(RecBoleLLMError, ImportError):
+    """An optional dependency is needed for what was asked; the message names the extra that brings it."""
