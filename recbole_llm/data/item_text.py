@@ -1,0 +1,391 @@
+"""Item fields + a template -> one text per internal item id.
+
+The atomic ``.item`` file is read here and not through RecBole: its reader swallows lines whose field starts with a
+quotation mark, turns the titles ``NA``, ``None`` and ``null`` into missing values and collapses blanks. Here a line is
+split at the field separator and nothing else is interpreted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import math
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recbole_llm.errors import ConfigError, DataError
+
+FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
+TEXT_TYPES = ("token", "token_seq", "float")
+
+# Which fields the default template takes, in this order (names compared without case).
+TITLE_FIELDS = (
+    *("title", "movie_title", "item_title", "product_title", "book_title", "name", "item_name", "product_name"),
+    *("game_name", "app_name", "track_name", "song_name", "business_name", "artist_name"),
+)
+YEAR_FIELDS = ("release_year", "year", "year_of_publication", "publication_year")
+OTHER_FIELDS = (
+    *("genre", "genres", "class", "category", "categories", "tag", "tags", "brand", "store", "artist", "author"),
+    *("book_author", "developer", "publisher", "features", "description"),
+)
+
+_OPENERS, _CLOSERS, _SEPARATORS = "([{<\"'“‘", ")]}>\"'”’", r"\s,;:|/&\-–—"
+_PAIRS = re.compile(r"\s*(?:\(\s*\)|\[\s*\]|\{\s*\}|<\s*>|\"\s*\"|'\s*'|“\s*”|‘\s*’)")
+_VALUE = "\0"  # stands for a non-empty value while a template is tidied, so that no value is ever touched
+
+
+@dataclass(frozen=True)
+class ItemText:
+    """The text of every item of a dataset.
+
+    Attributes
+    ----------
+    texts : list of str
+        One text per internal item id, length ``item_num``; index 0 (PAD) is ``""``, so is an item without text.
+    template : str
+        The template that made them, resolved: what ``None`` or a list of fields turned into.
+    n_missing : int
+        Number of real items (PAD not counted) whose text is empty.
+    missing_tokens : list of str
+        The first ten raw ids among those.
+    fields : tuple of str
+        The fields the template uses, in its order.
+    """
+
+    texts: list[str]
+    template: str
+    n_missing: int
+    missing_tokens: list[str]
+    fields: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of the template and all texts in order: equal texts, equal fingerprint."""
+        digest = hashlib.sha256(self.template.encode("utf-8", "surrogatepass"))
+        for text in self.texts:
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(b"%d:" % len(raw))  # the length keeps ["ab", "c"] and ["a", "bc"] apart
+            digest.update(raw)
+        return digest.hexdigest()
+
+    def describe(self, k: int = 3) -> str:
+        """Return one line for the log: how many items, the template, `k` example texts, how many have none."""
+        examples = [text for text in self.texts if text][:k]
+        shown = "; ".join(repr(text if len(text) <= 120 else text[:117] + "...") for text in examples)
+        return (
+            f"text of {len(self.texts) - 1} items by template {self.template!r}, "
+            f"{self.n_missing} without text, e.g. {shown}"
+        )
+
+
+def load_item_text(
+    item_file: str | Path,
+    tokens: Sequence[str],
+    item_field: str = "item_id",
+    template: str | Sequence[str] | None = None,
+    field_separator: str = "\t",
+    seq_separator: str = " ",
+    encoding: str = "utf-8",
+    logger: logging.Logger | None = None,
+) -> ItemText:
+    """Read an atomic ``.item`` file and return one text per internal item id.
+
+    Parameters
+    ----------
+    item_file : str or Path
+        The ``.item`` file. Its first line names the fields as ``name:type``.
+    tokens : sequence of str
+        Raw item id of each internal id, ``dataset.field2id_token[item_field]``; ``tokens[0]`` is PAD.
+    item_field : str
+        Name of the item id column.
+    template : str, list of str or None
+        A format string over fields of type token, token_seq or float, such as ``"{movie_title}, {genre}"`` or
+        ``"{title}, {price:.2f} $"``; or a list of field names, which are joined by ``", "``; or None, the default
+        rule: the first field of :data:`TITLE_FIELDS` that the file has, then the first of :data:`YEAR_FIELDS` in
+        round brackets, then every field of :data:`OTHER_FIELDS`, joined by ``", "``:
+        ``"Toy Story (1995), Animation Children's Comedy"``. A file with none of those names gives all its token_seq
+        fields in file order.
+    field_separator, seq_separator, encoding : str
+        As RecBole's parameters of the same names. The parts of a token_seq value are joined by a blank where
+        `seq_separator` is white space and by ``", "`` otherwise.
+    logger : logging.Logger, optional
+        Takes the warnings; this module's logger by default.
+
+    Returns
+    -------
+    ItemText
+        Texts in the order of `tokens`.
+
+    Raises
+    ------
+    DataError
+        The file is missing, empty, malformed (the message names the line), not in `encoding`, or gives no item a text.
+    ConfigError
+        The template is malformed or names a field that the file does not have.
+
+    Notes
+    -----
+    A field that is empty for an item takes the literal text before it along, back to the field before; brackets
+    and quotation marks around nothing vanish, and no separator is left at either end. ``"{title} ({year}), {genre}"``
+    without a year gives ``"Toy Story, Comedy"``; an item whose fields are all empty gives ``""``. A float is shown as
+    written, less a trailing ``.0``, unless the template has a format for it. A duplicate id keeps its first row.
+    """
+    logger = logger or logging.getLogger(__name__)
+    path = Path(item_file)
+    rows = _rows(path, field_separator, encoding)
+    header = _read_header(path, rows, item_field, field_separator)
+    render, resolved, fields = _compile(template, header, path, item_field, seq_separator)
+
+    wanted = {str(token): i for i, token in enumerate(tokens) if i > 0}
+    texts = [""] * len(tokens)
+    names = list(header)
+    id_column = names.index(item_field)
+    seen: set[str] = set()
+    duplicates: list[str] = []
+    for line_no, cells in rows:
+        if len(cells) != len(names):
+            raise DataError(
+                f"{path}, line {line_no}: {len(cells)} columns where the header has {len(names)} "
+                f"({', '.join(names)}). Every line needs one value per field, separated by {field_separator!r} "
+                "(field_separator); a text must not contain the separator or a line break."
+            )
+        token = cells[id_column]
+        if token in seen:
+            duplicates.append(token)
+            continue
+        seen.add(token)
+        if token in wanted:
+            texts[wanted[token]] = render(cells, line_no)
+
+    if duplicates:
+        logger.warning(
+            "%s: %d lines repeat an item id and were ignored (the first one counts), e.g. %s",
+            *(path, len(duplicates), ", ".join(dict.fromkeys(duplicates[:10]))),
+        )
+    missing = [str(token) for i, token in enumerate(tokens) if i > 0 and not texts[i]]
+    if missing and len(missing) == len(tokens) - 1:
+        in_file = sum(token in seen for token in wanted)
+        raise DataError(
+            f"{path}: no item has a text. {in_file} of the dataset's {len(wanted)} items have a line in the file; the "
+            f"template was {resolved!r}. "
+            + (
+                f"Check that {item_field} holds the same ids as the .inter file (here e.g. {missing[0]!r}, there e.g. "
+                f"{next(iter(seen), '')!r})."
+                if in_file == 0
+                else "Its fields are empty; choose other fields with item_text_template."
+            )
+        )
+    if missing:
+        without_row = sum(token not in seen for token in missing)
+        logger.warning(
+            "%d of %d items have no text (%d have no line in %s, for %d the fields of the template are empty), e.g. "
+            "%s. They get a zero vector.",
+            *(len(missing), len(tokens) - 1, without_row, path, len(missing) - without_row, ", ".join(missing[:10])),
+        )
+    return ItemText(texts, resolved, len(missing), missing[:10], fields)
+
+
+def _rows(path: Path, separator: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number (from 1) and cells of each non-blank line."""
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = "utf-8-sig"  # the same, but a byte order mark at the start is not part of the first field's name
+    try:
+        # newline="\n": only a line feed ends a line, so a stray carriage return in a title does not
+        with path.open(encoding=encoding, newline="\n") as file:
+            for line_no, line in enumerate(file, start=1):
+                if line.strip():
+                    yield line_no, line.rstrip("\r\n").split(separator)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist, and this model needs the text of the items. Add the dataset's .item file (see "
+            "`recbole-llm convert`), or set data_path to the folder that has it."
+        ) from None
+    except LookupError:
+        raise ConfigError(f"encoding: {encoding!r} is not a text encoding that Python knows.") from None
+    except UnicodeError as error:
+        raise DataError(
+            f"{path}, line {_undecodable_line(path, encoding)}: not {encoding.removesuffix('-sig')} text ({error}). "
+            "Set `encoding` to that of the file (often latin-1 or cp1252), or convert the file to utf-8."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def _undecodable_line(path: Path, encoding: str) -> str:
+    with path.open("rb") as file:
+        for line_no, line in enumerate(file, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeError:
+                return str(line_no)
+    return "unknown"  # multi-byte encodings such as utf-16 cannot be cut at a line feed byte
+
+
+def _read_header(path: Path, rows: Iterator[tuple[int, list[str]]], item_field: str, separator: str) -> dict[str, str]:
+    """Return field name -> type in file order."""
+    first = next(rows, None)
+    if first is None:
+        raise DataError(
+            f"{path} is empty. Its first line must name the fields, e.g. 'item_id:token\\ttitle:token_seq'."
+        )
+    header: dict[str, str] = {}
+    for cell in first[1]:
+        name, colon, kind = cell.strip().rpartition(":")
+        if not colon or not name or kind not in FIELD_TYPES:
+            raise DataError(
+                f"{path}, line {first[0]}: {cell!r} is not a field of the form name:type with a type out of "
+                f"{', '.join(FIELD_TYPES)}. The first line of an atomic file names its fields, separated by "
+                f"{separator!r} (field_separator), e.g. 'item_id:token\\ttitle:token_seq'."
+            )
+        if name in header:
+            raise DataError(f"{path}, line {first[0]}: the field {name!r} stands there twice.")
+        header[name] = kind
+    if item_field not in header:
+        raise DataError(
+            f"{path}: no column {item_field!r} (ITEM_ID_FIELD); the file has {', '.join(header)}."
+            f"{_nearest(item_field, list(header))}"
+        )
+    return header
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """Return ' Did you mean ...?' or nothing."""
+    lower = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), list(lower), n=1)
+    return f" Did you mean {lower[close[0]]!r}?" if close else ""
+
+
+def _default_template(header: dict[str, str], item_field: str, path: Path) -> str:
+    by_name = {name.lower(): name for name, kind in header.items() if kind in TEXT_TYPES and name != item_field}
+    title = next((by_name[name] for name in TITLE_FIELDS if name in by_name), None)
+    year = next((by_name[name] for name in YEAR_FIELDS if name in by_name), None)
+    others = [by_name[name] for name in OTHER_FIELDS if name in by_name]
+    if title is None and not others:
+        others = [name for name, kind in header.items() if kind == "token_seq"]
+    if title is None and not others:
+        raise ConfigError(
+            f"item_text_template: {path} has no field that looks like text (it has {', '.join(header)}). Name the "
+            'fields to use, e.g. item_text_template: "{my_field}, {another_field}".'
+        )
+    parts = [f"{{{name}}}" for name in ([title] if title else []) + others]
+    if year is not None:
+        parts[0] += f" ({{{year}}})"
+    return ", ".join(parts)
+
+
+def _compile(
+    template: str | Sequence[str] | None, header: dict[str, str], path: Path, item_field: str, seq_separator: str
+) -> tuple[Callable[[list[str], int], str], str, tuple[str, ...]]:
+    """Return a function (cells, line number) -> text, the resolved template and the fields it uses."""
+    if template is None:
+        template = _default_template(header, item_field, path)
+    elif not isinstance(template, str):
+        template = ", ".join(f"{{{name}}}" for name in template)
+    literals, slots = _parse(template)
+    if not slots:
+        raise ConfigError(
+            f"item_text_template: {template!r} names no field, so every item would have the same text. Fields of "
+            f"{path}: {', '.join(header)}; write them in braces, e.g. '{{title}}'."
+        )
+    for name, spec in slots:
+        _check_slot(name, spec, template, header, path)
+    columns = {name: i for i, name in enumerate(header)}
+    joiner = " " if seq_separator.isspace() else ", "
+    skeletons: dict[tuple[bool, ...], list[str]] = {}
+
+    def render(cells: list[str], line_no: int) -> str:
+        values = []
+        for name, spec in slots:
+            cell, kind = cells[columns[name]].strip(), header[name]
+            if kind == "token_seq" and not seq_separator.isspace():
+                cell = joiner.join(part.strip() for part in cell.split(seq_separator) if part.strip())
+            elif kind == "float":
+                cell = _show_float(cell, spec, name, path, line_no)
+            if cell and spec and kind != "float":
+                cell = format(cell, spec)
+            values.append(cell)
+        present = tuple(bool(value) for value in values)
+        if present not in skeletons:
+            skeletons[present] = _skeleton(literals, present).split(_VALUE)
+        pieces = skeletons[present]
+        kept = [value for value in values if value]
+        return "".join(piece + value for piece, value in zip(pieces, [*kept, ""], strict=True)).strip()
+
+    return render, template, tuple(dict.fromkeys(name for name, _ in slots))
+
+
+def _parse(template: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Split a template into n + 1 literals and n (field, format) slots; nothing is evaluated."""
+    literals, slots = [""], []
+    try:
+        for literal, name, spec, conversion in string.Formatter().parse(template):
+            literals[-1] += literal
+            if name is None:
+                continue
+            if conversion or "{" in (spec or ""):
+                raise ValueError(f"{{{name}...}} may have a field name and a plain format only")
+            slots.append((name, spec or ""))
+            literals.append("")
+    except ValueError as error:
+        raise ConfigError(
+            f"item_text_template: {template!r} is not a valid template ({error}). Write fields as {{name}} or "
+            "{name:.2f}, and a brace that is meant as text as {{ or }}."
+        ) from None
+    return literals, slots
+
+
+def _check_slot(name: str, spec: str, template: str, header: dict[str, str], path: Path) -> None:
+    if name not in header:
+        raise ConfigError(
+            f"item_text_template: {template!r} uses the field {name!r}, which {path} does not have. It has "
+            f"{', '.join(header)}.{_nearest(name, list(header))}"
+        )
+    if header[name] not in TEXT_TYPES:
+        raise ConfigError(
+            f"item_text_template: {name!r} is of type {header[name]}; a text can be made of {', '.join(TEXT_TYPES)}."
+        )
+    try:
+        format(1.0 if header[name] == "float" else "x", spec)
+    except ValueError as error:
+        raise ConfigError(
+            f"item_text_template: the format {spec!r} does not suit {name!r} of type {header[name]} ({error})."
+        ) from None
+
+
+def _show_float(cell: str, spec: str, name: str, path: Path, line_no: int) -> str:
+    if not cell:
+        return ""
+    try:
+        number = float(cell)
+    except ValueError:
+        raise DataError(f"{path}, line {line_no}: {name}:float holds {cell!r}, which is not a number.") from None
+    if math.isnan(number):
+        return ""
+    return format(number, spec) if spec else cell.removesuffix(".0")
+
+
+def _skeleton(literals: list[str], present: tuple[bool, ...]) -> str:
+    """Return the template with `_VALUE` where a value goes, tidied for the fields that are empty."""
+    if not any(present):
+        return ""
+    if all(present):
+        return _VALUE.join(literals)
+    text = ""
+    for i, (literal, there) in enumerate(zip(literals, present, strict=False)):
+        if there:
+            text += literal + _VALUE
+            continue
+        # The literal goes with its field, save for the marks that belong to the field before or enclose this one.
+        closing = re.match(f"[{re.escape(_CLOSERS)}]*", literal)
+        opening = re.search(f"[{re.escape(_OPENERS)}]*$", literal[closing.end() if closing and i else 0 :])
+        text += (closing.group() if closing and i else "") + (" " + opening.group() if opening else "")
+    text += literals[-1]
+    while (tidier := _PAIRS.sub("", text)) != text:
+        text = tidier
+    text = re.sub(rf"(?<=[(\[{{<])[{_SEPARATORS}]+", "", text)
+    text = re.sub(rf"[{_SEPARATORS}]+(?=[)\]}}>])", "", text)
+    text = re.sub(rf"^[{_SEPARATORS}.]+|[{_SEPARATORS}]+$", "", text)
+    return re.sub(" {2,}", " ", re.sub(r" +(?=[,;:.])", "", text))

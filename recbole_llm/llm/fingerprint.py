@@ -1,0 +1,62 @@
+"""Names for the content of model files, cheap enough to compute at every start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+
+_WHOLE = 64 * 2**20  # files up to this size are hashed whole: well under a second
+_BLOCK, _BLOCKS_PER_TENSOR = 4096, 16
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file, computed once per process, size and modification time."""
+    stat = path.stat()
+    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_revision(folder: Path) -> str:
+    """Return ``sha256:...`` over the files of a model folder that decide what the model computes.
+
+    Small files count whole. Of a large safetensors file the header and blocks spread over every tensor are read, so
+    that training any dense layer changes the result while 15 GB cost a fraction of a second; neither the folder's name
+    nor its modification times matter, so that a copy has the same revision.
+    """
+    digest = hashlib.sha256()
+    wanted = {".json", ".txt", ".model", ".safetensors", ".jinja", ".tiktoken", ".py"}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in wanted and p.is_file()):
+        content = file_sha256(path) if path.stat().st_size <= _WHOLE else _sampled_sha256(path)
+        digest.update(f"{path.relative_to(folder).as_posix()}\n{content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _sampled_sha256(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(header_size, size))
+        digest.update(header)
+        try:
+            spans = [
+                tuple(entry["data_offsets"]) for name, entry in json.loads(header).items() if name != "__metadata__"
+            ]
+        except (ValueError, AttributeError, KeyError, TypeError):
+            spans = [(0, size)]  # not safetensors, or damaged: spread over the whole file; loading it tells the user
+        for start, end in sorted(spans):
+            step = max((end - start) // _BLOCKS_PER_TENSOR, _BLOCK)
+            for offset in range(start, end, step):
+                file.seek(8 + header_size + offset)
+                digest.update(file.read(min(_BLOCK, end - offset)))
+    return digest.hexdigest()
