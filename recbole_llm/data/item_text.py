@@ -175,7 +175,7 @@ def load_item_text(
                 f"Check that {item_field} holds the same ids as the .inter file (here e.g. {missing[0]!r}, there e.g. "
                 f"{next(iter(seen), '')!r})."
                 if in_file == 0
-                else "Its fields are empty; choose other fields with item_text_template."
+                else "Its fields are empty; choose other fields with item_text."
             )
         )
     if missing:
@@ -267,8 +267,8 @@ def _default_template(header: dict[str, str], item_field: str, path: Path) -> st
         others = [name for name, kind in header.items() if kind == "token_seq"]
     if title is None and not others:
         raise ConfigError(
-            f"item_text_template: {path} has no field that looks like text (it has {', '.join(header)}). Name the "
-            'fields to use, e.g. item_text_template: "{my_field}, {another_field}".'
+            f"item_text: {path} has no field that looks like text (it has {', '.join(header)}). Name the "
+            'fields to use, e.g. item_text: "{my_field}, {another_field}".'
         )
     parts = [f"{{{name}}}" for name in ([title] if title else []) + others]
     if year is not None:
@@ -287,7 +287,7 @@ def _compile(
     literals, slots = _parse(template)
     if not slots:
         raise ConfigError(
-            f"item_text_template: {template!r} names no field, so every item would have the same text. Fields of "
+            f"item_text: {template!r} names no field, so every item would have the same text. Fields of "
             f"{path}: {', '.join(header)}; write them in braces, e.g. '{{title}}'."
         )
     for name, spec in slots:
@@ -331,7 +331,7 @@ def _parse(template: str) -> tuple[list[str], list[tuple[str, str]]]:
             literals.append("")
     except ValueError as error:
         raise ConfigError(
-            f"item_text_template: {template!r} is not a valid template ({error}). Write fields as {{name}} or "
+            f"item_text: {template!r} is not a valid template ({error}). Write fields as {{name}} or "
             "{name:.2f}, and a brace that is meant as text as {{ or }}."
         ) from None
     return literals, slots
@@ -340,18 +340,18 @@ def _parse(template: str) -> tuple[list[str], list[tuple[str, str]]]:
 def _check_slot(name: str, spec: str, template: str, header: dict[str, str], path: Path) -> None:
     if name not in header:
         raise ConfigError(
-            f"item_text_template: {template!r} uses the field {name!r}, which {path} does not have. It has "
+            f"item_text: {template!r} uses the field {name!r}, which {path} does not have. It has "
             f"{', '.join(header)}.{_nearest(name, list(header))}"
         )
     if header[name] not in TEXT_TYPES:
         raise ConfigError(
-            f"item_text_template: {name!r} is of type {header[name]}; a text can be made of {', '.join(TEXT_TYPES)}."
+            f"item_text: {name!r} is of type {header[name]}; a text can be made of {', '.join(TEXT_TYPES)}."
         )
     try:
         format(1.0 if header[name] == "float" else "x", spec)
     except ValueError as error:
         raise ConfigError(
-            f"item_text_template: the format {spec!r} does not suit {name!r} of type {header[name]} ({error})."
+            f"item_text: the format {spec!r} does not suit {name!r} of type {header[name]} ({error})."
         ) from None
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,15 +69,16 @@ class EmbeddingCache:
         self.folder = parent / f"{name}-{digest}"
         self._writable = True
 
-    def lookup(self, digests: Sequence[bytes], discard_damaged: bool = False) -> dict[bytes, np.ndarray]:
+    def lookup(self, digests: Sequence[bytes], locked: bool = False) -> dict[bytes, np.ndarray]:
         """Return the vectors that are stored.
 
         Parameters
         ----------
         digests : sequence of bytes
             :func:`text_digest` of each text.
-        discard_damaged : bool
-            Delete damaged files; only while :meth:`lock` is held.
+        locked : bool
+            True while :meth:`lock` is held: damaged files are named in a warning and deleted. Without the lock they are
+            left out in silence; what they held is then missing, so that the caller comes back with the lock.
 
         Returns
         -------
@@ -88,18 +89,15 @@ class EmbeddingCache:
         for path in self.segments():
             try:
                 stored, vectors = _read_segment(path, self.key_json)
-            except FileNotFoundError:
-                continue  # another process has just merged it; what it held counts as missing and is looked up again
-            except DamagedSegmentError as error:
-                self.logger.warning("Embedding cache: %s is damaged (%s); its vectors are made again.", path, error)
-                if discard_damaged:
+            except (DamagedSegmentError, OSError) as error:  # OSError also: another process has just merged it
+                if locked:
+                    self.logger.warning(
+                        "Embedding cache: %s is damaged or cannot be read (%s); its vectors are made again.",
+                        path,
+                        error,
+                    )
                     with suppress(OSError):
                         path.unlink()
-                continue
-            except OSError as error:
-                self.logger.warning(
-                    "Embedding cache: %s cannot be read (%s); its vectors are made again.", path, error
-                )
                 continue
             raw = stored.tobytes()
             for row in range(len(stored)):
@@ -125,18 +123,18 @@ class EmbeddingCache:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Context in which no other process encodes for this key; goes on without a lock where none can be had."""
+        lock = FileLock(self.folder / ".lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 self.logger.info("Embedding cache: another process is encoding for %s; waiting for it.", self.folder)
                 lock.acquire()
+            for left_over in self.folder.glob(".writing-*"):  # of a process that was killed while it wrote
+                left_over.unlink(missing_ok=True)
         except (OSError, NotImplementedError) as error:
             self._give_up_writing(error)
-            yield
-            return
         try:
             yield
         finally:
@@ -160,16 +158,14 @@ class EmbeddingCache:
 
     def _write(self, hashes: np.ndarray, vectors: np.ndarray) -> Path:
         metadata = {"key": self.key_json, "checksum": _checksum(hashes, vectors)}
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=self.folder)
-        os.close(handle)
+        # not tempfile: that makes files which only their owner can read, and a cache may be shared
+        temporary = self.folder / f".writing-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             save_file({"hashes": hashes, "vectors": vectors}, temporary, metadata=metadata)
-            path = self.folder / f"{metadata['checksum'][:32]}.safetensors"
-            Path(temporary).replace(path)
-            return path
+            return temporary.replace(self.folder / f"{metadata['checksum'][:32]}.safetensors")
         finally:
             with suppress(OSError):
-                Path(temporary).unlink()
+                temporary.unlink(missing_ok=True)
 
     def _merge(self) -> Path:
         old = self.segments()
@@ -189,7 +185,7 @@ class EmbeddingCache:
 def _checksum(hashes: np.ndarray, vectors: np.ndarray) -> str:
     digest = hashlib.sha256(hashes.tobytes())
     digest.update(str(vectors.shape).encode())
-    digest.update(memoryview(vectors).cast("B") if vectors.size else b"")
+    digest.update(vectors.reshape(-1).view(np.uint8).data if vectors.size else b"")
     return digest.hexdigest()
 
 
@@ -212,8 +208,10 @@ def _read_segment(path: Path, key_json: str) -> tuple[np.ndarray, np.ndarray]:
             raise DamagedSegmentError("it is empty")
         return np.memmap(path, dtype, "r", 8 + header_size + entry["data_offsets"][0], tuple(entry["shape"]))
 
+    if (header["hashes"]["dtype"], header["vectors"]["dtype"]) != ("U8", "F32"):
+        raise DamagedSegmentError("its arrays do not have the right type")
     hashes, vectors = view("hashes", np.uint8), view("vectors", np.float32)
-    if header["vectors"]["dtype"] != "F32" or hashes.shape != (len(vectors), 32):
+    if vectors.ndim != 2 or hashes.shape != (len(vectors), 32):
         raise DamagedSegmentError("its arrays do not have the right shape")
     if _checksum(hashes, vectors) != metadata.get("checksum"):
         raise DamagedSegmentError("wrong checksum")

@@ -32,7 +32,7 @@ SAVE_EVERY = 16384  # texts: an interrupted run loses at most these
 
 # Tokens of a batch, padding included. A CPU is fastest with batches that fit its caches.
 _CPU_TOKENS, _GPU_TOKENS, _MAX_BATCH = 4096, 32768, 1024
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "alloc")
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate", "alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,6 @@ class TextEncoder:
             self._pipeline = _load_pipeline(resolved, self.device, dtype)
             limit = self._pipeline.max_seq_length or max_tokens
             self._pipeline.max_seq_length = self.max_tokens = min(max_tokens, limit)
-            self.tokenizer = self._pipeline.tokenizer
             self.dim = int(_pipeline_dim(self._pipeline))
         else:
             self.tokenizer = load_tokenizer(resolved)
@@ -221,12 +220,20 @@ class TextEncoder:
 
     def _tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the token ids of each text; in chunks, because Python lists of them would fill memory."""
+        if self.pooling == "sentence":  # it tokenizes by itself: zeros as many as the tokens there may be
+            sizes = (len((self.prompt + text).encode("utf-8", "replace")) // 3 + 2 for text in texts)
+            return [np.zeros(min(size, self.max_tokens), dtype=np.int32) for size in sizes]
         ids: list[np.ndarray] = []
         with quiet_transformers():
             for start in range(0, len(texts), 1024):
                 chunk = [self.prompt + text for text in texts[start : start + 1024]]
                 encoded = self.tokenizer(chunk, truncation=True, max_length=self.max_tokens)["input_ids"]
                 ids.extend(np.asarray(row, dtype=np.int32) for row in encoded)
+        n_full = sum(len(row) == self.max_tokens for row in ids)
+        if n_full:
+            self.logger.info(
+                "%d of %d texts fill item_max_tokens=%d and may be cut.", n_full, len(ids), self.max_tokens
+            )
         return ids
 
     @torch.inference_mode()
@@ -354,7 +361,7 @@ def encode_items(
     n_encoded = 0
     if len(found) < len(text_of):
         with cache.lock():
-            found = cache.lookup(list(text_of), discard_damaged=True)  # another process may have been faster
+            found = cache.lookup(list(text_of), locked=True)  # another process may have been faster
             absent = [digest for digest in text_of if digest not in found]
             n_encoded = len(absent)
             if absent:
@@ -415,7 +422,7 @@ def _pipeline_dim(pipeline: Any) -> int:
 def _position_limit(model: torch.nn.Module, tokenizer: Any) -> int:
     """Return how many tokens the model can read; T5 has no limit of its own."""
     config: Any = model.config
-    limits = [tokenizer.model_max_length]
+    limits = [tokenizer.model_max_length]  # a huge number where the tokenizer does not say
     if config.model_type not in ("t5", "mt5", "umt5", "longt5") and isinstance(
         getattr(config, "max_position_embeddings", None), int
     ):

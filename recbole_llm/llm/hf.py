@@ -1,0 +1,57 @@
+"""Small helpers around transformers that both finding and loading a model need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.errors import ModelNotFoundError
+
+
+def family_of(config: Any) -> str:
+    """Return "t5", "bert", "decoder" or "other": see :class:`recbole_llm.llm.spec.ResolvedLLM`."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if getattr(config, "is_encoder_decoder", False):
+        return "t5" if config.model_type in auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES else "other"
+    if config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        return "bert"
+    return "decoder" if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "other"
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
+    """Return the configuration in a model folder; raise ModelNotFoundError where it is missing or damaged."""
+    from transformers import AutoConfig
+
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelNotFoundError(
+            f"llm: {folder / 'config.json'} cannot be read ({first_line(error)}). Fetch the model again, or update "
+            "transformers if the model is newer than it."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return type and first line of an error of another library, to stand inside our message."""
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' log lines and progress bars while a model loads; its settings are put back."""
+    from transformers.utils import logging as hf
+
+    verbosity, has_bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(verbosity)
+        if has_bars:
+            hf.enable_progress_bar()
