@@ -1,0 +1,535 @@
+"""Which settings apply, in which order, and what they may be.
+
+``command line > dictionary > user's files > our props > RecBole's defaults``. Values are parsed without ``eval``, an
+unknown key is reported with the nearest known one, and ``sys.argv`` is read only by the command line
+(:mod:`recbole_llm.cli`), never here: RecBole's own ``Config`` takes the arguments of whatever program runs it.
+"""
+
+import ast
+import copy
+import difflib
+import importlib
+import importlib.util
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import recbole
+import torch
+import yaml
+from recbole.config import Config as RecBoleConfig
+from recbole.utils import EvaluatorType, InputType
+
+from recbole_llm.errors import ConfigError
+
+RECBOLE_ROOT = Path(recbole.__file__).parent
+
+# Never parsed: their values are text even when they look like a number or a mapping ("{movie_title}", "2020").
+TEXT_KEYS = frozenset(
+    {
+        "model",
+        "dataset",
+        "data_path",
+        "checkpoint_dir",
+        "item_text",
+        "prompt",
+        "llm",
+        "rec_llm",
+        "llm_revision",
+        "rec_llm_revision",
+        "llm_token",
+        "llm_cache_dir",
+        "embedding_cache_dir",
+        "field_separator",
+        "seq_separator",
+        "user_inter_num_interval",
+        "item_inter_num_interval",
+        "config_files",
+        "pre_model_path",
+    }
+)
+# Read by RecBole's code or ours without standing in any of its property files.
+UNLISTED_KEYS = frozenset(
+    {
+        "config_files",
+        "config_file",
+        "config_file_list",
+        "dataset",
+        "model",
+        "encoding",
+        "discretization",
+        "group_by",
+        "reg_weight",
+        "eta",
+        "beta",
+        "nproc",
+        "world_size",
+        "ip",
+        "port",
+        "group_offset",
+        "offset",
+        "local_rank",
+        "embedding_size",
+        "ft_ratio",
+    }
+)
+# Keys whose type in the property files is only one of those that RecBole accepts.
+FREE_TYPE_KEYS = frozenset(
+    {"gpu_id", "topk", "metrics", "load_col", "eval_args", "item_attribute", "selected_features", "resume"}
+)
+
+
+class ParameterLoader(yaml.SafeLoader):
+    """YAML's core types only: no dates, no sexagesimal numbers, no ``yes``/``no``, and ``1e-3`` is a number."""
+
+
+ParameterLoader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    (
+        "float",
+        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
+        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$",
+        "-+0123456789.",
+    ),
+    ("null", r"^(?:~|null|Null|NULL|None|)$", "~nN\0"),
+    ("merge", r"^(?:<<)$", "<"),
+):
+    for _char in _first:
+        ParameterLoader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), [_char if _char != "\0" else ""]
+        )
+
+
+def props_dir() -> Path:
+    """Folder of the property files: inside the installed package, or the checkout's ``props/``."""
+    package = Path(__file__).parent
+    # An editable install does not see the package_dir mapping of setup.cfg, so it falls back to the checkout.
+    for folder in (package / "props", package.parent / "props"):
+        if (folder / "overall.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"The property files of recbole-llm are neither in {package / 'props'} nor in {package.parent / 'props'}. "
+        "The installation is damaged: run `pip install --force-reinstall --no-deps recbole-llm`."
+    )
+
+
+def parse_value(text: str) -> Any:
+    """Turn what a user typed into a value, without evaluating code.
+
+    Python literals first (``None``, ``(0,1)``, ``['a']``), then YAML (``true``, ``{LS: valid_and_test}``), else the
+    text itself.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        pass
+    else:
+        if value is None or isinstance(value, (str, int, float, list, tuple, dict, bool)):
+            return value
+    try:
+        return yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
+    except yaml.YAMLError:
+        return text
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read one settings file; ConfigError names the file, and the line where YAML gives one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"There is no settings file {str(path)!r} (looked from {Path.cwd()}).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {str(path)!r} cannot be read: {error}.") from error
+    try:
+        content = yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The settings file {str(path)!r} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"The settings file {str(path)!r} must hold `key: value` lines, not a {type(content).__name__}."
+        )
+    return content
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """``["--epochs=3", "--smoke"]`` -> ``{"epochs": 3, "smoke": True}``.
+
+    Unlike RecBole, a value may contain ``=``, and ``--key value`` with a blank is an error, not silence.
+    """
+    parsed: dict[str, Any] = {}
+    for argument in arguments:
+        if not argument.startswith("--") or argument == "--":
+            raise ConfigError(
+                f"The argument {argument!r} is not understood: write every parameter as --key=value, without blanks "
+                'around "=" (quote values that contain blanks).'
+            )
+        key, equals, text = argument[2:].partition("=")
+        value = (text if key in TEXT_KEYS else parse_value(text)) if equals else True
+        if key in TEXT_KEYS and isinstance(value, str) and value in ("None", "~", "null"):
+            value = None
+        if key in parsed and parsed[key] != value:
+            raise ConfigError(f"The parameter --{key} is given twice: {parsed[key]!r} and {value!r}.")
+        parsed[key] = value
+    return parsed
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"``, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def choice(config: Any, key: str, allowed: Sequence[Any]) -> Any:
+    """``config[key]``, or ConfigError with the allowed values."""
+    value = config[key]
+    if value not in allowed:
+        hint = nearest(str(value), [str(option) for option in allowed])
+        options = ", ".join(repr(option) for option in allowed)
+        raise ConfigError(f"{key}={value!r} is not a choice.{hint} Allowed: {options}.")
+    return value
+
+
+def own_models() -> list[str]:
+    """Names of the models of this package: those with a property file and a module of the lower-case name."""
+    package = Path(__file__).parent / "model"
+    return sorted(
+        path.stem for path in (props_dir() / "model").glob("*.yaml") if (package / f"{path.stem.lower()}.py").is_file()
+    )
+
+
+def stock_models() -> list[str]:
+    """Names of RecBole's sequential models."""
+    folder = RECBOLE_ROOT / "model" / "sequential_recommender"
+    modules = {path.stem for path in folder.glob("*.py")}
+    return sorted(path.stem for path in (RECBOLE_ROOT / "properties" / "model").glob("*.yaml") if path.stem.lower() in modules)
+
+
+def get_model(name: str) -> type:
+    """Class of a model by name: ours first, then RecBole's sequential ones.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name (with the nearest one) or a RecBole model that is not sequential.
+    """
+    if name in own_models():
+        return getattr(importlib.import_module(f"recbole_llm.model.{name.lower()}"), name)
+    if name in stock_models():
+        return getattr(importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}"), name)
+    if (RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml").is_file():
+        raise ConfigError(f"model={name!r} is not a sequential recommender; recbole-llm runs sequential models only.")
+    known = own_models() + stock_models()
+    hint = nearest(name, known) or nearest(name.lower(), [])
+    same = [model for model in known if model.lower() == name.lower()]
+    if same:
+        hint = f" Did you mean {same[0]!r}?"
+    raise ConfigError(
+        f"model={name!r} is not known.{hint} Ours: {', '.join(own_models())}. RecBole's: {', '.join(stock_models())}."
+    )
+
+
+class Config(RecBoleConfig):
+    """RecBole's ``Config`` with our property files, without ``eval``, without ``sys.argv`` and without side effects.
+
+    Parameters
+    ----------
+    model : str or class
+        Name of one of our models or of a RecBole sequential model, or a class of the user's own.
+    dataset : str
+        Name of the dataset: ``data_path/<dataset>/<dataset>.inter``.
+    config_file_list : list of str
+        The user's YAML files; later ones win.
+    config_dict : dict
+        The user's dictionary; wins over files.
+    arguments : dict
+        Parsed command line (:func:`parse_arguments`); wins over everything.
+
+    Attributes
+    ----------
+    merged : dict
+        Every setting before RecBole derives others from it: what ``config.yaml`` of a run directory holds.
+    notices : list of str
+        Warnings about the settings; also written into ``results.json``.
+    """
+
+    def __init__(
+        self,
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: Sequence[str | Path] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._arguments = dict(arguments or {})
+        self.notices: list[str] = []
+        files = [Path(file) for file in config_file_list or []]
+        given = {**dict(config_dict or {}), **self._arguments}
+        files += _listed_files(given.get("config_files"))
+        super().__init__(model, dataset, files, dict(config_dict) if config_dict else None)
+
+    # What RecBole's constructor calls, in its order.
+
+    def compatibility_settings(self) -> None:
+        """RecBole puts aliases into the numpy module here; what needed them is overridden instead."""
+
+    def _init_parameters_category(self) -> None:
+        super()._init_parameters_category()
+        # RecBole extends these module-level lists in place at every construction.
+        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
+
+    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+        return ParameterLoader
+
+    def _load_config_files(self, file_list: Sequence[Path] | None) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        for file in file_list or []:
+            settings.update(load_yaml(Path(file)))
+        return settings
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: parse_value(value) if isinstance(value, str) and key not in TEXT_KEYS else value
+            for key, value in config_dict.items()
+        }
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        return self._arguments
+
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
+        model = model if model is not None else self.external_config_dict.get("model")
+        dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
+        if model is None:
+            raise ConfigError(f"No model is given: add --model=NAME, one of {', '.join(own_models() + stock_models())}.")
+        if dataset is None:
+            raise ConfigError("No dataset is given: add --dataset=NAME (ml-100k comes with RecBole).")
+        if isinstance(model, str):
+            return model, get_model(model), str(dataset)
+        return model.__name__, model, str(dataset)
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        recbole_props = RECBOLE_ROOT / "properties"
+        own_props = props_dir()
+        self.internal_config_dict = {"MODEL_TYPE": model_class.type}
+        self._default_types: dict[str, Any] = {}
+        self._model_keys: set[str] = set()
+        for path in (
+            recbole_props / "overall.yaml",
+            recbole_props / "model" / f"{model}.yaml",
+            recbole_props / "dataset" / "sample.yaml",
+            recbole_props / "dataset" / f"{dataset}.yaml",
+            recbole_props / "quick_start_config" / "sequential.yaml",
+            own_props / "overall.yaml",
+            own_props / "model" / f"{model}.yaml",
+            own_props / "dataset" / f"{dataset}.yaml",
+        ):
+            if path.is_file():
+                content = load_yaml(path)
+                self.internal_config_dict.update(content)
+                if path.stem == model:
+                    self._model_keys.update(content)
+                self._default_types.update({key: value for key, value in content.items() if value is not None})
+        # RecBole's `load_col` names two ids and no time: a default that suits no sequential model, so not a choice.
+        if not (own_props / "dataset" / f"{dataset}.yaml").is_file() or "load_col" not in load_yaml(
+            own_props / "dataset" / f"{dataset}.yaml"
+        ):
+            self.internal_config_dict["load_col"] = None
+        self._report_unknown_keys(model)
+        self._check_types()
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        final = {**self.internal_config_dict, **self.external_config_dict}
+        final.pop("config_files", None)
+        final["model"], final["dataset"] = self.model, self.dataset
+        # A CE model has no sampled negatives; RecBole's default is to sample them and then to refuse.
+        if final.get("loss_type") == "CE" and "train_neg_sample_args" not in self.external_config_dict:
+            final["train_neg_sample_args"] = None
+        if final.get("load_col") is None:
+            final["load_col"] = _default_columns(final, self._model_keys)
+        if final.get("smoke"):
+            final.update({key: value for key, value in final["smoke_settings"].items() if self._may_replace(key)})
+        self.merged = copy.deepcopy({key: value for key, value in final.items() if key != "MODEL_TYPE"})
+        return final
+
+    def _may_replace(self, key: str) -> bool:
+        """``smoke`` shrinks a run; what the user typed on the command line or in a dictionary still wins."""
+        return key not in self.variable_config_dict and key not in self.cmd_config_dict
+
+    def _set_default_parameters(self) -> None:
+        final = self.final_config_dict
+        final["dataset"], final["model"] = self.dataset, self.model
+        final["data_path"] = str(_dataset_folder(str(final["data_path"]), self.dataset))
+        if hasattr(self.model_class, "input_type"):
+            final["MODEL_INPUT_TYPE"] = self.model_class.input_type
+        else:
+            final["MODEL_INPUT_TYPE"] = {"CE": InputType.POINTWISE, "BPR": InputType.PAIRWISE}.get(
+                choice(final, "loss_type", ["CE", "BPR"])
+            )
+            if final["loss_type"] == "CE" and final.get("train_neg_sample_args") is not None:
+                raise ConfigError(
+                    f"train_neg_sample_args={final['train_neg_sample_args']!r} contradicts loss_type='CE', which uses "
+                    "every item: drop it, or set loss_type=BPR where the model has it."
+                )
+        self._check_evaluation()
+        negatives = final.get("train_neg_sample_args")
+        if negatives is not None:
+            defaults = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+            if not isinstance(negatives, dict):
+                raise ConfigError(f"train_neg_sample_args={negatives!r} must be a mapping such as {defaults!r}.")
+            final["train_neg_sample_args"] = {**defaults, **negatives}
+
+    def _check_evaluation(self) -> None:
+        from recbole_llm.evaluator.metrics import available_metrics, is_smaller_better
+
+        final = self.final_config_dict
+        if isinstance(final["metrics"], str):
+            final["metrics"] = [final["metrics"]]
+        known = available_metrics()
+        for metric in final["metrics"]:
+            if str(metric).lower() not in known:
+                raise ConfigError(
+                    f"metrics={metric!r} is not known.{nearest(str(metric).lower(), known)} Known: {', '.join(known)}."
+                )
+        topk = [final["topk"]] if isinstance(final["topk"], int) else final["topk"]
+        if not isinstance(topk, (list, tuple)) or not all(type(k) is int and k > 0 for k in topk) or not topk:
+            raise ConfigError(f"topk={final['topk']!r} must be a positive whole number or a list of them.")
+        final["topk"] = list(topk)
+        final["eval_type"] = EvaluatorType.RANKING
+
+        name, at, k = str(final["valid_metric"]).partition("@")
+        if name.lower() not in [str(metric).lower() for metric in final["metrics"]] or (
+            at and (not k.isdigit() or int(k) not in final["topk"])
+        ):
+            raise ConfigError(
+                f"valid_metric={final['valid_metric']!r} is not among what is computed: metrics={final['metrics']!r} at "
+                f"topk={final['topk']!r}. Add it there, or choose another."
+            )
+        final["valid_metric_bigger"] = not is_smaller_better(name.lower())
+
+        arguments = final["eval_args"]
+        if not isinstance(arguments, dict):
+            raise ConfigError(f"eval_args={arguments!r} must be a mapping with split, order, group_by and mode.")
+        arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full", **arguments}
+        if arguments["order"] != "TO":
+            raise ConfigError(f"eval_args.order={arguments['order']!r}: sequences are ordered in time, use 'TO'.")
+        mode = arguments["mode"]
+        if isinstance(mode, str):
+            mode = {"valid": mode, "test": mode}
+        default = mode.get("valid", mode.get("test", "full"))
+        arguments["mode"] = {"valid": mode.get("valid", default), "test": mode.get("test", default)}
+        for value in arguments["mode"].values():
+            if not re.fullmatch(r"full|(?:uni|pop)\d+", str(value)):
+                raise ConfigError(f"eval_args.mode={value!r} is not a choice. Allowed: full, uniN, popN (uni100).")
+        final["eval_args"] = arguments
+
+    def _init_device(self) -> None:
+        """Choose the device without touching ``CUDA_VISIBLE_DEVICES``."""
+        final = self.final_config_dict
+        gpu_id = final["gpu_id"]
+        gpus = [str(part).strip() for part in (gpu_id if isinstance(gpu_id, (tuple, list)) else str(gpu_id).split(","))]
+        gpus = [gpu for gpu in gpus if gpu]
+        if final.get("local_rank") is not None or len(gpus) > 1:
+            raise ConfigError(
+                f"gpu_id={gpu_id!r}: training on several devices is not supported yet; give one, e.g. --gpu_id=0."
+            )
+        final["single_spec"], final["local_rank"] = True, 0
+        final["gpu_id"] = ",".join(gpus)
+        if not final["use_gpu"] or not gpus or not torch.cuda.is_available():
+            final["device"] = torch.device("cpu")
+            return
+        if not gpus[0].isdigit() or int(gpus[0]) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"gpu_id={gpu_id!r}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0. "
+                "Choose one of them, or --use_gpu=False."
+            )
+        final["device"] = torch.device("cuda", int(gpus[0]))
+
+    # Checks of what the user gave.
+
+    def _report_unknown_keys(self, model: str) -> None:
+        known = set(self.internal_config_dict) | UNLISTED_KEYS
+        known.update(key for keys in self.parameters.values() for key in keys)
+        known.update(getattr(self.model_class, "config_keys", ()))
+        unknown = [key for key in self.external_config_dict if key not in known]
+        elsewhere = _keys_of_other_models() if unknown else {}
+        own_file = bool(self._model_keys)
+        for key in unknown:
+            if key in elsewhere and not own_file:
+                continue  # a class of the user's own, which may well read it
+            if key in elsewhere:
+                others = sorted(set(elsewhere[key]))
+                text = f"The parameter {key!r} has no effect on {model}; it belongs to {', '.join(others[:4])}"
+                self.notices.append(text + (" and others." if len(others) > 4 else "."))
+            else:
+                self.notices.append(
+                    f"The parameter {key!r} is not known and has no effect.{nearest(key, known | set(elsewhere))}"
+                )
+        for notice in self.notices:
+            logging.getLogger().warning(notice)
+
+    def _check_types(self) -> None:
+        for key, value in self.external_config_dict.items():
+            default = self._default_types.get(key)
+            if default is None or value is None or key in FREE_TYPE_KEYS:
+                continue
+            allowed: tuple[type, ...] = (type(default),)
+            if isinstance(default, float):
+                allowed = (float, int)
+            elif isinstance(default, (list, tuple)):
+                allowed = (list, tuple)
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                raise ConfigError(
+                    f"{key}={value!r} is of type {type(value).__name__}; {allowed[0].__name__} is needed, "
+                    f"such as the default {default!r}."
+                )
+
+
+def _keys_of_other_models() -> dict[str, list[str]]:
+    """Every parameter of every model's property file -> the models that have it."""
+    keys: dict[str, list[str]] = {}
+    for folder in (props_dir() / "model", RECBOLE_ROOT / "properties" / "model"):
+        for path in folder.glob("*.yaml"):
+            for key in load_yaml(path):
+                keys.setdefault(key, []).append(path.stem)
+    return keys
+
+
+def _listed_files(value: Any) -> list[Path]:
+    """``--config_files="a.yaml b.yaml"`` as RecBole's scripts take it; a bare name may be one of ``props/paper``."""
+    names = value.split() if isinstance(value, str) else list(value or [])
+    files = []
+    for name in names:
+        path = Path(name)
+        paper = props_dir() / "paper" / f"{path.stem}.yaml"
+        files.append(paper if not path.exists() and path.name == str(name) and paper.is_file() else path)
+    return files
+
+
+def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str, list[str]]:
+    """Load what is read and nothing else: ids, time, and the item fields that a feature model names."""
+    item, user = final["ITEM_ID_FIELD"], final["USER_ID_FIELD"]
+    columns = {"inter": [user, item, final["TIME_FIELD"]]}
+    features: list[str] = []
+    for key in ("selected_features", "item_attribute"):
+        value = final.get(key) if key in model_keys else None
+        features += [value] if isinstance(value, str) else list(value or [])
+    filtered = list(final.get("val_interval") or {}) + list(final.get("threshold") or {})
+    columns["inter"] += [field for field in filtered if field not in columns["inter"]]
+    if features:
+        columns["item"] = [item, *dict.fromkeys(features)]
+    return columns
+
+
+def _dataset_folder(data_path: str, dataset: str) -> Path:
+    """``data_path/<dataset>``; for ml-100k the copy inside RecBole where that folder does not exist."""
+    folder = Path(data_path).expanduser() / dataset
+    bundled = RECBOLE_ROOT / "dataset_example" / dataset
+    if not folder.exists() and bundled.is_dir():
+        return bundled
+    return folder
+

@@ -1,0 +1,555 @@
+"""Interactions as histories: each user's sequence stored once, list fields built per batch.
+
+RecBole copies every prefix of every user into a dense ``(rows, MAX_ITEM_LIST_LENGTH)`` table per field. Here a row is
+a position in one flat, sorted array; ``item_id_list`` and its siblings are gathered for the rows of a batch only. Field
+names, dtypes, padding side and values are RecBole's.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils.enum_type import FeatureSource, FeatureType
+
+from recbole_llm.config import choice, nearest
+from recbole_llm.errors import DataError
+
+# Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
+# RecBole's sorting, splitting and copying, and never reaches a model.
+POSITION = "history_position"
+# Prefix of the list fields that the `sequence` view adds: the next item at every position.
+NEXT = "next_"
+
+
+def take(interaction: Interaction, index: Any) -> Interaction:
+    """Rows ``index`` of an interaction (RecBole's own indexing turns tensors into Python lists first)."""
+    return Interaction({field: values[index] for field, values in interaction.interaction.items()})
+
+
+def stable_order(codes: np.ndarray) -> np.ndarray:
+    """Stable argsort of non-negative integer codes; NumPy sorts 16-bit ones by radix, ten times faster."""
+    if len(codes) and codes.max() <= np.iinfo(np.uint16).max:
+        codes = codes.astype(np.uint16)
+    return np.argsort(codes, kind="stable")
+
+
+class HistoryDataset(SequentialDataset):
+    """RecBole's ``SequentialDataset`` with one flat array per field instead of a table of prefixes.
+
+    Rows are the prefixes ``(u_1 .. u_{t-1}) -> u_t`` of RecBole's augmentation, in its order, and splitting is
+    RecBole's. Every stock sequential model runs on it unchanged.
+
+    Parameters
+    ----------
+    config : recbole_llm.config.Config
+
+    Attributes
+    ----------
+    flat : Interaction
+        All interactions sorted by user and time, one entry per interaction.
+    offsets : numpy.ndarray of int64, shape (user_num + 1,)
+        User ``u`` owns ``flat[offsets[u]:offsets[u + 1]]``.
+    source_files : list of pathlib.Path
+        The atomic files that were read.
+
+    Raises
+    ------
+    DataError
+        For a missing or damaged file, a missing field, a time that is missing, or filters that leave nothing.
+    """
+
+    flat: Interaction
+    offsets: np.ndarray
+
+    def __init__(self, config: Any) -> None:
+        self.source_files: list[Path] = []
+        self._exact_time: np.ndarray | None = None
+        choice(config, "time_order", ["exact", "recbole"])
+        super().__init__(config)
+
+    # ---- reading ------------------------------------------------------------------------------------------------------
+
+    def _download(self) -> None:
+        from recbole.data.utils import decide_download, download_url, extract_zip, rename_atomic_files
+
+        folder = Path(self.dataset_path)
+        advice = (
+            f"Put the atomic files into {str(folder)!r} ({self.dataset_name}.inter, and .item for item text), or point "
+            "data_path at the folder that holds them."
+        )
+        url = self._get_download_url("url", allow_none=True)
+        if url is None:
+            raise DataError(
+                f"There is no folder {str(folder)!r} and RecBole offers no download for {self.dataset_name!r}. {advice}"
+            )
+        try:
+            self.logger.info(f"Downloading {self.dataset_name} from {url}.")
+            if not decide_download(url):
+                raise DataError(f"The download of {self.dataset_name!r} was declined. {advice}")
+            folder.mkdir(parents=True, exist_ok=True)
+            archive = download_url(url, str(folder))
+            extract_zip(archive, str(folder))
+            Path(archive).unlink()
+            rename_atomic_files(str(folder), Path(archive).stem, self.dataset_name)
+        except OSError as error:
+            raise DataError(f"{self.dataset_name!r} cannot be downloaded from {url}: {error}. {advice}") from error
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        if self.benchmark_filename_list is None and not (Path(dataset_path) / f"{token}.inter").is_file():
+            found = sorted(path.name for path in Path(dataset_path).glob("*.inter"))
+            raise DataError(
+                f"There is no file {token}.inter in {dataset_path!r} (found: {', '.join(found) or 'no .inter file'}). "
+                "The dataset name, the folder and the file must have the same name."
+            )
+        super()._load_inter_feat(token, dataset_path)
+
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
+        """Read an atomic file; ids as categories, text as arrays of words, numbers in full precision."""
+        load_col, unload_col = self._get_load_and_unload_col(source)
+        if load_col == set():
+            return None
+        path = Path(filepath)
+        separator = self.config["field_separator"]
+        encoding = self.config["encoding"] or "utf-8"
+        columns = self._read_header(path, separator, encoding)
+        self._require_fields(path, source, columns, load_col)
+
+        names, used, dtypes = [], [], {}
+        for column, (field, ftype) in columns.items():
+            if (load_col is not None and field not in load_col) or (unload_col is not None and field in unload_col):
+                continue
+            if isinstance(source, FeatureSource) or source != "link":
+                self.field2source[field] = source
+                self.field2type[field] = ftype
+                if not ftype.value.endswith("seq"):
+                    self.field2seqlen[field] = 1
+                if "float" in ftype.value:
+                    self.field2bucketnum[field] = 2
+            names.append(field)
+            used.append(column)
+            dtypes[column] = {FeatureType.FLOAT: np.float64, FeatureType.TOKEN: "category"}.get(ftype, object)
+        if not names:
+            self.logger.warning(f"No field of {path} is loaded.")
+            return None
+        frame = self._read_table(path, separator, encoding, used, dtypes)
+        frame.columns = pd.Index(names)
+        for field in names:
+            if self.field2type[field].value.endswith("seq"):
+                frame[field] = self._split_sequences(frame[field], field)
+        self.source_files.append(path)
+        return frame
+
+    @staticmethod
+    def _read_header(path: Path, separator: str, encoding: str) -> dict[str, tuple[str, FeatureType]]:
+        try:
+            with path.open(encoding=encoding) as file:
+                header = file.readline().rstrip("\r\n").lstrip("\ufeff")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not {encoding} text ({error}). Convert it, or set `encoding`.") from error
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}.") from error
+        columns = {}
+        for column in header.split(separator):
+            field, colon, kind = column.partition(":")
+            kinds = [ftype.value for ftype in FeatureType]
+            if not colon or kind not in kinds:
+                raise DataError(
+                    f"{path}, line 1: {column!r} is not `name:type` with a type of {', '.join(kinds)}. An atomic file "
+                    f"starts with such a line, its columns separated by field_separator={separator!r}."
+                )
+            columns[column] = (field, FeatureType(kind))
+        return columns
+
+    def _require_fields(
+        self, path: Path, source: FeatureSource | str, columns: dict[str, tuple[str, FeatureType]], load_col: Any
+    ) -> None:
+        fields = [field for field, _ in columns.values()]
+        needed: dict[str, str] = {}
+        if source == FeatureSource.INTERACTION:
+            needed = {"USER_ID_FIELD": self.uid_field, "ITEM_ID_FIELD": self.iid_field, "TIME_FIELD": self.time_field}
+        elif source == FeatureSource.ITEM:
+            needed = {"ITEM_ID_FIELD": self.iid_field}
+        for key, field in needed.items():
+            if field not in fields:
+                raise DataError(
+                    f"{path} has no field {field!r} ({key}).{nearest(str(field), fields)} It has: {', '.join(fields)}. "
+                    f"Say which one it is with --{key}=NAME."
+                )
+            if load_col is not None and field not in load_col:
+                raise DataError(
+                    f"load_col leaves out {field!r} ({key}) of {path}, which is needed; add it, or drop load_col."
+                )
+        for key in ("selected_features", "item_attribute"):
+            value = self.config[key] if source == FeatureSource.ITEM else None
+            for field in [value] if isinstance(value, str) else value or []:
+                if load_col is not None and field in load_col and field not in fields:
+                    raise DataError(
+                        f"{path} has no field {field!r} ({key}).{nearest(field, fields)} It has: {', '.join(fields)}."
+                    )
+
+    @staticmethod
+    def _read_table(
+        path: Path, separator: str, encoding: str, used: list[str], dtypes: dict[str, Any]
+    ) -> pd.DataFrame:
+        options: dict[str, Any] = {
+            "sep": separator,
+            "usecols": used,
+            "encoding": encoding,
+            "engine": "c" if len(separator) == 1 else "python",
+            # Quotes and words such as NA or None are text in an atomic file; only an empty field is a missing value.
+            "quoting": csv.QUOTE_NONE,
+            "keep_default_na": False,
+            "na_values": [""],
+        }
+        try:
+            return pd.read_csv(path, dtype=dtypes, **options)[used]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not {encoding} text ({error}). Convert it, or set `encoding`.") from error
+        except pd.errors.ParserError as error:
+            raise DataError(f"{path} is damaged: {error}. Every line needs as many fields as line 1.") from error
+        except ValueError as error:
+            frame = pd.read_csv(path, dtype=str, **options)
+            for column in used:
+                if dtypes[column] is np.float64:
+                    bad = frame[column].notna() & pd.to_numeric(frame[column], errors="coerce").isna()
+                    if bad.any():
+                        row = int(np.flatnonzero(bad)[0])
+                        raise DataError(
+                            f"{path}, line {row + 2}: {frame[column].iloc[row]!r} is not a number, as {column!r} asks."
+                        ) from error
+            raise DataError(f"{path} cannot be read: {error}.") from error
+
+    def _split_sequences(self, values: pd.Series, field: str) -> list[np.ndarray]:
+        """Words or numbers of a sequence field, at most ``seq_len`` of them; an empty field has none."""
+        separator = self.config["seq_separator"]
+        texts = values.fillna("").tolist()
+        if self.field2type[field] == FeatureType.TOKEN_SEQ:
+            # astype(object): fixed-width NumPy strings would cost the longest word for every word.
+            parts = [np.array([word for word in text.split(separator) if word], dtype=object) for text in texts]
+        else:
+            parts = [np.array([float(word) for word in text.split(separator) if word]) for text in texts]
+        longest = max(map(len, parts), default=0)
+        limit = (self.config["seq_len"] or {}).get(field)
+        self.field2seqlen[field] = longest if limit is None else min(int(limit), longest)
+        return [part[:limit] for part in parts]
+
+    # ---- filtering, ids ---------------------------------------------------------------------------------------------
+
+    def _data_filtering(self) -> None:
+        if self.config["smoke"]:
+            users = self.inter_feat[self.uid_field]
+            kept = pd.unique(users)[: int(self.config["smoke_users"])]
+            self.inter_feat = self.inter_feat[users.isin(kept)].reset_index(drop=True)
+        super()._data_filtering()
+
+    def _reset_index(self) -> None:
+        for name in self.feat_name_list:
+            if getattr(self, name).empty:
+                kind = name.removesuffix("_feat")
+                raise DataError(
+                    f"Nothing is left of the .{kind} data of {self.dataset_name!r} after filtering. Loosen "
+                    f"user_inter_num_interval={self.config['user_inter_num_interval']!r}, "
+                    f"item_inter_num_interval={self.config['item_inter_num_interval']!r} or "
+                    f"val_interval={self.config['val_interval']!r}."
+                )
+        super()._reset_index()
+
+    def _remove_duplication(self) -> None:
+        """As RecBole, with a stable sort: which of two equal times is kept follows the file."""
+        keep = self.config["rm_dup_inter"]
+        if keep is None:
+            return
+        frame = self.inter_feat.sort_values(by=[self.time_field], kind="stable")
+        self.inter_feat = frame.drop_duplicates(subset=[self.uid_field, self.iid_field], keep=keep).sort_index()
+
+    def _filter_by_inter_num(self) -> None:
+        """Iterative filter on the number of interactions (k-core), on integer codes."""
+        intervals = [self._parse_intervals_str(self.config[f"{kind}_inter_num_interval"]) for kind in ("user", "item")]
+        fields = [self.uid_field, self.iid_field]
+        feats = [self.user_feat, self.item_feat]
+        codes, tokens = zip(*(pd.factorize(self.inter_feat[field]) for field in fields), strict=True)
+        kept = np.ones(len(self.inter_feat), dtype=bool)
+        allowed = [np.ones(len(unique), dtype=bool) for unique in tokens]
+        while True:
+            before = kept.sum()
+            for i, interval in enumerate(intervals):
+                if interval:
+                    counts = np.bincount(codes[i][kept], minlength=len(tokens[i]))
+                    allowed[i] &= np.asarray(self._within_intervals(counts, interval))
+            for i in range(len(fields)):
+                kept &= allowed[i][codes[i]]
+            if kept.sum() == before:
+                break
+        self.inter_feat = self.inter_feat[kept]
+        for name, field, feat, interval, unique, ok in zip(
+            ("user_feat", "item_feat"), fields, feats, intervals, tokens, allowed, strict=True
+        ):
+            if feat is not None and interval:
+                # Rows of .user/.item without any interaction go only where the lower bound excludes zero.
+                banned = feat[field].isin(np.asarray(unique)[~ok])
+                if not self._within_intervals(np.zeros(1), interval)[0]:
+                    banned |= ~feat[field].isin(np.asarray(unique)[ok])
+                setattr(self, name, feat[~banned])
+
+    def _remap(self, remap_list: Sequence[tuple[pd.DataFrame, str, FeatureType]]) -> None:
+        """Internal ids in order of first appearance, as RecBole gives them; 0 is padding and missing."""
+        if not remap_list:
+            return
+        coded = []
+        for feat, field, ftype in remap_list:
+            values = feat[field] if ftype == FeatureType.TOKEN else _concatenate(feat[field].tolist())
+            codes, unique = pd.factorize(values)
+            coded.append((codes, np.asarray(unique, dtype=object)))
+        merged, tokens = pd.factorize(np.concatenate([unique for _, unique in coded]))
+        id_token = np.array(["[PAD]", *tokens])
+        token_id = {token: i for i, token in enumerate(id_token)}
+        start = 0
+        for (feat, field, ftype), (codes, unique) in zip(remap_list, coded, strict=True):
+            # The last entry serves code -1, a missing value.
+            lookup = np.append(merged[start : start + len(unique)] + 1, 0).astype(np.int64)
+            start += len(unique)
+            ids = lookup[codes]
+            if field not in self.field2id_token:
+                self.field2id_token[field] = id_token
+                self.field2token_id[field] = token_id
+            if ftype == FeatureType.TOKEN:
+                feat[field] = ids
+            else:
+                lengths = np.fromiter(map(len, feat[field]), dtype=np.int64, count=len(feat))
+                parts = np.split(ids, np.cumsum(lengths)[:-1])
+                feat[field] = pd.Series(parts, index=feat.index, dtype=object)
+
+    def _fill_nan(self) -> None:
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                ftype = self.field2type[field]
+                if name == "inter_feat" and field == self.time_field and feat[field].isna().any():
+                    row = int(np.flatnonzero(feat[field].isna())[0])
+                    raise DataError(
+                        f"{int(feat[field].isna().sum())} interactions of {self.dataset_name!r} have no {field!r}, the "
+                        f"first in row {row + 1} after filtering. Without a time there is no order: complete or drop them."
+                    )
+                if ftype == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0).astype(np.int64)
+                elif ftype == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+                else:
+                    dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float64
+                    feat[field] = pd.Series(
+                        [value if isinstance(value, np.ndarray) else np.array([], dtype=dtype) for value in feat[field]],
+                        index=feat.index,
+                        dtype=object,
+                    )
+
+    def _normalize(self) -> None:
+        # RecBole rounds to float32 when it makes tensors; sorting needs the times as they were written.
+        if self.time_field in self.inter_feat:
+            self._exact_time = self.inter_feat[self.time_field].to_numpy(np.float64, copy=True)
+        super()._normalize()
+
+    # ---- histories ----------------------------------------------------------------------------------------------------
+
+    def _change_feat_format(self) -> None:
+        """DataFrames to tensors; then sort histories and define the rows, without building their lists."""
+        Dataset._change_feat_format(self)
+        if self.config["benchmark_filename"] is not None:
+            return
+        self._aug_presets()
+        order = self._history_order()
+        self._exact_time = None
+        self.flat = take(self.inter_feat, torch.from_numpy(order))
+        users = self.flat[self.uid_field].numpy()
+        self.offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=self.user_num))]).astype(np.int64)
+        positions = np.arange(len(users), dtype=np.int64)
+        depth = positions - self.offsets[users]  # how many interactions the user had before this one
+        rows = torch.from_numpy(positions[depth > 0])
+        if len(rows) == 0:
+            raise DataError(f"No user of {self.dataset_name!r} has two interactions: there is nothing to predict.")
+        self.inter_feat = take(self.flat, rows)
+        self.inter_feat.update(
+            Interaction(
+                {
+                    self.item_list_length_field: torch.from_numpy(
+                        np.minimum(depth[depth > 0], self.max_item_list_len)
+                    ),
+                    POSITION: rows,
+                }
+            )
+        )
+
+    def _history_order(self) -> np.ndarray:
+        users = self.inter_feat[self.uid_field].numpy()
+        if self.config["time_order"] == "recbole":
+            times = self.inter_feat[self.time_field]
+            times = (times if times.ndim == 1 else times[..., 0]).numpy()
+        else:
+            assert self._exact_time is not None, "a sequential dataset without time is refused when it is read"
+            times = self._exact_time
+        # Two stable sorts: by time, then by user, so that equal times keep file order.
+        if np.all(times[1:] >= times[:-1]):
+            by_time = np.arange(len(times))
+        else:
+            by_time = np.argsort(times, kind="stable")
+        return by_time[stable_order(users[by_time])]
+
+    def data_augmentation(self) -> None:
+        """RecBole's table of prefixes; never built here, see :meth:`gather_lists`."""
+        raise DataError("HistoryDataset builds prefixes per batch; data_augmentation is not called.")
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        """Rows with their list fields, as RecBole's augmented dataset gives them."""
+        rows = take(self.inter_feat, index)
+        if POSITION in rows:  # pre-split benchmark files hold their lists already
+            position = rows[POSITION]
+            del rows[POSITION]
+            lists = self.gather_lists(position.reshape(-1), rows[self.item_list_length_field].reshape(-1))
+            rows.update(Interaction({field: values[0] if position.ndim == 0 else values for field, values in lists.items()}))
+        return self.join(rows) if join else rows
+
+    def rows_at(self, position: torch.Tensor, length: torch.Tensor, with_next: bool = False) -> Interaction:
+        """Rows whose target stands at ``position`` of :attr:`flat`, with the ``length`` interactions before it.
+
+        Parameters
+        ----------
+        position, length : torch.LongTensor, shape (B,)
+        with_next : bool
+            Also the item after every history item, ``next_item_id_list`` of shape (B, L), for all-position losses.
+        """
+        rows = take(self.flat, position)
+        rows.update(Interaction({self.item_list_length_field: length, **self.gather_lists(position, length)}))
+        if with_next:
+            targets = self.gather_lists(position, length, shift=1, fields=[self.iid_field])
+            rows.update(Interaction({NEXT + field: values for field, values in targets.items()}))
+        return self.join(rows)
+
+    def gather_lists(
+        self, position: torch.Tensor, length: torch.Tensor, shift: int = 0, fields: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """List fields of the ``length`` interactions before ``position``, right padded with 0.
+
+        Parameters
+        ----------
+        position, length : torch.LongTensor, shape (B,)
+            Positions in :attr:`flat` and how many interactions before them to take.
+        shift : int
+            1 gives the interaction after each of them: the targets of the ``sequence`` view.
+        fields : list of str, optional
+            Only the lists of these fields.
+
+        Returns
+        -------
+        dict of torch.Tensor
+            ``<field>_list`` of every interaction field but the user, shape (B, L) or (B, L, width).
+        """
+        steps = torch.arange(self.max_item_list_len)
+        inside = steps < length[:, None]
+        index = (position - length)[:, None] + steps + shift
+        index = torch.where(inside, index, 0)
+        lists = {}
+        for field, values in self.flat.interaction.items():
+            if field != self.uid_field and (fields is None or field in fields):
+                gathered = values[index]
+                mask = inside.view(*inside.shape, *[1] * (gathered.ndim - 2))
+                name = getattr(self, f"{field}_list_field")
+                lists[name] = torch.where(mask, gathered, torch.zeros((), dtype=gathered.dtype))
+        return lists
+
+    def history(self, index: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every item a row's user had before the row's target: the whole history, not only the last L items.
+
+        Returns
+        -------
+        row, item : torch.LongTensor, shape (pairs,)
+            ``row`` counts from 0 in the order of ``index``; a repeated item stands once.
+        """
+        position = self.inter_feat[POSITION][index]
+        user = self.inter_feat[self.uid_field][index]
+        start = torch.from_numpy(self.offsets)[user]
+        length = position - start
+        row = torch.repeat_interleave(torch.arange(len(position)), length)
+        first = torch.cumsum(length, 0) - length
+        item = self.flat[self.iid_field][torch.arange(len(row)) - first[row] + start[row]]
+        pair = row * self.item_num + item
+        if len(pair) and self.has_repeats:
+            pair = torch.unique(pair)
+            return pair // self.item_num, pair % self.item_num
+        return row, item
+
+    @property
+    def has_repeats(self) -> bool:
+        """Whether some user has an item more than once."""
+        if not hasattr(self, "_has_repeats"):
+            pairs = self.flat[self.uid_field].numpy() * np.int64(self.item_num) + self.flat[self.iid_field].numpy()
+            pairs.sort()
+            self._has_repeats = bool(np.any(pairs[1:] == pairs[:-1]))
+        return self._has_repeats
+
+    # ---- what RecBole asks of an augmented dataset --------------------------------------------------------------------
+
+    def _grouped_index(self, group_by_list: Any) -> Iterable[np.ndarray]:
+        """Row numbers of each group, groups in order of first appearance."""
+        codes, unique = pd.factorize(np.asarray(group_by_list))
+        order = stable_order(codes)
+        return np.split(order, np.cumsum(np.bincount(codes, minlength=len(unique)))[:-1])
+
+    def leave_one_out(self, group_by: str, leave_one_mode: str) -> list["HistoryDataset"]:
+        """Last row of a user = test, the one before = validation, as RecBole splits, on whole arrays."""
+        parts = {"valid_and_test": 2, "valid_only": 1, "test_only": 1}
+        if leave_one_mode not in parts:
+            raise DataError(f"eval_args.split.LS={leave_one_mode!r} is not a choice. Allowed: {', '.join(parts)}.")
+        codes, unique = pd.factorize(self.inter_feat[group_by].numpy())
+        order = stable_order(codes)
+        counts = np.bincount(codes, minlength=len(unique))
+        from_end = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(order))
+        left_out = np.repeat(np.minimum(parts[leave_one_mode], counts - 1), counts)
+        none = np.array([], dtype=np.int64)
+        train, last = order[from_end >= left_out], order[(from_end == 0) & (left_out > 0)]
+        split = {
+            "valid_and_test": [train, order[(from_end == 1) & (left_out > 1)], last],
+            "valid_only": [train, last, none],
+            "test_only": [train, none, last],
+        }[leave_one_mode]
+        self._drop_unused_col()
+        return [self.copy(take(self.inter_feat, torch.from_numpy(index))) for index in split]
+
+    def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
+        """Sparse users x items matrix of the rows' targets and of each first item (RecBole's definition)."""
+        first = self.inter_feat[self.item_list_length_field] == 1
+        before = self.inter_feat[POSITION][first] - 1
+        fields = [self.uid_field, self.iid_field] + ([value_field] if value_field else [])
+        pairs = Interaction(
+            {field: torch.cat([self.inter_feat[field], self.flat[field][before]]) for field in fields}
+        )
+        return self._create_sparse_matrix(pairs, self.uid_field, self.iid_field, form, value_field)
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        tensors = {}
+        for field in data:
+            ftype = self.field2type[field]
+            plain = field not in self.config["numerical_features"]
+            if ftype == FeatureType.TOKEN:
+                tensors[field] = torch.from_numpy(data[field].to_numpy(np.int64, copy=True))
+            elif ftype == FeatureType.FLOAT and plain:
+                tensors[field] = torch.from_numpy(data[field].to_numpy(np.float32, copy=True))
+            else:
+                return super()._dataframe_to_interaction(data)
+        return Interaction(tensors)
+
+    @property
+    def train_counts(self) -> np.ndarray:
+        """How often each item stands in the rows of this split, first items included; shape (item_num,)."""
+        first = self.inter_feat[self.item_list_length_field] == 1
+        before = self.flat[self.iid_field][self.inter_feat[POSITION][first] - 1]
+        items = torch.cat([self.inter_feat[self.iid_field], before])
+        return np.bincount(items.numpy(), minlength=self.item_num)
+
+
+def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.array([], dtype=object)

@@ -1,0 +1,151 @@
+"""RecBole's data loaders over whole index arrays: no Python object per interaction."""
+
+from collections.abc import Iterator
+from logging import getLogger
+from typing import Any
+
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader, TrainDataLoader
+from recbole.data.interaction import Interaction
+from recbole.data.transform import construct_transform
+from recbole.data.utils import create_samplers
+from recbole.utils import ModelType
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.views import TrainRows, view_of
+
+
+class _Batches(Sampler):
+    """Index tensors of one epoch, a batch at a time."""
+
+    def __init__(self, loader: "_ArrayLoader") -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return -(-self.loader.sample_size // self.loader.step)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.loader.batches()
+
+
+class _Same(Dataset):
+    """Hands a batch of indices on to ``collate_fn``."""
+
+    def __getitem__(self, batch: Any) -> Any:
+        return batch
+
+
+class _ArrayLoader:
+    """What RecBole's ``AbstractDataLoader`` sets up, with batches of index tensors instead of a list of integers."""
+
+    sample_size: int
+    step: int
+    generator: torch.Generator
+    epoch: int
+
+    def _set_up(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool) -> None:
+        self.logger = getLogger()
+        self.shuffle, self.config, self.model = shuffle, config, None
+        self._dataset, self._sampler = dataset, sampler
+        self._init_batch_size_and_step()  # type: ignore[attr-defined]
+        self.generator = torch.Generator()
+        self.generator.manual_seed(config["seed"])
+        self.transform = construct_transform(config)
+        self.is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        self.epoch = 0
+        DataLoader.__init__(
+            self,  # type: ignore[arg-type]
+            dataset=_Same(),
+            batch_size=None,
+            sampler=_Batches(self),
+            collate_fn=self.collate_fn,  # type: ignore[attr-defined]
+            num_workers=config["worker"],
+            generator=self.generator,
+        )
+
+    def batches(self) -> Iterator[Any]:
+        raise NotImplementedError
+
+
+class TrainLoader(_ArrayLoader, TrainDataLoader):
+    """Training batches under a view; RecBole's negative sampling and transforms apply.
+
+    A new epoch makes new draws. :meth:`set_epoch` says which; without it the loader counts.
+    """
+
+    def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = True) -> None:
+        self._set_neg_sample_args(config, dataset, config["MODEL_INPUT_TYPE"], config["train_neg_sample_args"])
+        self.rows = TrainRows(dataset, view_of(config, config.model_class), config["seed"])
+        self.sample_size = len(self.rows)
+        self._set_up(config, dataset, sampler, shuffle)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is this epoch's."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Interaction]:
+        # Seeds of worker processes come from this generator.
+        self.generator.manual_seed(self.rows.generator(self.epoch).initial_seed())
+        return super().__iter__()
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """``(position, length)`` of each batch of this epoch."""
+        generator = self.rows.generator(self.epoch)
+        self.epoch += 1
+        position, length = self.rows.draw(generator)
+        if self.shuffle:
+            order = torch.randperm(len(position), generator=generator)
+            position, length = position[order], length[order]
+        yield from zip(position.split(self.step), length.split(self.step), strict=True)
+
+    def collate_fn(self, batch: tuple[torch.Tensor, torch.Tensor]) -> Interaction:
+        """Rows of a batch, transformed, with sampled negatives where the configuration has them."""
+        data = self._dataset.rows_at(*batch, with_next=self.rows.view == "sequence")
+        return self._neg_sampling(self.transform(self._dataset, data))
+
+
+class FullSortLoader(_ArrayLoader, FullSortEvalDataLoader):
+    """Evaluation batches ``(interaction, (row, seen item), row, target)``.
+
+    Unlike RecBole's, the second entry holds the whole history of every row, which its trainers then mask. Batches
+    shrink so that their scores stay below ``eval_score_memory_mb``.
+    """
+
+    def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = False) -> None:
+        self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
+        self.sample_size = len(dataset)
+        self._set_up(config, dataset, sampler, shuffle=False)
+
+    def _init_batch_size_and_step(self) -> None:
+        budget = int(self.config["eval_score_memory_mb"]) * 2**20 // (4 * self._dataset.item_num)
+        self.step = max(1, min(self.config["eval_batch_size"], budget))
+        self.set_batch_size(self.step)
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Row numbers of each batch, in order."""
+        yield from torch.arange(self.sample_size).split(self.step)
+
+    def collate_fn(self, index: torch.Tensor) -> tuple[Interaction, tuple[torch.Tensor, torch.Tensor], Any, Any]:
+        """One batch."""
+        interaction = self.transform(self._dataset, self._dataset[index])
+        return interaction, self._dataset.history(index), torch.arange(len(index)), interaction[self.iid_field]
+
+
+def prepare_data(config: Any, dataset: HistoryDataset) -> tuple[TrainLoader, Any, Any]:
+    """Split a dataset and make its loaders, as RecBole's ``data_preparation`` does.
+
+    Returns
+    -------
+    train, valid, test : loaders
+        ``valid`` or ``test`` is None where the split leaves it empty.
+    """
+    splits = dataset.build()
+    samplers = create_samplers(config, dataset, splits)
+    train = TrainLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])
+    loaders = []
+    for phase, split, sampler in zip(("valid", "test"), splits[1:], samplers[1:], strict=True):
+        full = config["eval_args"]["mode"][phase] == "full"
+        loader = FullSortLoader if full else NegSampleEvalDataLoader
+        loaders.append(loader(config, split, sampler, shuffle=False) if len(split) else None)
+    return train, loaders[0], loaders[1]

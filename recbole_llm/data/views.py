@@ -1,0 +1,97 @@
+"""What one training row is: every prefix, a random segment, or a whole sequence.
+
+A view turns a training split into pairs (position of the target, length of the history before it). All draws of an
+epoch are made at once, in the main process, from the seed and the epoch number alone: the same whatever the number of
+workers, and the same after a resume.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_llm.config import choice
+from recbole_llm.data.dataset import POSITION, HistoryDataset
+from recbole_llm.errors import DataError
+
+VIEWS = ("prefix", "segment", "sequence")
+
+
+def view_of(config: Any, model_class: type) -> str:
+    """The training view: ``train_view`` of the configuration, else what the model declares, else ``prefix``."""
+    if config["train_view"] is not None:
+        return choice(config, "train_view", VIEWS)
+    declared = getattr(model_class, "train_view", "prefix")
+    return declared(config) if callable(declared) else declared
+
+
+class TrainRows:
+    """Rows of a training split under a view.
+
+    Parameters
+    ----------
+    dataset : HistoryDataset
+        A training split.
+    view : {'prefix', 'segment', 'sequence'}
+        ``prefix``: every training interaction that has one before it (RecBole's augmentation).
+        ``segment``: one random segment per user and epoch, as POD samples (its ``utils.py``): over the user's m
+        training items, start ~ U{0..m-2}, end ~ U{start+1..m-1}; the last item is the target.
+        ``sequence``: each user's training items in consecutive windows, anchored at the newest item, with a target at
+        every position; every training interaction that has one before it is a target once.
+    seed : int
+
+    Raises
+    ------
+    DataError
+        If no user has two training items.
+    """
+
+    def __init__(self, dataset: HistoryDataset, view: str, seed: int) -> None:
+        self.view, self.seed = view, seed
+        self.max_length = int(dataset.max_item_list_len)
+        position = dataset.inter_feat[POSITION]
+        if len(position) == 0:
+            raise DataError(
+                f"No user of {dataset.dataset_name!r} has two training items: leave-one-out needs users with at least "
+                "4 interactions. Use more data, or another eval_args.split."
+            )
+        if view == "prefix":
+            self._position = position
+            self._length = dataset.inter_feat[dataset.item_list_length_field]
+            return
+        users, index = np.unique(dataset.inter_feat[dataset.uid_field].numpy(), return_inverse=True)
+        first = dataset.offsets[users]
+        last = np.zeros(len(users), dtype=np.int64)
+        np.maximum.at(last, index, position.numpy())
+        self._first, self._last = torch.from_numpy(first), torch.from_numpy(last)
+        if view == "sequence":
+            targets = self._last - self._first
+            windows = (targets + self.max_length - 1) // self.max_length
+            user = torch.repeat_interleave(torch.arange(len(users)), windows)
+            number = torch.arange(len(user)) - (torch.cumsum(windows, 0) - windows)[user]
+            self._position = self._last[user] - number * self.max_length
+            self._length = torch.minimum(self._position - self._first[user], torch.tensor(self.max_length))
+
+    def __len__(self) -> int:
+        """Rows per epoch."""
+        return len(self._first) if self.view == "segment" else len(self._position)
+
+    def generator(self, epoch: int) -> torch.Generator:
+        """Random numbers of one epoch: a function of the seed and the epoch, not of what was drawn before."""
+        state = np.random.SeedSequence([self.seed % 2**32, epoch]).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(state >> 1))
+
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(position, length)`` of this epoch's rows, each a LongTensor of shape (rows,), not shuffled."""
+        if self.view != "segment":
+            return self._position, self._length
+        items = self._last - self._first + 1
+        start = _uniform(items - 1, generator)
+        end = start + 1 + _uniform(items - 1 - start, generator)
+        return self._first + end, torch.minimum(end - start, torch.tensor(self.max_length))
+
+
+def _uniform(count: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One draw from {0 .. count - 1} for every entry; exact for any count below 2**53."""
+    draws = torch.rand(len(count), dtype=torch.float64, generator=generator)
+    return torch.minimum((draws * count).long(), count - 1)

@@ -1,0 +1,139 @@
+"""From scores to ranks: one pass gives the rank of every target with and without the history mask."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recbole_llm.errors import RecBoleLLMError
+
+
+class ScoreError(RecBoleLLMError, ArithmeticError):
+    """A model returned scores that cannot be ranked."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the targets of an evaluation stand. All arrays have shape (rows,), in the order of the data.
+
+    Attributes
+    ----------
+    user, target : internal ids.
+    masked, unmasked : rank of the target (1 = first) with the user's whole history excluded, and without. A masked
+        target that is itself in the history has rank ``item_num``: it can never be recommended.
+    history_length : distinct items the user had before the target.
+    masked_lists, unmasked_lists : recommended items, shape (rows, k), where they were asked for.
+    tied : share of targets with the same score as another item that could stand in their place.
+    """
+
+    user: np.ndarray
+    target: np.ndarray
+    masked: np.ndarray
+    unmasked: np.ndarray
+    history_length: np.ndarray
+    masked_lists: np.ndarray | None
+    unmasked_lists: np.ndarray | None
+    tied: float
+    targets_in_history: int
+
+
+class RankCollector:
+    """Collects ranks batch by batch on the device; nothing is synchronised before :meth:`finish`.
+
+    Equal scores are ordered by internal id, smaller first: a total order, so that a recommended list and a rank never
+    disagree. The share of tied targets is reported, since such an order is arbitrary.
+
+    Parameters
+    ----------
+    list_length : int
+        Keep the first so many recommended items of every row; 0 keeps none.
+    """
+
+    def __init__(self, list_length: int = 0) -> None:
+        self.list_length = list_length
+        self._parts: dict[str, list[torch.Tensor]] = {}
+
+    def _add(self, **values: torch.Tensor) -> None:
+        for name, value in values.items():
+            self._parts.setdefault(name, []).append(value)
+
+    def collect(
+        self, scores: torch.Tensor, user: torch.Tensor, target: torch.Tensor, history: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        scores : torch.Tensor, shape (B, item_num)
+            Changed in place: padding, and then the history, become ``-inf``.
+        user, target : torch.LongTensor, shape (B,)
+        history : two torch.LongTensor, shape (pairs,)
+            Row and item of everything the users had before, each pair once.
+        """
+        rows, items = history
+        scores = scores.float()
+        scores[:, 0] = -torch.inf
+        own = scores.gather(1, target[:, None])
+        before = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
+        equal = scores == own
+        unmasked = 1 + (scores > own).sum(1) + (equal & before).sum(1)
+
+        seen = scores[rows, items]
+        own_seen, target_seen = own[rows, 0], target[rows]
+        above = (seen > own_seen) | ((seen == own_seen) & (items < target_seen))
+        masked = unmasked - torch.zeros_like(unmasked).index_add_(0, rows, above.long())
+        is_target = (items == target_seen).long()
+        repeated = torch.zeros_like(unmasked).index_add_(0, rows, is_target)
+        masked = torch.where(repeated > 0, scores.shape[1], masked)
+
+        self._add(
+            user=user,
+            target=target,
+            masked=masked,
+            unmasked=unmasked,
+            history_length=torch.zeros_like(unmasked).index_add_(0, rows, torch.ones_like(rows)),
+            tied=equal.sum(1) > 1,
+            repeated=repeated,
+            broken=torch.isnan(scores).any(1),
+        )
+        if self.list_length:
+            k = min(self.list_length, scores.shape[1])
+            self._add(unmasked_lists=_first(scores, k))
+            scores[rows, items] = -torch.inf
+            self._add(masked_lists=_first(scores, k))
+
+    def finish(self) -> Ranks:
+        """Move everything to the CPU.
+
+        Raises
+        ------
+        ScoreError
+            If any score was NaN, with the number of rows.
+        """
+        whole = {name: torch.cat(parts).cpu().numpy() for name, parts in self._parts.items()}
+        broken = int(whole["broken"].sum())
+        if broken:
+            raise ScoreError(
+                f"The model returned NaN scores for {broken} of {len(whole['broken'])} rows. Training diverged, or the "
+                "dtype overflows (T5 in float16 does): lower learning_rate, or use float32 or bfloat16."
+            )
+        return Ranks(
+            user=whole["user"],
+            target=whole["target"],
+            masked=whole["masked"],
+            unmasked=whole["unmasked"],
+            history_length=whole["history_length"],
+            masked_lists=whole.get("masked_lists"),
+            unmasked_lists=whole.get("unmasked_lists"),
+            tied=float(whole["tied"].mean()),
+            targets_in_history=int((whole["repeated"] > 0).sum()),
+        )
+
+
+def _first(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Items of the k highest scores, equal scores by smaller id; shape (B, k)."""
+    values, items = torch.topk(scores, k)
+    # topk leaves the order of equal scores open: sort by id, then stably by score.
+    items, order = items.sort(dim=1)
+    by_score = values.gather(1, order).sort(dim=1, descending=True, stable=True).indices
+    return items.gather(1, by_score)

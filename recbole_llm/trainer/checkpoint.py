@@ -1,0 +1,195 @@
+"""Weights and training state on disk without pickle: safetensors for tensors, JSON for the rest."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from recbole_llm.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+STATE = "training_state"
+
+
+def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Trainable parameters and persistent buffers by name; of tensors that share memory, the first name only.
+
+    Frozen parameters are left out: they come from the base model, which a run records by name and revision.
+    """
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if name not in frozen and (tensor.numel() == 0 or key not in seen):
+            seen.add(key)
+            tensors[name] = tensor.detach().contiguous().cpu()
+    return tensors
+
+
+def save_weights(model: nn.Module, file: Path) -> None:
+    """Write :func:`learned_tensors`; the file appears whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    try:
+        save_file(learned_tensors(model), temporary)
+        os.replace(temporary, file)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"The weights cannot be written to {file}: {error}. Free some space, or set checkpoint_dir to a folder "
+            "that can be written."
+        ) from error
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Read weights that :func:`save_weights` wrote into a model of the same configuration.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or tensors are missing, unknown or of another shape.
+    """
+    tensors = _read(file)
+    expected = learned_tensors(model)
+    missing = sorted(set(expected) - set(tensors))
+    unknown = sorted(set(tensors) - set(expected))
+    shapes = [
+        f"{name}: {tuple(tensors[name].shape)} in the file, {tuple(expected[name].shape)} in the model"
+        for name in expected.keys() & tensors.keys()
+        if tensors[name].shape != expected[name].shape
+    ]
+    if missing or unknown or shapes:
+        parts = [f"missing {missing[:3]}"] * bool(missing) + [f"unknown {unknown[:3]}"] * bool(unknown) + shapes[:3]
+        raise CheckpointError(
+            f"{file} does not fit the model ({'; '.join(parts)}). It was written with other settings or other data: "
+            "load it with the config.yaml beside it, and the same dataset files."
+        )
+    model.load_state_dict(tensors, strict=False)
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise CheckpointError(f"There is no file {file}: the run was stopped before it had saved anything.")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}). Train again, or restore it from a copy.") from error
+
+
+# ---- training state ---------------------------------------------------------------------------------------------------
+
+
+def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
+    """Everything that continuing needs: weights, optimizer, random states and the trainer's own values.
+
+    Written beside the old state and then put in its place, so that a crash leaves one of the two whole.
+    """
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        save_file(learned_tensors(model), fresh / WEIGHTS)
+        tensors, scalars = _flatten_optimizer(optimizer)
+        save_file(tensors, fresh / "optimizer.safetensors")
+        random_tensors, random_values = _random_state()
+        save_file(random_tensors, fresh / "random.safetensors")
+        (fresh / "state.json").write_text(
+            json.dumps({"optimizer": scalars, "random": random_values, **values}), encoding="utf-8"
+        )
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The training state cannot be written to {folder}: {error}. Free some space, or run with "
+            "--save_state=False (the run cannot be resumed then)."
+        ) from error
+
+
+def state_folder(run_dir: Path) -> Path | None:
+    """The state that can be resumed from, or None; after a crash between two renames it is the one put aside."""
+    for name in (STATE, STATE + ".new", STATE + ".old"):
+        if (run_dir / name / "state.json").is_file():
+            return run_dir / name
+    return None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The trainer's own values of a saved state."""
+    try:
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'state.json'} is damaged ({error}); the run cannot be resumed.") from error
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a saved state into model, optimizer and random generators; returns the trainer's own values."""
+    values = read_state(folder)
+    load_weights(model, folder / WEIGHTS)
+    _restore_optimizer(optimizer, _read(folder / "optimizer.safetensors"), values.pop("optimizer"))
+    _set_random_state(_read(folder / "random.safetensors"), values.pop("random"))
+    return values
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().contiguous().cpu().clone()
+            else:
+                scalars[f"{index}.{name}"] = value
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
+    return tensors, {"scalars": scalars, "groups": groups}
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict[str, Any]
+) -> None:
+    state = optimizer.state_dict()
+    entries: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **values["scalars"]}.items():
+        index, _, name = key.partition(".")
+        entries.setdefault(int(index), {})[name] = value
+    groups = [
+        {**group, **saved, "params": group["params"]}
+        for group, saved in zip(state["param_groups"], values["groups"], strict=True)
+    ]
+    for group in groups:  # JSON knows no tuples
+        if "betas" in group:
+            group["betas"] = tuple(group["betas"])
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - RecBole samples from it
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, internal, gauss = random.getstate()
+    return tensors, {
+        "numpy": [name, int(position), int(has_gauss), float(cached)],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def _set_random_state(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("cuda.")]
+    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    name, position, has_gauss, cached = values["numpy"]
+    np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = values["python"]
+    random.setstate((version, tuple(internal), gauss))
