@@ -1,1 +1,6 @@
+"""Converters from official downloads and own logs to RecBole's atomic files, and a check of atomic files."""
 
+from recbole_llm.convert.conversion import convert, source_names
+from recbole_llm.convert.report import Report
+
+__all__ = ["Report", "convert", "source_names"]

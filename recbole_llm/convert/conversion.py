@@ -1,0 +1,253 @@
+"""One conversion from the input to the report."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from itertools import chain, compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_llm.convert import movielens
+from recbole_llm.convert.atomic import (
+    OutputFolder,
+    Renamed,
+    check_target,
+    output_folder,
+    write_catalogue,
+    write_interactions,
+)
+from recbole_llm.convert.catalogue import Catalogue
+from recbole_llm.convert.filters import Filters, count, select
+from recbole_llm.convert.lines import Skips
+from recbole_llm.convert.recipes import Recipe, get_recipe, recipes_for
+from recbole_llm.convert.report import Report
+from recbole_llm.convert.source_kinds import Reading, Request
+from recbole_llm.convert.sources import Bundle, Source
+from recbole_llm.convert.table import IntArray, Interactions
+from recbole_llm.convert.text import renamed_ids
+from recbole_llm.errors import ConfigError, DataError
+
+PathLike = str | Path
+
+
+def source_names() -> list[str]:
+    """Return every name that :func:`convert` takes, Amazon's as patterns."""
+    return list(movielens.FOLDERS)
+
+
+def _reader(name: str) -> tuple[Callable[[Request], Reading], bool, frozenset[str]]:
+    """Return the reader of a source, whether it lists unrated items by default, and the options that it knows."""
+    if name in movielens.FOLDERS:
+        return movielens.read, True, frozenset({"movie_tags"})
+    raise ConfigError(f"there is no converter {name!r}; there are {', '.join(source_names())}.")
+
+
+def convert(
+    name: str,
+    input: PathLike | Sequence[PathLike],
+    output: PathLike | None = None,
+    *,
+    metadata: PathLike | Sequence[PathLike] | None = None,
+    recipe: str | None = None,
+    min_rating: float | None = None,
+    untitled: str | None = None,
+    dedup: str | None = None,
+    k_core: int | None = None,
+    order: str = "time",
+    items: str = "auto",
+    text_fields: Sequence[str] | None = None,
+    on_error: str = "stop",
+    overwrite: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Report:
+    """Convert an official download, or your own logs, to RecBole's atomic files.
+
+    Parameters
+    ----------
+    name : str
+        Source: ``ml-1m``, ``amazon-beauty-2014``, ``steam``, ``sessions``, ``generic`` ... (:func:`source_names`).
+    input : path or sequence of paths
+        The archive, the folder or the file(s); nothing is unpacked.
+    output : path, optional
+        Folder to write; its name becomes the name of the dataset. Default ``dataset/<name>``.
+    metadata : path or sequence of paths, optional
+        Where the item text is, if it is not beside the input.
+    recipe : str, optional
+        A paper's preparation (``props/dataset/recipes.yaml``); the arguments below override single settings of it.
+    min_rating, untitled, dedup, k_core, order
+        See :class:`~recbole_llm.convert.filters.Filters`.
+    items : {'auto', 'all', 'rated'}
+        Which items the ``.item`` file lists; ``auto`` lists all for MovieLens, unless a filter drops interactions,
+        and those with interactions elsewhere. RecBole counts every listed item as a candidate.
+    text_fields : sequence of str, optional
+        Item fields to keep, in this order; default all.
+    on_error : {'stop', 'skip'}
+        What to do with a line that cannot be used.
+    overwrite : bool
+        Whether an earlier conversion at ``output`` may be replaced.
+    progress : bool
+        Show progress bars (on a terminal).
+    **options
+        Settings of the source, see its module.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    DataError
+        With file and line. No output is left behind then.
+    ConfigError
+        An argument is not allowed.
+    MissingExtraError
+        The input is parquet and pyarrow is not installed.
+    """
+    started = time.perf_counter()
+    read, lists_all, known = _reader(name)
+    chosen = get_recipe(recipe, name) if recipe else None
+    filters = _filters(chosen, order, min_rating=min_rating, untitled=untitled, dedup=dedup, k_core=k_core)
+    options = {
+        **(chosen.options if chosen else {}),
+        **{key: value for key, value in options.items() if value is not None},
+    }
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(sorted(known)) or 'none'}.")
+    if items not in ("auto", "all", "rated"):
+        raise ConfigError(f"items is {items!r}; allowed are 'auto', 'all' and 'rated'.")
+    listed = items if items != "auto" else "all" if lists_all and not filters.drops else "rated"
+
+    target = Path(output) if output is not None else Path("dataset") / name
+    if not re.fullmatch(r"[^\s:]+", target.name):
+        raise ConfigError(
+            f"output {str(target)!r}: the last part names the dataset and may not hold blanks or colons."
+        )
+    check_target(target, overwrite)
+    skips = Skips(on_error)
+    request = Request(
+        name=name,
+        bundle=Bundle(_paths(input)),
+        metadata=Bundle(_paths(metadata)) if metadata is not None else None,
+        skips=skips,
+        progress=progress,
+        all_items=listed == "all",
+        options=options,
+    )
+    reading = read(request)
+    table = reading.interactions
+    if not len(table):
+        raise DataError(f"{request.bundle}: not one usable interaction was found.")
+    titled = _titled(table, reading.items)
+    if text_fields is not None and reading.items is not None:
+        reading.items = _only(reading.items, text_fields)
+    if filters.untitled == "drop" and titled is None:
+        raise ConfigError("untitled=drop needs item titles, and none were given; name the metadata file (--metadata).")
+    rows, steps = select(table, filters, titled)
+    if not len(rows):
+        raise DataError(f"no interaction is left after the filters ({filters.text()}).")
+    report = Report(
+        name=name,
+        output=target,
+        counts=count(table, rows),
+        listed_items=0,
+        untitled_items=0,
+        steps=steps,
+        skipped=skips.counts,
+        first_skipped=skips.first,
+        renamed_ids=0,
+        settings={
+            "recipe": recipe,
+            **filters.as_dict(),
+            "items": listed,
+            "text_fields": list(text_fields) if text_fields is not None else None,
+            "on_error": on_error,
+            **{key: options[key] for key in sorted(options)},
+        },
+        notes=reading.notes,
+    )
+    with output_folder(target, overwrite) as out:
+        _write(out, report, reading, rows, progress)
+        report.sources = _fingerprints(reading.sources)
+        out.write_json(".conversion.json", report.as_dict())
+        report.hashes = out.hashes
+    report.published = [
+        (entry, count(table, select(table, entry.filters, titled)[0]))
+        for entry in recipes_for(name)
+        if _fits(entry, options, titled)
+    ]
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _write(out: OutputFolder, report: Report, reading: Reading, rows: IntArray, progress: bool) -> None:
+    table, items, users = reading.interactions, reading.items, reading.users
+    renamed = Renamed(
+        renamed_ids(chain(table.users, (raw for raw in users.rows if raw not in table.users) if users else ())),
+        renamed_ids(chain(table.items, (raw for raw in items.rows if raw not in table.items) if items else ())),
+    )
+    report.renamed_ids = len(renamed.users) + len(renamed.items)
+    write_interactions(out, table, rows, renamed, progress)
+    if items is not None:
+        kept = _in_use(table.items, table.item[rows])
+        ids = [raw for raw in items.rows if raw in kept or report.settings["items"] == "all"]
+        # Items without metadata come last, with empty text: RecBole may drop interactions with unlisted items.
+        ids += [raw for raw in kept if raw not in items]
+        report.listed_items = len(ids)
+        report.untitled_items = sum(not items.titled(raw) for raw in ids)
+        write_catalogue(out, ".item", ids, items, renamed.items)
+    else:
+        report.listed_items = report.counts.items
+    if users is not None:
+        kept = _in_use(table.users, table.user[rows])
+        write_catalogue(out, ".user", [raw for raw in users.rows if raw in kept], users, renamed.users)
+    report.hashes = out.hashes
+
+
+def _in_use(codes: dict[str, int], used: npt.NDArray[np.int32]) -> dict[str, None]:
+    """Return the raw ids whose code is used, in order of first appearance in the input."""
+    mask = np.bincount(used, minlength=len(codes)) > 0
+    return dict.fromkeys(compress(codes, mask.tolist()))
+
+
+def _fingerprints(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Return name, size and hash of each file that was read; without folders, which differ between machines."""
+    files = {source.path: source for source in sources}
+    return [
+        {"file": path.name, "bytes": path.stat().st_size, "sha256": source.sha256()} for path, source in files.items()
+    ]
+
+
+def _paths(given: PathLike | Sequence[PathLike]) -> list[PathLike]:
+    return [given] if isinstance(given, str | Path) else list(given)
+
+
+def _filters(recipe: Recipe | None, order: str, **given: Any) -> Filters:
+    settings = recipe.filters.as_dict() if recipe else {}
+    settings.update({key: value for key, value in given.items() if value is not None})
+    return Filters(**{**settings, "order": order})
+
+
+def _only(items: Catalogue, names: Sequence[str]) -> Catalogue:
+    there = [name for name, _ in items.fields]
+    for name in names:
+        if name not in there:
+            raise ConfigError(f"text_fields: there is no field {name!r}; there are {', '.join(there)}.")
+    return items.only(names)
+
+
+def _titled(table: Interactions, items: Catalogue | None) -> npt.NDArray[np.bool_] | None:
+    if items is None:
+        return None
+    return np.fromiter(map(items.titled, table.items), dtype=bool, count=len(table.items))
+
+
+def _fits(recipe: Recipe, options: dict[str, Any], titled: npt.NDArray[np.bool_] | None) -> bool:
+    """Whether a recipe's filters can be tried on what was read."""
+    if recipe.filters.untitled == "drop" and titled is None:
+        return False
+    return all(options.get(key) == value for key, value in recipe.options.items())

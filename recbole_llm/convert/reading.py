@@ -1,0 +1,169 @@
+"""From blocks of a file to batches of columns, with exact places for what goes wrong."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+
+from recbole_llm.convert.lines import LineError, Skips
+from recbole_llm.convert.sources import MAX_LINE_BYTES, Block, Source
+from recbole_llm.errors import DataError
+
+#: Line numbers and, for each, the cells of a row.
+Rows = tuple[Sequence[int], list[list[str]]]
+
+
+def lines_of(block: Block) -> list[bytes]:
+    """Return the lines of a block without line ends (``\\n`` or ``\\r\\n``)."""
+    data = block.data
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").removesuffix(b"\r")
+    return data.split(b"\n")
+
+
+def read_lines(
+    source: Source,
+    take: Callable[[list[bytes]], None],
+    skips: Skips,
+    progress: bool = False,
+    skip_first: bool = False,
+) -> int:
+    """Hand all lines of a source to ``take`` in large batches; where that fails, line by line.
+
+    Parameters
+    ----------
+    source : Source
+    take : callable
+        Gets a list of lines (no blank ones). It must check everything before it keeps anything, and raises
+        :class:`LineError` if any line cannot be used.
+    skips : Skips
+        What happens then.
+    progress : bool
+    skip_first : bool
+        Whether line 1 is a header.
+
+    Returns
+    -------
+    int
+        Number of lines.
+    """
+    total = 0
+    for block in source.blocks(progress):
+        lines = lines_of(block)
+        total += len(lines)
+        first = block.first_line
+        if first == 1 and skip_first:
+            lines, first = lines[1:], 2
+        batch = [line for line in lines if line] if b"" in lines else lines
+        if not batch:
+            continue
+        try:
+            take(batch)
+        except LineError:
+            for number, line in enumerate(lines, first):
+                if not line.strip():
+                    continue
+                try:
+                    take([line])
+                except LineError as error:
+                    skips.handle(error, source.name, number)
+    return total
+
+
+def decode(lines: Sequence[bytes], encoding: str = "utf-8") -> list[str]:
+    """Decode a batch at once.
+
+    Raises
+    ------
+    LineError
+        A byte is not of that encoding.
+    """
+    try:
+        return b"\n".join(lines).decode(encoding).split("\n")
+    except UnicodeDecodeError as error:
+        raise LineError(f"byte {error.object[error.start]:#04x} is not {encoding.upper()}") from error
+
+
+def decode_latin(line: bytes) -> str:
+    """Decode a line of the older MovieLens files: latin-1, or UTF-8 where somebody has re-encoded the file.
+
+    Accented latin-1 text is practically never valid UTF-8, so the two are told apart line by line.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
+def split_fields(lines: Sequence[str], separator: str, fields: int) -> list[tuple[str, ...]]:
+    """Split lines into columns.
+
+    Returns
+    -------
+    list of tuple of str
+        One tuple per column.
+
+    Raises
+    ------
+    LineError
+        A line has another number of fields.
+    """
+    rows = [line.split(separator) for line in lines]
+    if set(map(len, rows)) != {fields}:
+        bad = next(row for row in rows if len(row) != fields)
+        raise LineError(f"{len(bad)} fields where {fields} are expected (separated by {separator!r})")
+    return list(zip(*rows, strict=True))
+
+
+def csv_batches(source: Source, delimiter: str, progress: bool = False) -> Iterator[Rows]:
+    """Yield ``(line numbers, rows)`` of a delimited UTF-8 file; quoted fields may hold delimiters and line ends.
+
+    A blank line is a row with one empty cell. The number of a row is that of its last line.
+
+    Raises
+    ------
+    DataError
+        A byte is not UTF-8, or a quote is never closed.
+    """
+    waiting: list[bytes] = []
+    start = 1
+    for block in source.blocks(progress):
+        if not waiting:
+            start = block.first_line
+        waiting.append(block.data.removesuffix(b"\r"))
+        data = b"\n".join(waiting)
+        # An odd number of quotes: a quoted field goes on behind this block.
+        if b'"' in data and data.count(b'"') % 2:
+            if len(data) > MAX_LINE_BYTES:
+                break
+            continue
+        waiting = []
+        yield _csv_rows(data, delimiter, source, start)
+    if waiting:
+        odd = next(
+            number for number, line in enumerate(b"\n".join(waiting).split(b"\n"), start) if line.count(b'"') % 2
+        )
+        raise DataError(f"{source.name}, line {odd}: a quote is opened here and not closed where it should be.")
+
+
+def _csv_rows(data: bytes, delimiter: str, source: Source, start: int) -> Rows:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = start + data.count(b"\n", 0, error.start)
+        raise DataError(
+            f"{source.name}, line {line}: byte {data[error.start]:#04x} is not UTF-8; "
+            "convert the file, for instance with `iconv -f latin1 -t utf8`."
+        ) from error
+    if '"' not in text:
+        rows = [line.split(delimiter) for line in text.replace("\r\n", "\n").split("\n")]
+        return range(start, start + len(rows)), rows
+    # The default of 131,072 characters is less than a product description can hold.
+    before = csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        numbered = [(start + reader.line_num - 1, row or [""]) for row in reader]
+        return [number for number, _ in numbered], [row for _, row in numbered]
+    except csv.Error as error:
+        raise DataError(f"{source.name}, line {start + reader.line_num - 1}: {error}.") from error
+    finally:
+        csv.field_size_limit(before)

@@ -1,0 +1,144 @@
+"""Interactions as compact columns: memory follows the number of interactions (24 bytes each), not their text."""
+
+import math
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recbole_llm.convert.lines import LineError, shown
+
+IntArray = npt.NDArray[np.int64]
+_MAX_TIME = 2**63 - 1
+
+
+def interner() -> defaultdict[str, int]:
+    """Return a dictionary that numbers its keys 0, 1, 2 ... as they are first looked up."""
+    codes: defaultdict[str, int] = defaultdict()
+    codes.default_factory = codes.__len__
+    return codes
+
+
+class Interactions:
+    """Columns of a conversion, in input order.
+
+    Attributes
+    ----------
+    users, items : dict of str to int
+        Raw id -> code, in order of first appearance; kept in memory once per distinct id.
+    value_fields : tuple of str
+        Names of the float columns beside the time, for instance ``('rating',)``.
+    """
+
+    def __init__(self, value_fields: Sequence[str] = ()) -> None:
+        self.users, self.items = interner(), interner()
+        self.value_fields = tuple(value_fields)
+        self._user, self._item, self._time = array("i"), array("i"), array("q")
+        self._values = [array("d") for _ in self.value_fields]
+        # 1: the times are the source's own integers; 1,000,000: the source has fractions, kept to the microsecond.
+        self.time_scale = 1
+
+    def __len__(self) -> int:
+        return len(self._time)
+
+    def extend(
+        self, users: Sequence[str], items: Sequence[str], times: Sequence[int], values: Sequence[Sequence[float]] = ()
+    ) -> None:
+        """Append a batch whose columns are checked already (see :func:`number_columns`)."""
+        if not len(users) == len(items) == len(times) or any(len(column) != len(times) for column in values):
+            raise ValueError("the columns of a batch differ in length")
+        self._time.extend(array("q", times))
+        self._user.extend(map(self.users.__getitem__, users))
+        self._item.extend(map(self.items.__getitem__, items))
+        for column, new in zip(self._values, values, strict=True):
+            column.extend(new)
+
+    def to_fractions(self) -> None:
+        """Change the time unit to a millionth of the source's, once the first fraction is met."""
+        if self.time_scale == 1:
+            self.time_scale = 1_000_000
+            self._time = array("q", (value * self.time_scale for value in self._time))
+
+    @property
+    def user(self) -> npt.NDArray[np.int32]:
+        """Codes of the users, one per interaction (a view, no copy)."""
+        return np.frombuffer(self._user, dtype=np.int32)
+
+    @property
+    def item(self) -> npt.NDArray[np.int32]:
+        """Codes of the items, one per interaction (a view, no copy)."""
+        return np.frombuffer(self._item, dtype=np.int32)
+
+    @property
+    def time(self) -> IntArray:
+        """Times in units of ``1 / time_scale``, one per interaction (a view, no copy)."""
+        return np.frombuffer(self._time, dtype=np.int64)
+
+    def values(self, name: str) -> npt.NDArray[np.float64]:
+        """Return a float column (a view, no copy)."""
+        return np.frombuffer(self._values[self.value_fields.index(name)], dtype=np.float64)
+
+
+def check_ids(*columns: Sequence[object]) -> None:
+    """Raise :class:`LineError` unless every value is a non-empty string."""
+    for column in columns:
+        if set(map(type, column)) - {str} or "" in column:
+            bad = next(value for value in column if not isinstance(value, str) or not value)
+            raise LineError("an empty user or item id" if bad == "" else f"an id that is not text: {shown(bad)}")
+
+
+def as_times(column: Iterable[object]) -> list[int]:
+    """Return whole-number times, exactly.
+
+    Raises
+    ------
+    LineError
+        A value is not a whole number or does not fit into 64 bits.
+    """
+    values: list[Any] = list(column)
+    kinds = set(map(type, values))
+    if not kinds <= {int, str}:
+        bad = next((value for value in values if type(value) not in (int, str) and not _whole(value)), None)
+        if bad is not None or type(None) in kinds:
+            raise LineError(f"the time {shown(bad)} is not a whole number")
+    try:
+        times: list[int] = values if kinds == {int} else list(map(int, values))
+    except (ValueError, OverflowError) as error:
+        raise LineError(f"the time {_first_bad(values, int)} is not a whole number") from error
+    if times and (max(times) > _MAX_TIME or min(times) < -_MAX_TIME):
+        raise LineError("a time does not fit into 64 bits")
+    return times
+
+
+def as_floats(column: Iterable[object], name: str) -> list[float]:
+    """Return finite floats.
+
+    Raises
+    ------
+    LineError
+        A value is missing, not a number, or not finite.
+    """
+    raw: list[Any] = list(column)
+    try:
+        values = list(map(float, raw))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LineError(f"the {name} {_first_bad(raw, float)} is not a number") from error
+    if not math.isfinite(math.fsum(map(abs, values))):
+        raise LineError(f"a {name} is not a finite number")
+    return values
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _first_bad(column: Sequence[object], kind: Callable[[Any], Any]) -> str:
+    for value in column:
+        try:
+            kind(value)
+        except (TypeError, ValueError, OverflowError):
+            return shown(value)
+    return "?"
