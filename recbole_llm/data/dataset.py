@@ -18,6 +18,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
 from recbole_llm.config import choice, nearest
+from recbole_llm.data.item_text import ItemText, load_item_text
 from recbole_llm.errors import DataError
 
 # Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
@@ -553,3 +554,17 @@ class HistoryDataset(SequentialDataset):
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.array([], dtype=object)
+
+
+def item_text_of(dataset: Dataset, config: Any) -> ItemText:
+    """Text of every item of any RecBole dataset, by internal id; template and fields as ``item_text`` says."""
+    return load_item_text(
+        Path(dataset.dataset_path) / f"{dataset.dataset_name}.item",
+        dataset.field2id_token[dataset.iid_field],
+        item_field=dataset.iid_field,
+        template=config["item_text"],
+        field_separator=config["field_separator"],
+        seq_separator=config["seq_separator"],
+        encoding=config["encoding"] or "utf-8",
+        logger=dataset.logger,
+    )

@@ -12,6 +12,7 @@ from recbole.data.utils import create_samplers
 from recbole.utils import ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from recbole_llm.data.candidates import CANDIDATES, CandidateSampler
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.views import TrainRows, view_of
 
@@ -54,6 +55,9 @@ class _ArrayLoader:
         self.transform = construct_transform(config)
         self.is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self.epoch = 0
+        self.candidates = None
+        if config["task"] == "topn":
+            self.candidates = CandidateSampler(dataset, int(config["topn_negatives"]), config["seed"])
         DataLoader.__init__(
             self,  # type: ignore[arg-type]
             dataset=_Same(),
@@ -65,7 +69,14 @@ class _ArrayLoader:
         )
 
     def batches(self) -> Iterator[Any]:
+        """Index tensors of one epoch; each loader has its own."""
         raise NotImplementedError
+
+    def _with_candidates(self, data: Interaction, fixed: bool) -> Interaction:
+        if self.candidates is not None:
+            user, target = data[self._dataset.uid_field], data[self._dataset.iid_field]
+            data.update(Interaction({CANDIDATES: self.candidates.draw(user, target, fixed)}))
+        return data
 
 
 class TrainLoader(_ArrayLoader, TrainDataLoader):
@@ -102,7 +113,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
     def collate_fn(self, batch: tuple[torch.Tensor, torch.Tensor]) -> Interaction:
         """Rows of a batch, transformed, with sampled negatives where the configuration has them."""
         data = self._dataset.rows_at(*batch, with_next=self.rows.view == "sequence")
-        return self._neg_sampling(self.transform(self._dataset, data))
+        return self._neg_sampling(self.transform(self._dataset, self._with_candidates(data, fixed=False)))
 
 
 class FullSortLoader(_ArrayLoader, FullSortEvalDataLoader):
@@ -128,7 +139,7 @@ class FullSortLoader(_ArrayLoader, FullSortEvalDataLoader):
 
     def collate_fn(self, index: torch.Tensor) -> tuple[Interaction, tuple[torch.Tensor, torch.Tensor], Any, Any]:
         """One batch."""
-        interaction = self.transform(self._dataset, self._dataset[index])
+        interaction = self.transform(self._dataset, self._with_candidates(self._dataset[index], fixed=True))
         return interaction, self._dataset.history(index), torch.arange(len(index)), interaction[self.iid_field]
 
 

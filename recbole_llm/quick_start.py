@@ -1,0 +1,194 @@
+"""One experiment from settings to results: the whole story on one page.
+
+    run("LiteLLM4Rec", "ml-100k", config_dict={"epochs": 3})
+
+does what ``python run_recbole_llm.py --model=LiteLLM4Rec --dataset=ml-100k --epochs=3`` does.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.utils import init_seed, set_color
+
+from recbole_llm import rundir
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.loader import prepare_data
+from recbole_llm.errors import CheckpointError
+from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.trainer import RunTrainer, peak_memory_mb
+
+
+@dataclass
+class Run:
+    """A finished or loaded experiment.
+
+    Attributes
+    ----------
+    config, dataset, model, trainer : the objects it was made of; the model holds its best weights, in evaluation mode.
+    train_data, valid_data, test_data : loaders.
+    """
+
+    config: Config
+    dataset: HistoryDataset
+    model: Any
+    trainer: RunTrainer
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+
+
+def run(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Train a model and evaluate its best weights.
+
+    Parameters
+    ----------
+    model, dataset, config_file_list, config_dict, arguments
+        As :class:`recbole_llm.config.Config`.
+    saved : bool
+        Write a run directory (``checkpoint_dir/<Model>-<dataset>-<time>/``).
+
+    Returns
+    -------
+    dict
+        RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` (under
+        ``mask_history``), and ``test_result_unmasked``, ``stages``, ``run_dir``.
+    """
+    rundir.log_to_console((arguments or {}).get("state") or (config_dict or {}).get("state"))
+    config = Config(model, dataset, config_file_list, config_dict, arguments)
+    resumed_from = rundir.find_resumable(config) if saved else None
+    run_dir = resumed_from or (rundir.create(config) if saved else None)
+    with rundir.logging_into(run_dir):
+        try:
+            return _run(config, run_dir, resume=resumed_from is not None)
+        except KeyboardInterrupt:
+            if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
+                getLogger().warning(f"Interrupted. Continue with: python run_recbole_llm.py --resume={run_dir}")
+            raise
+
+
+def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
+    logger = getLogger()
+    watch = {"start": time.perf_counter()}
+    init_seed(config["seed"], config["reproducibility"])
+    logger.info(set_color("Protocol", "pink") + f": {rundir.protocol(config)}")
+    logger.info(config)
+
+    dataset = HistoryDataset(config)
+    train_data, valid_data, test_data = prepare_data(config, dataset)
+    logger.info(dataset)
+    watch["data"] = time.perf_counter()
+
+    pretraining = _pretrain_s3rec(config, run_dir, train_data, resume) if _has_pretraining(config) else {}
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    model = config.model_class(config, train_data.dataset).to(config["device"])
+    if config["init_from"]:
+        checkpoint.load_weights(model, Path(config["init_from"]) / checkpoint.WEIGHTS)
+    logger.info(model)
+    watch["model"] = time.perf_counter()
+
+    trainer = RunTrainer(config, model, run_dir, train_data.dataset.train_counts)
+    if resume:
+        trainer.resume()
+    trainer.fit(train_data, valid_data, saved=run_dir is not None, show_progress=config["show_progress"])
+    start = time.perf_counter()
+    test_result = trainer.evaluate(test_data, show_progress=config["show_progress"])
+    trainer.seconds["test"] += time.perf_counter() - start
+
+    seconds = {
+        "data": watch["data"] - watch["start"],
+        "model": watch["model"] - watch["data"],
+        **trainer.seconds,
+        **pretraining,
+    }
+    report = rundir.report(config, dataset, trainer, test_result, seconds, peak_memory_mb(config["device"]))
+    if run_dir is not None:
+        rundir.write_results(run_dir, report, trainer)
+    rundir.print_summary(config, report, run_dir)
+    return {
+        "best_valid_score": trainer.best_valid_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": trainer.best_valid_result,
+        "test_result": test_result,
+        "test_result_unmasked": trainer.unmasked_result,
+        "stages": trainer.stage_results,
+        "run_dir": None if run_dir is None else str(run_dir),
+    }
+
+
+def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None) -> Run:
+    """Rebuild a finished experiment from its run directory, with its best weights.
+
+    Parameters
+    ----------
+    run_dir : str or pathlib.Path
+    config_dict : dict, optional
+        Settings to change, such as ``{"data_path": ..., "use_gpu": False}``.
+
+    Raises
+    ------
+    CheckpointError
+        If the directory is no run, is unfinished, or does not fit the data.
+    """
+    run_dir = Path(run_dir)
+    report = rundir.read_results(run_dir)
+    config = Config(config_file_list=[run_dir / "config.yaml"], config_dict=config_dict)
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = HistoryDataset(config)
+    train_data, valid_data, test_data = prepare_data(config, dataset)
+    if report["dataset"]["items"] != dataset.item_num - 1 or report["dataset"]["users"] != dataset.user_num - 1:
+        raise CheckpointError(
+            f"{run_dir} was trained on {report['dataset']['users']} users and {report['dataset']['items']} items, but "
+            f"{config['data_path']} now gives {dataset.user_num - 1} and {dataset.item_num - 1}. Point data_path at the "
+            "files it was trained on."
+        )
+    if _has_pretraining(config):
+        config["train_stage"] = "pretrain"  # the fine-tuned weights come from the run directory
+    model = config.model_class(config, train_data.dataset).to(config["device"])
+    trainer = RunTrainer(config, model, run_dir, train_data.dataset.train_counts)
+    for stage in trainer.stages[1:]:
+        model.start_stage(stage)
+    checkpoint.load_weights(model, run_dir / checkpoint.WEIGHTS)
+    if _has_pretraining(config):
+        config["train_stage"] = model.train_stage = "finetune"
+    model.eval()
+    return Run(config, dataset, model, trainer, train_data, valid_data, test_data)
+
+
+# ---- S3Rec: two models, one after the other -----------------------------------------------------------------------------
+
+
+def _has_pretraining(config: Config) -> bool:
+    return config["model"] == "S3Rec" and not config["pre_model_path"]
+
+
+def _pretrain_s3rec(config: Config, run_dir: Path | None, train_data: Any, resume: bool) -> dict[str, float]:
+    """RecBole leaves S3Rec's two stages to the user and cannot read its own checkpoint under today's torch.
+
+    The pre-trained weights go through a file, since S3Rec reads one, that holds tensors only.
+    """
+    folder = run_dir or Path(rundir.temporary_folder())
+    file = folder / "pretrained.pth"
+    start = time.perf_counter()
+    config["train_stage"] = "pretrain"
+    if not (resume and file.is_file()):
+        getLogger().info(f"S3Rec pre-training: {config['pretrain_epochs']} epochs.")
+        model = config.model_class(config, train_data.dataset).to(config["device"])
+        stage = rundir.Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False})
+        trainer = RunTrainer(stage, model, None)
+        trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])
+        torch.save({"state_dict": model.state_dict()}, file)
+    config["train_stage"], config["pre_model_path"] = "finetune", str(file)
+    return {"pretrain": time.perf_counter() - start}

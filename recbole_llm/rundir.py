@@ -1,0 +1,366 @@
+"""The run directory: what an experiment leaves behind, and how it is found again."""
+
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from recbole.utils import set_color
+from tabulate import tabulate
+
+from recbole_llm.config import Config, load_yaml
+from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.trainer import checkpoint
+
+PACKAGES = ("recbole-llm", "recbole", "torch", "transformers", "sentence-transformers", "numpy", "pandas")
+# Where and how a run is carried out, not what it computes: two runs that differ only here are the same experiment.
+CIRCUMSTANCES = frozenset(
+    {"resume", "checkpoint_dir", "show_progress", "state", "gpu_id", "use_gpu", "worker", "data_path", "save_state"}
+    | {"embedding_cache_dir", "llm_cache_dir", "llm_token", "rec_llm_token", "log_wandb", "wandb_project"}
+)
+SECRETS = frozenset({"llm_token", "rec_llm_token"})
+
+
+# ---- logging ------------------------------------------------------------------------------------------------------------
+
+
+class _Plain(logging.Formatter):
+    """RecBole colours its lines by hand; a file or a pipe gets them without."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
+
+
+def log_to_console(level: str | None = None) -> None:
+    """RecBole's log lines on the terminal, unless the program that calls us has set up logging itself."""
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        kind = logging.Formatter if sys.stderr.isatty() else _Plain
+        handler.setFormatter(kind("%(asctime)-15s %(levelname)s  %(message)s", "%d %b %H:%M"))
+        root.addHandler(handler)
+        root.setLevel(getattr(logging, str(level or "INFO").upper(), logging.INFO))
+        for noisy in ("httpx", "httpcore", "urllib3", "filelock", "sentence_transformers", "transformers"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def logging_into(run_dir: Path | None) -> Iterator[None]:
+    """Copy every log line into ``run.log`` of the run directory."""
+    if run_dir is None:
+        yield
+        return
+    handler = logging.FileHandler(run_dir / "run.log", encoding="utf-8")
+    handler.setFormatter(_Plain("%(asctime)s %(levelname)s  %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def temporary_folder() -> str:
+    """A folder for a run that is not saved."""
+    return tempfile.mkdtemp(prefix="recbole-llm-")
+
+
+class Overlay:
+    """A configuration with some values replaced; the original is not changed."""
+
+    def __init__(self, config: Any, values: Mapping[str, Any]) -> None:
+        self._config, self._values = config, values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key] if key in self._values else self._config[key]
+
+
+# ---- folders ------------------------------------------------------------------------------------------------------------
+
+
+def create(config: Config) -> Path:
+    """Make ``checkpoint_dir/<Model>-<dataset>-<time>/`` with the settings in it."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    name = f"{config['model']}-{config['dataset']}{'-smoke' if config['smoke'] else ''}-{stamp}"
+    parent = Path(config["checkpoint_dir"])
+    for number in range(1000):
+        run_dir = parent / (name if number == 0 else f"{name}-{number}")
+        try:
+            run_dir.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue  # two runs in the same second
+        except OSError as error:
+            raise ConfigError(f"checkpoint_dir={str(parent)!r} cannot be written: {error}.") from error
+    settings = {key: value for key, value in config.merged.items() if key not in SECRETS | {"resume", "smoke_settings"}}
+    text = yaml.safe_dump(_plain(settings), sort_keys=True, allow_unicode=True)
+    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+    return run_dir
+
+
+def _plain(value: Any) -> Any:
+    """The same value in types that YAML and JSON have."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def same_experiment(settings: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two merged configurations ask for the same numbers."""
+
+    def essence(values: Mapping[str, Any]) -> dict[str, Any]:
+        left_out = CIRCUMSTANCES | {"smoke_settings"}
+        return {k: v for k, v in _plain(values).items() if k not in left_out and v is not None}
+
+    return essence(settings) == essence(other)
+
+
+def find_resumable(config: Config) -> Path | None:
+    """The run directory that ``resume`` means, or None for a fresh run.
+
+    ``True`` takes the newest unfinished run with the same settings and starts afresh, saying so, where there is none.
+    """
+    wanted = config["resume"]
+    if wanted is None or wanted is False:
+        return None
+    if wanted is not True:
+        run_dir = Path(str(wanted))
+        settings = _settings_of(run_dir)
+        if (run_dir / "results.json").is_file():
+            raise CheckpointError(f"{run_dir} is finished; its results are in {run_dir / 'results.json'}.")
+        if checkpoint.state_folder(run_dir) is None:
+            raise CheckpointError(f"{run_dir} holds no training state: it was stopped before its first epoch ended.")
+        if not same_experiment(settings, config.merged):
+            changed = sorted(k for k in {*settings, *config.merged} if _plain(settings.get(k)) != _plain(config.merged.get(k)))
+            changed = [key for key in changed if key not in CIRCUMSTANCES]
+            raise CheckpointError(
+                f"{run_dir} was started with other settings ({', '.join(changed[:5])}). Resume it with its own: "
+                f"--resume={run_dir} and nothing else, or start a new run without --resume."
+            )
+        return run_dir
+    pattern = f"{config['model']}-{config['dataset']}-*"
+    for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
+        unfinished = not (run_dir / "results.json").is_file() and checkpoint.state_folder(run_dir) is not None
+        if unfinished and same_experiment(_settings_of(run_dir), config.merged):
+            return run_dir
+    logging.getLogger().info("There is no unfinished run with these settings; starting a new one.")
+    return None
+
+
+def _settings_of(run_dir: Path) -> dict[str, Any]:
+    if not (run_dir / "config.yaml").is_file():
+        raise CheckpointError(f"{run_dir} is no run directory: there is no config.yaml in it.")
+    return load_yaml(run_dir / "config.yaml")
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """``results.json`` of a finished run."""
+    _settings_of(run_dir)
+    file = run_dir / "results.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{run_dir} is not finished: there is no results.json. Continue it with "
+            f"`python run_recbole_llm.py --resume={run_dir}`."
+        )
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}).") from error
+
+
+# ---- results ------------------------------------------------------------------------------------------------------------
+
+
+def protocol(config: Config) -> str:
+    """One line that belongs beside every number of this run."""
+    arguments = config["eval_args"]
+    (kind, how), *_ = arguments["split"].items()
+    split = "leave-one-out" if kind == "LS" and how == "valid_and_test" else f"{kind}={how}"
+    ranking = "full ranking" if arguments["mode"]["test"] == "full" else f"sampled ({arguments['mode']['test']})"
+    if config["task"] == "topn":
+        ranking = f"ranked among {config['topn_negatives']} sampled items (top-N task)"
+    masked = "history masked" if config["mask_history"] else "history not masked"
+    label = "SMOKE RUN, " if config["smoke"] else ""
+    return (
+        f"{label}{masked}, {split}, {ranking}, time order {config['time_order']}, at most "
+        f"{config['MAX_ITEM_LIST_LENGTH']} items of history, seed {config['seed']}, best epoch by {config['valid_metric']}"
+    )
+
+
+def report(
+    config: Config,
+    dataset: Any,
+    trainer: Any,
+    test_result: Mapping[str, float] | None,
+    seconds: Mapping[str, float],
+    peak_mb: float,
+) -> dict[str, Any]:
+    """Everything that ``results.json`` holds: figures with the protocol and the provenance they need."""
+    model = trainer.model
+    ranks = trainer.ranks if test_result is not None else None
+    return _plain(
+        {
+            "model": config["model"],
+            "smoke": bool(config["smoke"]),
+            "protocol": {
+                "text": protocol(config),
+                "mask_history": config["mask_history"],
+                "eval_args": config["eval_args"],
+                "time_order": config["time_order"],
+                "max_item_list_length": config["MAX_ITEM_LIST_LENGTH"],
+                "ties": "equal scores by smaller internal id",
+                "valid_metric": config["valid_metric"],
+                "seed": config["seed"],
+            },
+            "best_valid_score": trainer.best_valid_score,
+            "best_valid_result": trainer.best_valid_result,
+            "test_result": test_result,
+            "test_masked": trainer.masked_result if ranks else None,
+            "test_unmasked": trainer.unmasked_result if ranks else None,
+            "tied_targets": ranks.tied if ranks else None,
+            "targets_in_history": ranks.targets_in_history if ranks else None,
+            "stages": trainer.stage_results,
+            "epochs": len(trainer.curve),
+            "updates": sum(stage["updates"] for stage in trainer.stage_results),
+            "dataset": {
+                "name": config["dataset"],
+                "users": dataset.user_num - 1,
+                "items": dataset.item_num - 1,
+                "interactions": len(dataset.flat),
+                "train_rows": len(dataset.inter_feat),
+                "files": {path.name: file_sha256(path) for path in dataset.source_files},
+            },
+            "language_models": model.provenance() if hasattr(model, "provenance") else None,
+            "parameters": {
+                "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "all": sum(p.numel() for p in model.parameters()),
+            },
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "peak_memory_mb": round(peak_mb),
+            "environment": environment(config["device"]),
+            "notices": config.notices,
+            "command": " ".join(sys.argv),
+            "settings": {key: value for key, value in config.merged.items() if key not in SECRETS},
+        }
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, commit and hardware of this process."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "git": _git_state(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "device": str(device),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the checkout this package runs from, if it runs from one."""
+    folder = Path(__file__).parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> None:
+    """``test_ranks.npz`` and then ``results.json``, whose presence says that the run is finished."""
+    if trainer.ranks is not None:
+        ranks, dataset = trainer.ranks, trainer.test_dataset
+        np.savez_compressed(
+            run_dir / "test_ranks.npz",
+            user=dataset.id2token(dataset.uid_field, ranks.user).astype(str),
+            target=dataset.id2token(dataset.iid_field, ranks.target).astype(str),
+            rank_masked=ranks.masked,
+            rank_unmasked=ranks.unmasked,
+            history_length=ranks.history_length,
+            target_popularity=trainer.train_counts[ranks.target],
+        )
+    temporary = run_dir / "results.json.tmp"
+    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
+    os.replace(temporary, run_dir / "results.json")
+
+
+def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:
+    """The table at the end of a run, with the protocol above it."""
+    logger = logging.getLogger()
+    first, second = ("test_masked", "test_unmasked") if config["mask_history"] else ("test_unmasked", "test_masked")
+    heads = {"test_masked": "test, history masked", "test_unmasked": "test, not masked"}
+    places = config["metric_decimal_place"]
+    valid = results["best_valid_result"] or {}
+    rows = [
+        [metric, valid.get(metric), value, results[second][metric]]
+        for metric, value in (results[first] or {}).items()
+    ]
+    table = tabulate(
+        rows, ["metric", "best valid", heads[first], heads[second]], tablefmt="simple", floatfmt=f".{places}f"
+    )
+    language = results["language_models"] or {}
+    lines = [
+        set_color(f"{config['model']} on {config['dataset']}", "green") + f": {results['protocol']['text']}",
+        *([f"llm: {language['llm']}, rec_llm: {language['rec_llm']}"] if "rec_llm" in language else []),
+        *(
+            f"stage {stage['stage']}: best {config['valid_metric']} {stage['best_valid_score']:.{places}f} "
+            f"in epoch {stage['best_epoch']}, {stage['updates']} updates"
+            for stage in results["stages"]
+            if len(results["stages"]) > 1 and stage["best_valid_score"] is not None
+        ),
+        "",
+        table,
+        "",
+        "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items())
+        + f"; peak memory {results['peak_memory_mb']} MB",
+    ]
+    if run_dir is not None:
+        lines.append(f"written to {run_dir}")
+    logger.info("\n".join(lines))
+    if (results["tied_targets"] or 0) > 0.01:
+        logger.warning(
+            f"{results['tied_targets']:.1%} of the targets share their score with another item; their order is arbitrary."
+        )
+    if results["targets_in_history"]:
+        logger.warning(
+            f"{results['targets_in_history']} targets were in their user's history and count as misses where it is "
+            "masked; with repeated consumption compare the unmasked column, or set mask_history=False."
+        )
+    for notice in config.notices:
+        logger.warning(notice)

@@ -1,0 +1,430 @@
+"""Training and evaluation of one model, over RecBole's trainer."""
+
+import csv
+import resource
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.trainer import Trainer
+from recbole.trainer.trainer import AbstractTrainer
+from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from recbole_llm.config import choice, nearest
+from recbole_llm.errors import ConfigError, RecBoleLLMError
+from recbole_llm.evaluator import metrics
+from recbole_llm.evaluator.ranks import RankCollector, Ranks
+from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.schedule import SCHEDULES, autocast_dtype, learning_rate_factor, parameter_groups
+
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+TRAIN_STAGE = "train"
+
+
+class DivergedError(RecBoleLLMError, ArithmeticError):
+    """The training loss became infinite or NaN."""
+
+
+class RunTrainer(Trainer):
+    """RecBole's trainer with schedules, stages, safe checkpoints, resuming, and masked and unmasked metrics at once.
+
+    A model may train in several stages: it lists them in ``training_stages`` and changes itself in
+    ``start_stage(name)``; every stage starts from the best weights of the one before, with its own optimizer,
+    schedule and patience. A stage ``name`` may override ``learning_rate`` and ``epochs`` with the keys
+    ``<name>_learning_rate`` and ``<name>_epochs``.
+
+    Parameters
+    ----------
+    config : Config
+    model : recbole SequentialRecommender
+    run_dir : pathlib.Path, optional
+        Where weights, state and curves go; without it nothing is written and the last weights are evaluated.
+    train_counts : numpy.ndarray, shape (item_num,), optional
+        Training interactions per item, for popularity metrics.
+    """
+
+    def __init__(
+        self, config: Any, model: Any, run_dir: Path | None = None, train_counts: np.ndarray | None = None
+    ) -> None:
+        # Not Trainer.__init__: it opens a TensorBoard writer in the current folder and evaluators that round.
+        AbstractTrainer.__init__(self, config, model)
+        from logging import getLogger
+
+        self.logger = getLogger()
+        self.run_dir = run_dir
+        self.device = config["device"]
+        self.gpu_available = self.device.type == "cuda"
+        self.eval_type = config["eval_type"]
+        self.test_batch_size = config["eval_batch_size"]
+        self.stopping_step = config["stopping_step"]
+        self.clip_grad_norm = config["clip_grad_norm"]
+        self.valid_metric = config["valid_metric"].lower()
+        self.valid_metric_bigger = config["valid_metric_bigger"]
+        self.weight_decay = config["weight_decay"]
+        self.learner = str(choice({"learner": str(config["learner"]).lower()}, "learner", LEARNERS))
+        choice(config, "lr_schedule", SCHEDULES)
+        choice(config, "decay_groups", ["all", "no_bias_norm"])
+        choice(config, "amp", [None, "bf16", "fp16"])
+        self.accumulate = int(config["accumulate_grad_batches"])
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate_grad_batches={self.accumulate!r} must be at least 1.")
+        if isinstance(self.clip_grad_norm, (int, float)) and not isinstance(self.clip_grad_norm, bool):
+            self.clip_grad_norm = {"max_norm": self.clip_grad_norm}
+        self.amp_dtype = autocast_dtype(config["amp"], config["enable_amp"], self.device)
+        self.train_counts = train_counts
+
+        self.stages = list(getattr(model, "training_stages", [TRAIN_STAGE]))
+        self.stage = 0
+        self.start_epoch = 0
+        self.updates = 0
+        self.cur_step = 0
+        self.best_valid_score = self._worst_score()
+        self.best_valid_result: OrderedDict[str, float] | None = None
+        self.best_epoch: int | None = None
+        self.stage_results: list[dict[str, Any]] = []
+        self.curve: list[dict[str, Any]] = []
+        self.train_loss_dict: dict[int, float] = {}
+        self.seconds = {"train": 0.0, "valid": 0.0, "test": 0.0}
+        self.ranks: Ranks | None = None
+        self.unmasked_result: OrderedDict[str, float] | None = None
+        self.item_tensor = None
+        self.tot_item_num: int | None = None
+        self._total_steps = 0
+        self._start_stage(0)
+
+    def _worst_score(self) -> float:
+        return -np.inf if self.valid_metric_bigger else np.inf
+
+    def _stage_setting(self, key: str) -> Any:
+        value = self.config[f"{self.stages[self.stage]}_{key}"]
+        return self.config[key] if value is None else value
+
+    def _start_stage(self, stage: int) -> None:
+        self.stage = stage
+        if hasattr(self.model, "start_stage"):
+            self.model.start_stage(self.stages[stage])
+        self.epochs = int(self._stage_setting("epochs"))
+        self.eval_step = min(self.config["eval_step"], self.epochs)
+        self.learning_rate = float(self._stage_setting("learning_rate"))
+        self.start_epoch, self.cur_step, self.updates = 0, 0, 0
+        self.best_valid_score, self.best_valid_result, self.best_epoch = self._worst_score(), None, None
+        self.optimizer = self._build_optimizer()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
+
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer | None:
+        groups = parameter_groups(self.model, self.config["decay_groups"], self.weight_decay)
+        if not any(group["params"] for group in groups):
+            return None  # nothing to train (LLMSeqSim-like models): epochs must be 0
+        if self.learner in ("adam", "adamw"):
+            kind = torch.optim.Adam if self.learner == "adam" else torch.optim.AdamW
+            return kind(groups, lr=self.learning_rate, eps=self.config["adam_eps"], fused=True)
+        for group in groups if self.learner == "sparse_adam" else []:
+            group.pop("weight_decay")
+        return super()._build_optimizer(params=groups, **kwargs)
+
+    # ---- training -----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Callable[[int, float], None] | None = None,
+    ) -> tuple[float, OrderedDict[str, float] | None]:
+        """Train every stage; returns the best validation score and result of the last one.
+
+        Parameters are RecBole's. ``saved=False`` writes nothing; the best weights are then kept in memory.
+        """
+        self._saved = saved and self.run_dir is not None
+        if self.train_counts is None:
+            self.train_counts = train_data.dataset.train_counts
+        if self.config["train_neg_sample_args"].get("dynamic", False):
+            train_data.get_model(self.model)
+        while True:
+            self._fit_stage(train_data, valid_data, verbose, show_progress, callback_fn)
+            self.stage_results.append(
+                {
+                    "stage": self.stages[self.stage],
+                    "best_epoch": self.best_epoch,
+                    "updates": self.updates,
+                    "best_valid_score": None if self.best_epoch is None else self.best_valid_score,
+                    "best_valid_result": self.best_valid_result,
+                }
+            )
+            if self.stage + 1 == len(self.stages):
+                return self.best_valid_score, self.best_valid_result
+            self._load_best()
+            best = self.best_valid_score, self.best_valid_result
+            self._start_stage(self.stage + 1)
+            # A stage starts at exactly the scores of the one before, and must beat them.
+            self.best_valid_score, self.best_valid_result = best
+            if verbose:
+                self.logger.info(f"Stage {self.stage + 1} of {len(self.stages)}: {self.stages[self.stage]}.")
+
+    def _fit_stage(
+        self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool, callback_fn: Any
+    ) -> None:
+        batches = len(train_data)
+        self._total_steps = -(-batches // self.accumulate) * self.epochs
+        if self.epochs == 0 or self.start_epoch == 0:
+            self._save_best()
+        for epoch in range(self.start_epoch, self.epochs):
+            start = time.perf_counter()
+            loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
+            seconds = time.perf_counter() - start
+            self.seconds["train"] += seconds
+            self.train_loss_dict[epoch] = sum(loss) if isinstance(loss, tuple) else loss
+            if verbose:
+                self.logger.info(self._generate_train_loss_output(epoch, start, start + seconds, loss))
+            row = {
+                "stage": self.stages[self.stage],
+                "epoch": epoch,
+                "updates": self.updates,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "train_loss": self.train_loss_dict[epoch],
+                "train_seconds": round(seconds, 3),
+            }
+            stop = False
+            validate = valid_data is not None and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0
+            if validate:
+                stop = self._validate(epoch, valid_data, row, verbose, show_progress)
+            elif valid_data is None or self.eval_step <= 0:
+                self.best_epoch = epoch
+                self._save_best()
+            self.curve.append(row)
+            self._write_curve()
+            self._save_training_state(epoch + 1)
+            if validate and callback_fn:
+                callback_fn(epoch, row["valid_score"])
+            if stop:
+                if verbose:
+                    self.logger.info(f"Finished training, best eval result in epoch {self.best_epoch}")
+                break
+
+    def _validate(self, epoch: int, valid_data: Any, row: dict[str, Any], verbose: bool, show_progress: bool) -> bool:
+        start = time.perf_counter()
+        score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+        seconds = time.perf_counter() - start
+        self.seconds["valid"] += seconds
+        self.best_valid_score, self.cur_step, stop, better = early_stopping(
+            score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
+        )
+        row.update({"valid_seconds": round(seconds, 3), "valid_score": score, **result})
+        if verbose:
+            self.logger.info(
+                set_color(f"epoch {epoch} evaluating", "green")
+                + f" [{set_color('time', 'blue')}: {seconds:.2f}s, {set_color('valid_score', 'blue')}: {score:f}]"
+            )
+            self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(self.rounded(result)))
+        if better:
+            self.best_valid_result, self.best_epoch = result, epoch
+            self._save_best()
+        return stop
+
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float | tuple[float, ...]:
+        """One pass over the training rows; returns the sum of the batch losses, or of each part of them."""
+        self.model.train()
+        loss_func = loss_func or self.model.calculate_loss
+        if hasattr(train_data, "set_epoch"):
+            # Stages continue the count, so that a second stage does not repeat the draws of the first.
+            train_data.set_epoch(epoch_idx + 1_000_000 * self.stage)
+        batches = len(train_data)
+        progress = self._progress(train_data, f"Train {epoch_idx:>5}", show_progress)
+        total: list[torch.Tensor] = []
+        for number, interaction in enumerate(progress):
+            group = min(self.accumulate, batches - number // self.accumulate * self.accumulate)
+            with self._autocast():
+                losses = loss_func(interaction.to(self.device))
+            parts = losses if isinstance(losses, tuple) else (losses,)
+            self.scaler.scale(sum(parts) / group).backward()
+            # Sums stay on the device: reading them here would wait for it at every step.
+            values = torch.stack([part.detach().float() for part in parts])
+            total = [total[0] + values] if total else [values]
+            if (number + 1) % self.accumulate == 0 or number + 1 == batches:
+                self._step()
+        sums = total[0].tolist() if total else [0.0]
+        if not np.all(np.isfinite(sums)):
+            raise DivergedError(
+                f"The training loss of epoch {epoch_idx} is {sum(sums)}. Lower learning_rate={self.learning_rate}, set "
+                "clip_grad_norm, or turn mixed precision off (T5 overflows in fp16, not in bf16). The best weights so "
+                f"far are kept in {self.run_dir}."
+            )
+        return tuple(sums) if len(sums) > 1 else sums[0]
+
+    def _step(self) -> None:
+        factor = learning_rate_factor(
+            self.updates,
+            self.config["lr_schedule"],
+            int(self.config["warmup_ratio"] * self._total_steps),
+            self._total_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor
+        if self.clip_grad_norm:
+            # Gradients are scaled under fp16; clipping them before unscaling would clip at another norm.
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+
+    def _autocast(self) -> Any:
+        if self.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp_dtype)
+
+    @staticmethod
+    def _progress(data: Any, label: str, show: bool) -> Any:
+        return tqdm(data, total=len(data), ncols=100, desc=set_color(label, "pink"), leave=False) if show else data
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | Path | None = None,
+        show_progress: bool = False,
+    ) -> OrderedDict[str, float] | None:
+        """Metrics under ``mask_history``; the other version is in :attr:`unmasked_result`, ranks in :attr:`ranks`.
+
+        Parameters and result are RecBole's, except that values are not rounded.
+        """
+        if eval_data is None:
+            return None
+        if model_file is not None:
+            checkpoint.load_weights(self.model, Path(model_file))
+        elif load_best_model:
+            self._load_best()
+        if self.train_counts is None:
+            self.train_counts = np.ones(eval_data.dataset.item_num, dtype=np.int64)
+        self.model.eval()
+        self.test_dataset = eval_data.dataset
+        self.tot_item_num = eval_data.dataset.item_num
+        if self.item_tensor is None:
+            self.item_tensor = eval_data.dataset.get_item_feature().to(self.device)
+        collector = RankCollector(max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0)
+        full = isinstance(eval_data, FullSortEvalDataLoader)
+        for batch in self._progress(eval_data, "Evaluate   ", show_progress):
+            with self._autocast():
+                if full:
+                    interaction, history, row, target = batch
+                    _, scores, _, _ = self._full_sort_batch_eval((interaction, None, row, target))
+                    history = (history[0].to(self.device), history[1].to(self.device))
+                    user = interaction[self.config["USER_ID_FIELD"]]
+                else:
+                    # Sampled candidates: everything else is -inf already, and the history plays no part.
+                    interaction, scores, row, target = self._neg_sample_batch_eval(batch)
+                    history = (torch.zeros(0, dtype=torch.long, device=self.device),) * 2
+                    user = interaction[self.config["USER_ID_FIELD"]][: len(target)]
+            collector.collect(scores, user.to(self.device), target.to(self.device), history)
+        self.ranks = collector.finish()
+        masked = self._metrics(self.ranks.masked, self.ranks.masked_lists)
+        unmasked = self._metrics(self.ranks.unmasked, self.ranks.unmasked_lists)
+        self.masked_result, self.unmasked_result = masked, unmasked
+        return masked if self.config["mask_history"] else unmasked
+
+    def _metrics(self, rank: np.ndarray, lists: np.ndarray | None) -> OrderedDict[str, float]:
+        return OrderedDict(metrics.compute(self.config, rank, lists, self.train_counts))
+
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, OrderedDict[str, float]]:
+        result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        if self.valid_metric not in result:
+            raise ConfigError(f"valid_metric={self.valid_metric!r} is not computed.{nearest(self.valid_metric, result)}")
+        return calculate_valid_score(result, self.valid_metric), result
+
+    def rounded(self, result: dict[str, float]) -> OrderedDict[str, float]:
+        """A result with ``metric_decimal_place`` digits, for people to read."""
+        places = self.config["metric_decimal_place"]
+        return OrderedDict((name, round(value, places)) for name, value in result.items())
+
+    # ---- files --------------------------------------------------------------------------------------------------------
+
+    def _save_best(self) -> None:
+        if getattr(self, "_saved", False):
+            checkpoint.save_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
+        else:
+            self._best_weights = {
+                name: tensor.clone() for name, tensor in checkpoint.learned_tensors(self.model).items()
+            }
+
+    def _load_best(self) -> None:
+        if getattr(self, "_saved", False) or not hasattr(self, "_best_weights"):
+            if self.run_dir is not None:
+                checkpoint.load_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
+        else:
+            self.model.load_state_dict(self._best_weights, strict=False)
+
+    def _save_training_state(self, next_epoch: int) -> None:
+        if not (getattr(self, "_saved", False) and self.config["save_state"]):
+            return
+        values = {
+            "stage": self.stage,
+            "next_epoch": next_epoch,
+            "updates": self.updates,
+            "cur_step": self.cur_step,
+            "best_valid_score": None if np.isinf(self.best_valid_score) else self.best_valid_score,
+            "best_valid_result": self.best_valid_result,
+            "best_epoch": self.best_epoch,
+            "stage_results": self.stage_results,
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "scaler": self.scaler.state_dict(),
+            "stopped": self.cur_step > self.stopping_step,
+        }
+        checkpoint.save_state(self.run_dir / checkpoint.STATE, self.model, self.optimizer, values)
+
+    def resume(self) -> bool:
+        """Continue from the state in the run directory; False where there is none yet."""
+        folder = checkpoint.state_folder(self.run_dir) if self.run_dir else None
+        if folder is None:
+            return False
+        values = checkpoint.read_state(folder)
+        for stage in range(1, values["stage"] + 1):
+            self._start_stage(stage)
+        values = checkpoint.load_state(folder, self.model, self.optimizer)
+        self.start_epoch = self.epochs if values["stopped"] else values["next_epoch"]
+        self.updates, self.cur_step = values["updates"], values["cur_step"]
+        if values["best_valid_score"] is not None:
+            self.best_valid_score = values["best_valid_score"]
+        if values["best_valid_result"] is not None:
+            self.best_valid_result = OrderedDict(values["best_valid_result"])
+        self.best_epoch, self.stage_results = values["best_epoch"], values["stage_results"]
+        self.curve, self.seconds = values["curve"], values["seconds"]
+        self.scaler.load_state_dict(values["scaler"])
+        self.logger.info(
+            f"Resuming {self.run_dir}: stage {self.stages[self.stage]!r}, epoch {values['next_epoch']} comes next."
+        )
+        return True
+
+    def _write_curve(self) -> None:
+        if not getattr(self, "_saved", False):
+            return
+        columns = list(dict.fromkeys(key for row in self.curve for key in row))
+        with (self.run_dir / "history.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.curve)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Highest memory use so far in MB: of the GPU if there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
