@@ -234,7 +234,7 @@ def _read_header(path: Path, rows: Iterator[tuple[int, list[str]]], item_field: 
     header: dict[str, str] = {}
     for cell in first[1]:
         name, colon, kind = cell.strip().rpartition(":")
-        if not colon or not name or kind not in FIELD_TYPES:
+        if not colon or not name or ":" in name or kind not in FIELD_TYPES:
             raise DataError(
                 f"{path}, line {first[0]}: {cell!r} is not a field of the form name:type with a type out of "
                 f"{', '.join(FIELD_TYPES)}. The first line of an atomic file names its fields, separated by "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from recbole_llm.errors import ConfigError, ModelNotFoundError
-from recbole_llm.llm.hf import first_line, quiet_transformers, read_config
+from recbole_llm.llm.hf import first_line, has_tokenizer, quiet_transformers, read_config
 from recbole_llm.llm.resolve import remedies, resolve_llm
 from recbole_llm.llm.spec import DTYPES, LLMSpec, ResolvedLLM
 from recbole_llm.llm.tiny import fixed_seed, tiny_config, tiny_tokenizer
@@ -61,19 +61,26 @@ def load_tokenizer(resolved: ResolvedLLM) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        if not has_tokenizer(Path(resolved.path)):
+            raise FileNotFoundError("no tokenizer files")
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 resolved.path,
                 local_files_only=True,
                 trust_remote_code=resolved.spec.trust_remote_code,
                 padding_side="right",
                 truncation_side="right",
             )
+        # where only the vocabulary is missing, transformers goes on without one and reads every word as unknown
+        expected = getattr(load_config(resolved).get_text_config(), "vocab_size", 0) or 0
+        if len(tokenizer) < expected / 2:
+            raise ValueError(f"{len(tokenizer)} tokens where the model has {expected}")
     except Exception as error:
         raise ModelNotFoundError(
             f"llm: the tokenizer of {resolved.name} cannot be loaded from {resolved.path} ({first_line(error)}). "
             f"Fetch the model again, with its tokenizer files.{remedies()}"
         ) from error
+    return tokenizer
 
 
 def load_encoder(

@@ -77,8 +77,8 @@ class EmbeddingCache:
         digests : sequence of bytes
             :func:`text_digest` of each text.
         locked : bool
-            True while :meth:`lock` is held: damaged files are named in a warning and deleted. Without the lock they are
-            left out in silence; what they held is then missing, so that the caller comes back with the lock.
+            True while :meth:`lock` is held: damaged files are named in a warning and deleted. Without the lock they
+            are left out in silence; what they held is then missing, so that the caller comes back with the lock.
 
         Returns
         -------
@@ -91,13 +91,10 @@ class EmbeddingCache:
                 stored, vectors = _read_segment(path, self.key_json)
             except (DamagedSegmentError, OSError) as error:  # OSError also: another process has just merged it
                 if locked:
-                    self.logger.warning(
-                        "Embedding cache: %s is damaged or cannot be read (%s); its vectors are made again.",
-                        path,
-                        error,
-                    )
-                    with suppress(OSError):
-                        path.unlink()
+                    self.logger.warning("Embedding cache: %s is damaged (%s); its vectors are made anew.", path, error)
+                    if isinstance(error, DamagedSegmentError):
+                        with suppress(OSError):
+                            path.unlink()
                 continue
             raw = stored.tobytes()
             for row in range(len(stored)):
@@ -157,6 +154,7 @@ class EmbeddingCache:
         self._writable = False
 
     def _write(self, hashes: np.ndarray, vectors: np.ndarray) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
         metadata = {"key": self.key_json, "checksum": _checksum(hashes, vectors)}
         # not tempfile: that makes files which only their owner can read, and a cache may be shared
         temporary = self.folder / f".writing-{os.getpid()}-{secrets.token_hex(4)}"

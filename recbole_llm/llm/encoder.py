@@ -25,8 +25,8 @@ from recbole_llm.llm.backbone import (
     resolve_llm,
 )
 from recbole_llm.llm.embedding_cache import EmbeddingCache, text_digest
+from recbole_llm.llm.pooling import pool_tokens, resolve_pooling
 
-POOLINGS = ("auto", "mean", "mean_no_eos", "mean_padded", "cls", "pooler", "last", "sentence")
 MAX_TOKENS = 128
 SAVE_EVERY = 16384  # texts: an interrupted run loses at most these
 
@@ -54,28 +54,6 @@ class ItemVectors:
 
 class EncodingError(RecBoleLLMError, RuntimeError):
     """A text cannot be turned into a finite vector, or not within the memory there is."""
-
-
-def resolve_pooling(pooling: str, resolved: ResolvedLLM) -> str:
-    """Return the pooling that "auto" stands for, after checking that the model can do what was asked.
-
-    Raises
-    ------
-    ConfigError
-        Unknown name, or "sentence" for a model that is no sentence-transformers pipeline.
-    """
-    if pooling not in POOLINGS:
-        raise ConfigError(f"item_pooling: {pooling!r} is not allowed; choose one of {', '.join(POOLINGS)}.")
-    if pooling == "sentence" and not resolved.is_sentence_transformer:
-        raise ConfigError(
-            "item_pooling: sentence needs a sentence-transformers model (a folder with modules.json), which "
-            f"{resolved.name} is not. Choose auto, mean, cls or last."
-        )
-    if pooling != "auto":
-        return pooling
-    if resolved.is_sentence_transformer:
-        return "sentence"
-    return "last" if resolved.family == "decoder" else "mean"
 
 
 class TextEncoder:
@@ -147,6 +125,7 @@ class TextEncoder:
             self.tokenizer = load_tokenizer(resolved)
             self.model = load_encoder(resolved, dtype=dtype).to(self.device)
             self.dim = hidden_size(self.model)
+            self._special_ids = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
             self.max_tokens = min(max_tokens, _position_limit(self.model, self.tokenizer))
             if self.pooling == "pooler" and getattr(self.model, "pooler", None) is None:
                 raise ConfigError(f"item_pooling: {resolved.name} has no trained pooler; choose cls or mean.")
@@ -257,29 +236,10 @@ class TextEncoder:
                 mask[i, : len(row)] = 1
             ids, mask = ids.to(self.device), mask.to(self.device)
             output = self.model(input_ids=ids, attention_mask=mask)
-            vectors = self._pool(output, ids, mask)
+            vectors = pool_tokens(output, ids, mask, self.pooling, self._special_ids)
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return vectors.cpu().numpy()
-
-    def _pool(self, output: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Pool hidden states (B, L, d) to (B, d) float32."""
-        if self.pooling == "pooler":
-            return output.pooler_output.float()
-        hidden = output.last_hidden_state.float()  # (B, L, d)
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        if self.pooling == "last":
-            return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
-        if self.pooling == "mean_padded":
-            return hidden.mean(dim=1)
-        if self.pooling == "mean_no_eos":
-            tokenizer = self.tokenizer
-            special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-            kept = mask * ~torch.isin(ids, torch.tensor(sorted(special), device=ids.device))
-            mask = torch.where(kept.any(dim=1, keepdim=True), kept, mask)  # a text of special tokens only keeps them
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
     def _check_finite(self, pooled: np.ndarray, rows: list[int], texts: Sequence[str]) -> None:
         bad = np.flatnonzero(~np.isfinite(pooled).all(axis=1))

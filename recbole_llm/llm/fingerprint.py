@@ -6,6 +6,7 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 _WHOLE = 64 * 2**20  # files up to this size are hashed whole: well under a second
 _BLOCK, _BLOCKS_PER_TENSOR = 4096, 16
@@ -45,18 +46,26 @@ def _sampled_sha256(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        header = file.read(min(header_size, size))
-        digest.update(header)
-        try:
-            spans = [
-                tuple(entry["data_offsets"]) for name, entry in json.loads(header).items() if name != "__metadata__"
-            ]
-        except (ValueError, AttributeError, KeyError, TypeError):
-            spans = [(0, size)]  # not safetensors, or damaged: spread over the whole file; loading it tells the user
-        for start, end in sorted(spans):
+        data_start, spans = _tensor_spans(file, size)
+        file.seek(0)
+        digest.update(file.read(data_start))
+        for start, end in spans:
             step = max((end - start) // _BLOCKS_PER_TENSOR, _BLOCK)
             for offset in range(start, end, step):
-                file.seek(8 + header_size + offset)
+                file.seek(offset)
                 digest.update(file.read(min(_BLOCK, end - offset)))
     return digest.hexdigest()
+
+
+def _tensor_spans(file: BinaryIO, size: int) -> tuple[int, list[tuple[int, int]]]:
+    """Return where the data begin and first and last byte of each tensor; one span if it is not a safetensors file."""
+    header_size = int.from_bytes(file.read(8), "little")
+    data_start = 8 + header_size
+    if data_start > size:
+        return 0, [(0, size)]
+    try:
+        entries = [entry for name, entry in json.loads(file.read(header_size)).items() if name != "__metadata__"]
+        spans = sorted((data_start + start, data_start + end) for start, end in (e["data_offsets"] for e in entries))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return 0, [(0, size)]  # damaged or another format: loading it will tell the user
+    return data_start, spans

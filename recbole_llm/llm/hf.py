@@ -14,8 +14,11 @@ def family_of(config: Any) -> str:
     """Return "t5", "bert", "decoder" or "other": see :class:`recbole_llm.llm.spec.ResolvedLLM`."""
     from transformers.models.auto import modeling_auto as auto
 
+    # by class and not by is_encoder_decoder, which is false in the folder of an encoder saved without its decoder
+    if auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(config.model_type, "").endswith("EncoderModel"):
+        return "t5"
     if getattr(config, "is_encoder_decoder", False):
-        return "t5" if config.model_type in auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES else "other"
+        return "other"
     if config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         return "bert"
     return "decoder" if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "other"
@@ -33,6 +36,12 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
             f"llm: {folder / 'config.json'} cannot be read ({first_line(error)}). Fetch the model again, or update "
             "transformers if the model is newer than it."
         ) from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a model folder has tokenizer files: without them transformers makes one that knows no word."""
+    patterns = ("tokenizer*", "vocab*", "spiece.model", "sentencepiece*", "*.spm", "*/tokenizer*", "*/vocab*")
+    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def first_line(error: Exception) -> str:

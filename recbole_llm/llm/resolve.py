@@ -16,7 +16,7 @@ import torch
 
 from recbole_llm.errors import ModelNotFoundError
 from recbole_llm.llm.fingerprint import file_sha256, folder_revision
-from recbole_llm.llm.hf import family_of, first_line, read_config
+from recbole_llm.llm.hf import family_of, first_line, has_tokenizer, read_config
 from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 from recbole_llm.llm.tiny import SEED, TINY_NAMES, tiny_config
 
@@ -153,8 +153,7 @@ def _resolve_hub(spec: LLMSpec, logger: logging.Logger, weights: bool) -> Resolv
 
 def _check_snapshot(folder: Path, name: str) -> None:
     """Raise ModelNotFoundError where another program fetched only some of the files that are needed."""
-    tokenizer = ("tokenizer*", "vocab*", "spiece.model", "sentencepiece*", "*.spm", "*/tokenizer*", "*/vocab*")
-    if not any(any(folder.glob(pattern)) for pattern in tokenizer):
+    if not has_tokenizer(folder):
         raise ModelNotFoundError(f"llm: {name} is in the local cache without its tokenizer.")
     if name.startswith("sentence-transformers/") and not (folder / "modules.json").is_file():
         raise ModelNotFoundError(f"llm: {name} is in the local cache without modules.json, which says how to pool.")

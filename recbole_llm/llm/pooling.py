@@ -1,0 +1,73 @@
+"""Token outputs -> one vector per text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from recbole_llm.errors import ConfigError
+from recbole_llm.llm.spec import ResolvedLLM
+
+POOLINGS = ("auto", "mean", "mean_no_eos", "mean_padded", "cls", "pooler", "last", "sentence")
+
+
+def resolve_pooling(pooling: str, resolved: ResolvedLLM) -> str:
+    """Return the pooling that "auto" stands for, after checking that the model can do what was asked.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, or "sentence" for a model that is no sentence-transformers pipeline.
+    """
+    if pooling not in POOLINGS:
+        raise ConfigError(f"item_pooling: {pooling!r} is not allowed; choose one of {', '.join(POOLINGS)}.")
+    if pooling == "sentence" and not resolved.is_sentence_transformer:
+        raise ConfigError(
+            "item_pooling: sentence needs a sentence-transformers model (a folder with modules.json), which "
+            f"{resolved.name} is not. Choose auto, mean, cls or last."
+        )
+    if pooling != "auto":
+        return pooling
+    if resolved.is_sentence_transformer:
+        return "sentence"
+    return "last" if resolved.family == "decoder" else "mean"
+
+
+def pool_tokens(
+    output: Any, ids: torch.Tensor, mask: torch.Tensor, pooling: str, special_ids: Collection[int] = ()
+) -> torch.Tensor:
+    """Pool a model's output over the tokens of each text; differentiable, computed in float32.
+
+    Parameters
+    ----------
+    output : transformers.utils.ModelOutput
+        With ``last_hidden_state`` (B, L, d), and ``pooler_output`` (B, d) for "pooler".
+    ids, mask : torch.Tensor
+        (B, L) token ids, right padded, and 1 at real tokens; every text has at least one.
+    pooling : str
+        Any of :data:`POOLINGS` but "auto" and "sentence"; :class:`recbole_llm.llm.encoder.TextEncoder` explains them.
+    special_ids : collection of int
+        What "mean_no_eos" leaves out.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, d) float32.
+    """
+    if pooling == "pooler":
+        return output.pooler_output.float()
+    hidden = output.last_hidden_state.float()  # (B, L, d)
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
+    if pooling == "mean_padded":
+        return hidden.mean(dim=1)
+    if pooling == "mean_no_eos":
+        special = torch.tensor(sorted(special_ids), dtype=ids.dtype, device=ids.device)
+        kept = mask * ~torch.isin(ids, special)
+        mask = torch.where(kept.any(dim=1, keepdim=True), kept, mask)  # a text of special tokens only keeps them
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
