@@ -187,8 +187,6 @@ class TextEncoder:
                     self.logger.warning(
                         "Out of memory while encoding %d texts; going on with %d.", len(batch), largest
                     )
-                    if self.device.type == "cuda":
-                        torch.cuda.empty_cache()
                     continue
                 rows = [filled[k] for k in batch]
                 self._check_finite(pooled, rows, texts)
