@@ -1,6 +1,7 @@
 """Converters from official downloads and own logs to RecBole's atomic files, and a check of atomic files."""
 
+from recbole_llm.convert.check import CheckReport, check
 from recbole_llm.convert.conversion import convert, source_names
 from recbole_llm.convert.report import Report
 
-__all__ = ["Report", "convert", "source_names"]
+__all__ = ["CheckReport", "Report", "check", "convert", "source_names"]

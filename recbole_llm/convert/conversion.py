@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recbole_llm.convert import movielens
+from recbole_llm.convert import amazon, generic, movielens, steam
 from recbole_llm.convert.atomic import (
     OutputFolder,
     Renamed,
@@ -35,13 +35,32 @@ PathLike = str | Path
 
 def source_names() -> list[str]:
     """Return every name that :func:`convert` takes, Amazon's as patterns."""
-    return list(movielens.FOLDERS)
+    return [*movielens.FOLDERS, "amazon-<category>-<2014|2018|2023>", "steam", "steam-au", "sessions", "generic"]
+
+
+def source_options(name: str) -> frozenset[str]:
+    """Return the names of the options that only this source has.
+
+    Raises
+    ------
+    ConfigError
+        There is no such source.
+    """
+    return _reader(name)[2]
 
 
 def _reader(name: str) -> tuple[Callable[[Request], Reading], bool, frozenset[str]]:
     """Return the reader of a source, whether it lists unrated items by default, and the options that it knows."""
     if name in movielens.FOLDERS:
         return movielens.read, True, frozenset({"movie_tags"})
+    if amazon.NAME.fullmatch(name):
+        return amazon.read, False, frozenset({"columns", "workers", "no_metadata"})
+    if name == "steam":
+        return steam.read, False, frozenset({"user_key", "complete_games", "workers", "no_metadata"})
+    if name == "steam-au":
+        return steam.read, False, frozenset({"complete_games", "workers", "no_metadata"})
+    if name in ("sessions", "generic"):
+        return generic.read, True, generic.OPTIONS
     raise ConfigError(f"there is no converter {name!r}; there are {', '.join(source_names())}.")
 
 
@@ -81,8 +100,9 @@ def convert(
     min_rating, untitled, dedup, k_core, order
         See :class:`~recbole_llm.convert.filters.Filters`.
     items : {'auto', 'all', 'rated'}
-        Which items the ``.item`` file lists; ``auto`` lists all for MovieLens, unless a filter drops interactions,
-        and those with interactions elsewhere. RecBole counts every listed item as a candidate.
+        Which items the ``.item`` file lists. ``auto``: all of them for MovieLens, sessions and generic logs, unless
+        a filter drops interactions; only those with interactions for Amazon and Steam, whose metadata describes the
+        whole shop. RecBole counts every listed item as a candidate.
     text_fields : sequence of str, optional
         Item fields to keep, in this order; default all.
     on_error : {'stop', 'skip'}
@@ -166,7 +186,8 @@ def convert(
             "items": listed,
             "text_fields": list(text_fields) if text_fields is not None else None,
             "on_error": on_error,
-            **{key: options[key] for key in sorted(options)},
+            # The number of workers does not change the output.
+            **{key: options[key] for key in sorted(options) if key != "workers"},
         },
         notes=reading.notes,
     )
@@ -176,9 +197,8 @@ def convert(
         out.write_json(".conversion.json", report.as_dict())
         report.hashes = out.hashes
     report.published = [
-        (entry, count(table, select(table, entry.filters, titled)[0]))
+        (entry, count(table, select(table, entry.filters, titled)[0]) if _fits(entry, options, titled) else None)
         for entry in recipes_for(name)
-        if _fits(entry, options, titled)
     ]
     report.seconds = time.perf_counter() - started
     return report

@@ -9,6 +9,7 @@ and vocabulary: the interpreter's own parser can be made to exhaust memory or st
 import ast
 import re
 import warnings
+from functools import lru_cache
 from typing import Any
 
 from recbole_llm.convert.jsonlines import loads
@@ -20,10 +21,14 @@ MAX_LITERAL_CHARS = 256 << 10
 MAX_DEPTH = 32
 
 _STRING = re.compile(r"""([uU]?'[^'\\]*(?:\\.[^'\\]*)*'|[uU]?"[^"\\]*(?:\\.[^"\\]*)*")""", re.DOTALL)
+_LETTER = re.compile(r"[A-Za-z]")
 _WORD = re.compile(r"True|False|None|nan")
 _JSON_WORD = {"True": "true", "False": "false", "None": "null", "nan": "null"}
-_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)", re.DOTALL)
-_SAME = frozenset('"\\nrtbf')
+# Escapes that do not mean the same in JSON, after quotes and backslashes are out of the way.
+_OTHER_ESCAPE = re.compile(r"\\[^nrtbfu]")
+_HEX_ESCAPE = re.compile(r"\\x([0-9a-fA-F]{2})")
+_WIDE_ESCAPE = re.compile(r"\\U(000[0-9a-fA-F]{5}|0010[0-9a-fA-F]{4})")
+_STAND_INS = re.compile("[\x00-\x02]")
 _PLAIN = re.compile(r"(?:True|False|None|[bB]?'|[\[\](){}:,\s0-9.eE+\-_])*")
 _NUMBER_TOO_LONG = re.compile(r"[0-9_.eE]{65}")
 _SIGNS = re.compile(r"[+-]\s*[+-]")
@@ -53,61 +58,63 @@ def parse_literal(line: str) -> Any:
 
 
 def _as_json(line: str) -> str:
-    if '"' not in line and "\\" not in line:
-        # Every string is in single quotes and holds none: what stands between quotes alternates with what does not.
-        parts = line.split("'")
-        parts[0::2] = [_outside(part) for part in parts[0::2]]
-        return '"'.join(parts)
-    parts = _STRING.split(line)
-    parts[0::2] = [_outside(part) for part in parts[0::2]]
-    parts[1::2] = [_json_string(part) for part in parts[1::2]]
-    return "".join(parts)
+    """Rewrite as JSON; the result is not JSON where the line is no plain literal, which the parser then finds."""
+    escaped = "\\" in line
+    if escaped:
+        if _STAND_INS.search(line):
+            raise LineError("a control character inside")
+        # One character each for the escapes that hold a quote or a backslash: then every quote left opens or closes.
+        line = line.replace("\\\\", "\0").replace("\\'", "\1").replace('\\"', "\2")
+        if _OTHER_ESCAPE.search(line):
+            line = _WIDE_ESCAPE.sub(lambda found: chr(int(found.group(1), 16)), _HEX_ESCAPE.sub(r"\\u00\1", line))
+            if _OTHER_ESCAPE.search(line):
+                raise LineError("an escape that is left to ast.literal_eval")
+    line = _double_quotes(line)
+    if escaped:
+        line = line.replace("\1", "'").replace("\2", '\\"').replace("\0", "\\\\")
+    return line
 
 
+def _double_quotes(line: str) -> str:
+    # Python writes most strings in single quotes and those that hold an apostrophe in double ones. The steps of this
+    # loop are the double quotes, so nearly all work is done by str.split and str.join.
+    if '"' not in line:
+        return _single_quoted(line)
+    done: list[str] = []
+    start = 0
+    while (place := line.find('"', start)) >= 0:
+        if line.count("'", start, place) % 2 == 0:
+            # It opens a string.
+            end = line.find('"', place + 1)
+            if end < 0:
+                raise LineError("a string without end")
+            done += (_single_quoted(line[start:place]), line[place : end + 1])
+            start = end + 1
+        else:
+            # It stands inside a string in single quotes.
+            end = line.find("'", place + 1)
+            opened = line.rfind("'", start, place)
+            if end < 0:
+                raise LineError("a string without end")
+            done += (_single_quoted(line[start:opened]), '"', line[opened + 1 : end].replace('"', '\\"'), '"')
+            start = end + 1
+    done.append(_single_quoted(line[start:]))
+    return "".join(done)
+
+
+def _single_quoted(part: str) -> str:
+    """Rewrite a stretch that starts and ends outside of strings and whose strings are all in single quotes."""
+    pieces = part.split("'")
+    pieces[0::2] = map(_outside, pieces[0::2])
+    return '"'.join(pieces)
+
+
+@lru_cache(maxsize=4096)
 def _outside(part: str) -> str:
-    if part in (", ", ": ", ""):
+    if _LETTER.search(part) is None:
         return part
     part = _WORD.sub(lambda word: _JSON_WORD[word.group()], part)
-    return part[:-1] if part[-1:] in ("u", "U") else part
-
-
-def _json_string(quoted: str) -> str:
-    start = 1 if quoted[0] in "'\"" else 2
-    body = quoted[start:-1]
-    if "\\" in body:
-        body = _ESCAPE.sub(_json_escape, body)
-        if quoted[-1] == "'":
-            # Quotes that are escaped already must not be escaped again.
-            body = re.sub(r'(\\.)|"', lambda found: found.group(1) or '\\"', body)
-    elif '"' in body:
-        body = body.replace('"', '\\"')
-    return f'"{body}"'
-
-
-def _json_escape(found: re.Match[str]) -> str:
-    what = found.group(1)
-    if what in _SAME or (what[0] == "u" and len(what) == 5):
-        return found.group()
-    if what == "'":
-        return "'"
-    if what[0] in "xU" and len(what) > 1:
-        code = int(what[1:], 16)
-    elif what[0] in "01234567":
-        code = int(what, 8)
-    elif what in "av":
-        code = {"a": 7, "v": 11}[what]
-    elif what == "\n":
-        return ""
-    elif what in "NxuU":
-        raise LineError("an escape that is left to ast.literal_eval")
-    else:
-        # Python keeps the backslash of an escape that it does not know.
-        return "\\\\" + what
-    if code > 0xFFFF:
-        if code > 0x10FFFF:
-            raise LineError("an escape beyond Unicode")
-        return chr(code)
-    return f"\\u{code:04x}"
+    return part[:-1] if part[-1] in "uU" else part
 
 
 def _evaluate(line: str) -> Any:

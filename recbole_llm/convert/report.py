@@ -34,8 +34,9 @@ class Report:
         Name, size and SHA-256 of each file read.
     settings : dict
         Everything that determines the output besides the sources.
-    published : list of (Recipe, Counts)
-        The papers' preparations of this source, and what each gives on this data.
+    published : list of (Recipe, Counts or None)
+        The papers' preparations of this source, and what each gives on this data; ``None`` where it needs other
+        settings or the titles.
     notes : list of str
     seconds : float
         Not part of the sidecar.
@@ -53,7 +54,7 @@ class Report:
     settings: dict[str, Any]
     hashes: dict[str, str] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
-    published: list[tuple[Recipe, Counts]] = field(default_factory=list)
+    published: list[tuple[Recipe, Counts | None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -114,18 +115,18 @@ class Report:
             return []
         lines = ["  published figures, and what the same filter gives on this data:"]
         for recipe, counts in self.published:
-            measured = measured_counts(recipe, counts)
+            measured = measured_counts(recipe, counts) if counts else {}
             cells = []
-            for key in ("users", "items", "interactions", "mean_length"):
-                if key in recipe.published:
-                    there, here = recipe.published[key], measured[key]
-                    label = key.replace("_", " ")
-                    cells.append(
-                        f"{label} {there:g} / {here:.2f}" if key == "mean_length" else f"{label} {there:,} / {here:,}"
-                    )
-            verdict = "equal" if recipe.agrees(counts) else "DIFFERENT"
+            for key, there in recipe.published.items():
+                form = ".2f" if key == "mean_length" else ",.0f"
+                here = format(measured[key], form) if measured else "?"
+                cells.append(f"{key.replace('_', ' ')} {there:{form}} / {here}")
+            verdict = "not tried" if counts is None else "equal" if recipe.agrees(counts) else "DIFFERENT"
             lines.append(f"    {verdict:<9} published / measured: {', '.join(cells)}")
-            lines.append(f"              {recipe.paper}; --recipe {recipe.name} ({recipe.filters.text()})")
+            settings = " ".join(
+                [recipe.filters.text(), *(f"--{key} {value}" for key, value in recipe.options.items())]
+            )
+            lines.append(f"              {recipe.paper}; --recipe {recipe.name} ({settings})")
             if recipe.note:
                 lines.append(f"              {recipe.note}")
         return lines

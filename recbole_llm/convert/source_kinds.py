@@ -68,3 +68,12 @@ def path_text(levels: Sequence[object]) -> str:
 def words_text(values: Sequence[object]) -> str:
     """Join names whose blanks are part of them, one token each: ``Board_Games Toys_&_Games``."""
     return " ".join("_".join(str(value).split()) for value in values if str(value).strip())
+
+
+def plain_text(value: object) -> str:
+    """Return text or a number as text, and nothing for anything else (missing, ``nan``, a list)."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return str(value)
+    return ""

@@ -283,6 +283,35 @@ def _members(path: Path) -> list[Source]:
         raise DataError(f"{path}: {_damage(error)}") from error
 
 
+def _parquet(source: Source) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{source.name}: reading parquet needs pyarrow; install it with `pip install 'recbole-llm[convert]'`."
+        ) from error
+    if source.member:
+        raise DataError(f"{source.name}: a parquet file is read from disk, not from inside an archive; unpack it.")
+    return pyarrow.parquet
+
+
+def parquet_columns(source: Source) -> list[str]:
+    """Return the names of the columns of a parquet file.
+
+    Raises
+    ------
+    MissingExtraError
+        pyarrow is not installed.
+    DataError
+        The file is damaged.
+    """
+    parquet = _parquet(source)
+    try:
+        return list(parquet.read_schema(source.path).names)
+    except (ValueError, OSError) as error:  # pyarrow's errors derive from these
+        raise DataError(f"{source.name}: the parquet data is damaged ({error}).") from error
+
+
 def parquet_batches(source: Source, columns: Sequence[str], progress: bool = False) -> Iterator[tuple[int, Any]]:
     """Yield ``(first row number, pyarrow record batch)`` of a parquet file, row group by row group.
 
@@ -293,18 +322,10 @@ def parquet_batches(source: Source, columns: Sequence[str], progress: bool = Fal
     DataError
         The file is damaged, or a column is missing.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{source.name}: reading parquet needs pyarrow; install it with `pip install 'recbole-llm[convert]'`."
-        ) from error
-    if source.member:
-        raise DataError(f"{source.name}: a parquet file is read from disk, not from inside an archive; unpack it.")
+    parquet = _parquet(source)
     row = 1
     try:
-        with pq.ParquetFile(source.path) as file:
+        with parquet.ParquetFile(source.path) as file:
             there = file.schema_arrow.names
             absent = [column for column in columns if column not in there]
             if absent:
@@ -314,5 +335,7 @@ def parquet_batches(source: Source, columns: Sequence[str], progress: bool = Fal
                     yield row, batch
                     row += batch.num_rows
                     bar.update(batch.num_rows)
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except (ValueError, OSError) as error:  # pyarrow's errors derive from these
         raise DataError(f"{source.name}, after row {row - 1}: the parquet data is damaged ({error}).") from error

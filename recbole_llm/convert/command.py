@@ -1,0 +1,172 @@
+"""``recbole-llm convert`` and ``recbole-llm check``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from recbole_llm.convert.check import check
+from recbole_llm.convert.conversion import convert, source_names, source_options
+from recbole_llm.convert.parallel import default_workers
+from recbole_llm.convert.recipes import all_recipes
+
+_CONVERT_HELP = """\
+Convert an official download, or your own logs, to RecBole's atomic files. Zip archives, gzip files and folders are
+read as they are. Rows are ordered by time; ties keep the order of the input. The same input gives the same bytes,
+recorded in NAME.conversion.json. Nothing is left behind if it fails.
+
+examples:
+  recbole-llm convert ml-1m --input ml-1m.zip
+  recbole-llm convert ml-latest-small --input ml-latest-small.zip --recipe ml-latest-small-llamarec
+  recbole-llm convert amazon-beauty-2014 --input reviews_Beauty_5.json.gz --metadata meta_Beauty.json.gz
+  recbole-llm convert amazon-video-games-2023 --input downloads/ --k_core 5
+  recbole-llm convert steam --input steam_reviews.json.gz --metadata steam_games.json.gz --recipe steam-dh-r
+  recbole-llm convert sessions --input sessions.csv --metadata products.csv --output dataset/shop
+  recbole-llm convert generic --input log.parquet --user_col customer --item_col sku --time_col at \\
+      --metadata items.jsonl --item_fields name=title:token_seq,price:float --output dataset/shop
+  recbole-llm convert --list
+"""
+_CHECK_HELP = """\
+Read the atomic files of a dataset and report what would hurt, with the keys to set.
+
+examples:
+  recbole-llm check ml-1m --data_path dataset
+  recbole-llm check path/to/ml-1m
+"""
+
+
+def convert_main(argv: Sequence[str]) -> int:
+    """Run ``recbole-llm convert``.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments behind the command.
+
+    Returns
+    -------
+    int
+        0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
+    """
+    parser = _convert_parser()
+    arguments = vars(parser.parse_args(list(argv)))
+    if arguments.pop("list"):
+        _show(_listing())
+        return 0
+    name, inputs = arguments.pop("name"), arguments.pop("input")
+    if not name or not inputs:
+        parser.error("NAME and --input are needed (--list shows the names)")
+    if arguments["workers"] is None and "workers" in source_options(name):
+        arguments["workers"] = default_workers()
+    if arguments["text_fields"]:
+        arguments["text_fields"] = [field.strip() for field in arguments["text_fields"].split(",") if field.strip()]
+    arguments = {key: value for key, value in arguments.items() if value is not None and value is not False}
+    report = convert(name, inputs, progress=True, **arguments)
+    _show(report.text())
+    output = report.output
+    _show(f"  next: recbole-llm check {output}; to train: --dataset={output.name} --data_path={output.parent}")
+    return 0
+
+
+def check_main(argv: Sequence[str]) -> int:
+    """Run ``recbole-llm check``.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments behind the command.
+
+    Returns
+    -------
+    int
+        0, also when something was found: the report is advice. Files that cannot be read raise
+        :class:`~recbole_llm.errors.DataError`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="recbole-llm check", description=_CHECK_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="name of the dataset, or the folder of its files")
+    parser.add_argument(
+        "--data_path", default="dataset", help="folder that holds the dataset's folder (default: dataset)"
+    )
+    given = parser.parse_args(list(argv))
+    _show(check(given.dataset, given.data_path, progress=True).text())
+    return 0
+
+
+def _convert_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="recbole-llm convert", description=_CONVERT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("name", metavar="NAME", nargs="?", help="; ".join(source_names()))
+    add("--list", action="store_true", help="show names and recipes, and stop")
+    add("--input", nargs="+", metavar="PATH", help="archive, folder or file(s)")
+    add("--output", metavar="FOLDER", help="default: dataset/NAME; its last part names the dataset")
+    add("--metadata", nargs="+", metavar="PATH", help="item text, if it is not beside the input")
+    add("--overwrite", action="store_true", help="replace the files of an earlier conversion")
+    add("--on_error", choices=["stop", "skip"], help="unusable lines stop the conversion (default) or are counted")
+
+    group = parser.add_argument_group("what is kept, in this order")
+    add = group.add_argument
+    add("--recipe", metavar="RECIPE", help="a paper's settings of the options below (--list)")
+    add("--min_rating", type=float, metavar="R", help="drop interactions rated lower")
+    add("--untitled", choices=["keep", "drop"], help="items without a title, and their interactions (default: keep)")
+    add("--dedup", choices=["none", "first", "last"], help="of repeated (user, item) pairs, by time (default: none)")
+    add("--k_core", type=int, metavar="K", help="iterative: at least K interactions for each user and item")
+    add("--order", choices=["time", "input"], help="order of the rows (default: time, ties as in the input)")
+    add("--items", choices=["auto", "all", "rated"], help="which items the .item file lists")
+    add("--text_fields", metavar="A,B", help="item fields to keep, in this order (default: all)")
+
+    group = parser.add_argument_group("settings of single sources")
+    add = group.add_argument
+    add("--no_metadata", action="store_true", help="Amazon, Steam: go without item text")
+    add(
+        "--columns",
+        metavar="A,B",
+        help="columns of a file without header; Amazon: user, item, rating, time in their order",
+    )
+    add("--user_key", choices=["username", "user_id"], help="Steam: what tells users apart (default: username)")
+    add("--complete_games", action="store_true", help="Steam: games without genres or tags count as untitled")
+    add(
+        "--movie_tags",
+        type=int,
+        metavar="N",
+        help="MovieLens: add the N most frequent tags of users (they know the future)",
+    )
+    add("--workers", type=int, metavar="N", help="processes that parse Python literals (default: up to 4)")
+
+    group = parser.add_argument_group("sessions and generic: columns of your own files")
+    add = group.add_argument
+    for key, text in (
+        ("user_col", "user or session"),
+        ("item_col", "item"),
+        ("time_col", "time; without it the order of the rows counts"),
+        ("rating_col", "rating"),
+        ("inter_fields", "further numeric columns to keep, separated by commas"),
+        ("time_format", "strptime pattern of the time (default: numbers and ISO dates)"),
+        ("delimiter", "separator of a text table"),
+        ("item_id_col", "id column of --metadata (default: as --item_col)"),
+        ("item_fields", "columns of --metadata to keep: name:type or column=name:type, separated by commas"),
+        ("title_col", "which of the item fields is the title"),
+        ("users", "file that describes the users"),
+        ("user_id_col", "its id column (default: as --user_col)"),
+        ("user_fields", "its columns, as --item_fields"),
+    ):
+        add(f"--{key}", metavar="X", help=text)
+    return parser
+
+
+def _listing() -> str:
+    lines = ["names:", *(f"  {name}" for name in source_names())]
+    lines.append("  (papers' short names: amazon-beauty-..., amazon-toys-..., amazon-games-..., amazon-movies-...)")
+    lines.append("recipes:")
+    for recipe in all_recipes().values():
+        counts: dict[str, Any] = recipe.published
+        lines.append(f"  {recipe.name:<34} {recipe.source:<22} {recipe.filters.text()}")
+        lines.append(f"      {recipe.paper}: " + ", ".join(f"{key} {value:,}" for key, value in counts.items()))
+    return "\n".join(lines)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text + "\n")

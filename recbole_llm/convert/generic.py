@@ -1,0 +1,233 @@
+"""A user's own logs: any CSV, TSV, JSON lines or parquet file, by naming its columns; and session files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.convert.catalogue import Catalogue
+from recbole_llm.convert.lines import LineError, Skips, shown
+from recbole_llm.convert.source_kinds import Reading, Request, plain_text
+from recbole_llm.convert.sources import Bundle, Source
+from recbole_llm.convert.table import Interactions, as_floats, check_ids
+from recbole_llm.convert.tabular import TableFile
+from recbole_llm.convert.times import parse_times
+from recbole_llm.errors import ConfigError, DataError
+
+OPTIONS = frozenset(
+    {
+        "user_col",
+        "item_col",
+        "time_col",
+        "rating_col",
+        "inter_fields",
+        "time_format",
+        "delimiter",
+        "columns",
+        "item_id_col",
+        "item_fields",
+        "title_col",
+        "users",
+        "user_id_col",
+        "user_fields",
+    }
+)
+# Column names of session logs, as they are met; compared without case and underscores.
+_SESSION = {
+    "user_col": ("sessionid", "session", "userid", "user", "visitorid"),
+    "item_col": ("itemid", "item", "productid", "product", "article", "aid", "sku"),
+    "time_col": ("timestamp", "time", "eventtime", "datetime", "date", "ts", "eventdate", "timeframe"),
+}
+_TITLE = ("title", "name", "producttitle", "productname", "itemname", "itemtitle")
+_KINDS = ("token", "token_seq", "float")
+
+
+def read(request: Request) -> Reading:
+    """Read interactions, and items and users if their files are given.
+
+    Options
+    -------
+    user_col, item_col, time_col, rating_col : str
+        Columns of the log. Without ``time_col`` the order of the rows is the time. For ``sessions`` they are
+        recognised by their usual names.
+    inter_fields : str
+        Further numeric columns of the log to keep, separated by commas.
+    time_format : str
+        ``strptime`` pattern; without it numbers and ISO dates are recognised.
+    delimiter, columns : str
+        Of a text table: its separator, and the names of its columns if it has no header.
+    item_id_col, item_fields, title_col : str
+        Of the metadata: its id column (default ``item_col``), the columns to keep as ``name:type``, separated by
+        commas, or ``column=name:type`` to rename (default: all, as ``token_seq``), and which of the new names is the
+        title.
+    users, user_id_col, user_fields : str
+        The same for users; ``users`` is the path.
+    """
+    options = request.options
+    named = {key: _listed(options.get(key)) for key in ("columns", "inter_fields", "item_fields", "user_fields")}
+    sources = request.bundle.named or [
+        source for source in request.bundle.sources if not source.basename.startswith((".", "_"))
+    ]
+    if not sources:
+        raise DataError(f"{request.bundle}: the folder is empty.")
+    columns = _columns(request, TableFile(sources[0], options.get("delimiter"), named["columns"]))
+    values = (["rating"] if columns["rating_col"] else []) + (named["inter_fields"] or [])
+    table = Interactions(values)
+    for source in sources:
+        file = TableFile(source, options.get("delimiter"), named["columns"])
+        _read_log(file, table, columns, named["inter_fields"] or [], options.get("time_format"), request)
+    reading = Reading(table, sources=list(sources))
+    if not columns["time_col"]:
+        reading.notes.append("there is no time column: the order of the rows is taken for the time.")
+    if request.metadata is not None:
+        found = request.metadata.named or request.metadata.sources
+        fields, title = named["item_fields"], options.get("title_col")
+        reading.items = _read_catalogue(
+            found, options.get("item_id_col") or columns["item_col"], fields, title, request
+        )
+        reading.sources += found
+    if options.get("users"):
+        people = Bundle([Path(options["users"])]).named
+        reading.users = _read_catalogue(
+            people, options.get("user_id_col") or columns["user_col"], named["user_fields"], None, request
+        )
+        reading.sources += people
+    return reading
+
+
+def _listed(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(" ", "")
+
+
+def _columns(request: Request, file: TableFile) -> dict[str, str | None]:
+    columns = {key: request.options.get(key) for key in ("user_col", "item_col", "time_col", "rating_col")}
+    if request.name == "sessions":
+        there = file.columns()
+        for key, usual in _SESSION.items():
+            if columns[key] is None:
+                columns[key] = next((name for known in usual for name in there if _plain(name) == known), None)
+    for key in ("user_col", "item_col"):
+        if not columns[key]:
+            raise ConfigError(
+                f"{request.name} needs {key} (--{key}); the columns of {file.source.name} are: "
+                f"{', '.join(file.columns())}."
+            )
+    return columns
+
+
+def _read_log(
+    file: TableFile,
+    table: Interactions,
+    columns: dict[str, str | None],
+    extra: Sequence[str],
+    pattern: str | None,
+    request: Request,
+) -> None:
+    order = [columns["user_col"], columns["item_col"], columns["time_col"], columns["rating_col"], *extra]
+    wanted = [name for name in order if name]
+
+    def take(rows: Sequence[tuple[Any, ...]]) -> None:
+        given = list(zip(*rows, strict=True))
+        users, items = _ids(given[0]), _ids(given[1])
+        check_ids(users, items)
+        at = 2
+        if columns["time_col"]:
+            at = 3
+        numbers = [as_floats(values, name) for values, name in zip(given[at:], wanted[at:], strict=True)]
+        if columns["time_col"]:
+            times = parse_times(given[2], pattern, table)
+        else:
+            times = list(range(len(table), len(table) + len(rows)))
+        table.extend(users, items, times, numbers)
+
+    for numbers, rows in file.rows(wanted, request.skips, request.progress):
+        try:
+            take(rows)
+        except LineError:
+            for number, row in zip(numbers, rows, strict=True):
+                if row == ("",) * len(row):
+                    continue
+                try:
+                    take([row])
+                except LineError as error:
+                    request.skips.handle(error, file.source.name, number)
+
+
+def _ids(values: Sequence[Any]) -> Sequence[Any]:
+    """Return ids as text; whole floats, which pandas makes of integers beside missing values, lose their ``.0``."""
+    if set(map(type, values)) == {str}:
+        return values
+    return [_id(value) for value in values]
+
+
+def _id(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None or value != value else str(value)
+
+
+def _read_catalogue(
+    sources: Sequence[Source], id_col: str | None, fields: Sequence[str] | None, title: str | None, request: Request
+) -> Catalogue:
+    delimiter, names = request.options.get("delimiter"), None
+    first = TableFile(sources[0], delimiter, names)
+    there = first.columns()
+    if id_col not in there:
+        raise DataError(f"{sources[0].name}: no column {id_col!r}; the columns are {', '.join(there)}.")
+    mapping = _mapping(fields, [name for name in there if name != id_col])
+    new_names = [name for _, name, _ in mapping]
+    if title is not None and title not in new_names:
+        raise ConfigError(f"title_col is {title!r}; the fields kept are {', '.join(new_names)}.")
+    if title is None:
+        title = next((name for name in new_names if _plain(name) in _TITLE), "")
+    catalogue = Catalogue([(name, kind) for _, name, kind in mapping], title=title)
+    for source in sources:
+        file = TableFile(source, delimiter, names)
+        wanted = [str(id_col), *(column for column, _, _ in mapping)]
+        for numbers, rows in file.rows(wanted, request.skips, request.progress, optional=True):
+            for number, row in zip(numbers, rows, strict=True):
+                _add(catalogue, row, source, number, request.skips)
+    return catalogue
+
+
+def _add(catalogue: Catalogue, row: tuple[Any, ...], source: Source, number: int, skips: Skips) -> None:
+    raw_id = _id(row[0])
+    try:
+        if not raw_id:
+            raise LineError("an empty id")
+        if raw_id in catalogue:
+            raise LineError(f"the id {shown(raw_id)} is there twice")
+        texts = [_text(value) for value in row[1:]]
+        for text, (name, kind) in zip(texts, catalogue.fields, strict=True):
+            if kind == "float" and text:
+                as_floats([text], name)
+        catalogue.add(raw_id, texts)
+    except LineError as error:
+        skips.handle(error, source.name, number)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(plain_text(part) for part in value)
+    return str(value) if isinstance(value, bool) else plain_text(value)
+
+
+def _mapping(fields: Sequence[str] | None, there: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return ``(column, new name, type)`` of each field."""
+    mapping = []
+    for field in fields if fields is not None else there:
+        column, _, new = field.rpartition("=") if fields is not None else ("", "", field)
+        name, _, kind = new.partition(":") if fields is not None else (new, "", "")
+        column, kind = column or name, kind or "token_seq"
+        if kind not in _KINDS:
+            raise ConfigError(f"{field!r}: the type is {kind!r}; allowed are {', '.join(_KINDS)}.")
+        if column not in there:
+            raise DataError(f"there is no column {column!r}; the columns are {', '.join(there)}.")
+        mapping.append((column, "_".join(name.replace(":", " ").split()), kind))
+    return mapping
