@@ -60,7 +60,9 @@ def _run(given: dict) -> int:
     if isinstance(given.get("resume"), str) and "model" not in given:
         folder = Path(given["resume"])
         if not (folder / "config.yaml").is_file():
-            raise RecBoleLLMError(f"--resume={given['resume']}: there is no config.yaml in {folder}; is it a run directory?")
+            raise RecBoleLLMError(
+                f"--resume={given['resume']}: there is no config.yaml in {folder}; is it a run directory?"
+            )
         files = [folder / "config.yaml"]
     run(config_file_list=files, arguments=given)
     return 0

@@ -207,7 +207,9 @@ def stock_models() -> list[str]:
     """Names of RecBole's sequential models."""
     folder = RECBOLE_ROOT / "model" / "sequential_recommender"
     modules = {path.stem for path in folder.glob("*.py")}
-    return sorted(path.stem for path in (RECBOLE_ROOT / "properties" / "model").glob("*.yaml") if path.stem.lower() in modules)
+    return sorted(
+        path.stem for path in (RECBOLE_ROOT / "properties" / "model").glob("*.yaml") if path.stem.lower() in modules
+    )
 
 
 def get_model(name: str) -> type:
@@ -258,6 +260,8 @@ class Config(RecBoleConfig):
         Warnings about the settings; also written into ``results.json``.
     """
 
+    parameters: dict[str, list[str]]
+
     def __init__(
         self,
         model: str | type | None = None,
@@ -305,7 +309,9 @@ class Config(RecBoleConfig):
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
         if model is None:
-            raise ConfigError(f"No model is given: add --model=NAME, one of {', '.join(own_models() + stock_models())}.")
+            raise ConfigError(
+                f"No model is given: add --model=NAME, one of {', '.join(own_models() + stock_models())}."
+            )
         if dataset is None:
             raise ConfigError("No dataset is given: add --dataset=NAME (ml-100k comes with RecBole).")
         if isinstance(model, str):
@@ -315,7 +321,7 @@ class Config(RecBoleConfig):
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         recbole_props = RECBOLE_ROOT / "properties"
         own_props = props_dir()
-        self.internal_config_dict = {"MODEL_TYPE": model_class.type}
+        self.internal_config_dict = {"MODEL_TYPE": model_class.type}  # type: ignore[attr-defined]
         self._default_types: dict[str, Any] = {}
         self._model_keys: set[str] = set()
         for path in (
@@ -406,7 +412,8 @@ class Config(RecBoleConfig):
             at and (not k.isdigit() or int(k) not in final["topk"])
         ):
             raise ConfigError(
-                f"valid_metric={final['valid_metric']!r} is not among what is computed: metrics={final['metrics']!r} at "
+                f"valid_metric={final['valid_metric']!r} is not among what is computed: "
+                f"metrics={final['metrics']!r} at "
                 f"topk={final['topk']!r}. Add it there, or choose another."
             )
         final["valid_metric_bigger"] = not is_smaller_better(name.lower())
@@ -431,7 +438,9 @@ class Config(RecBoleConfig):
         """Choose the device without touching ``CUDA_VISIBLE_DEVICES``."""
         final = self.final_config_dict
         gpu_id = final["gpu_id"]
-        gpus = [str(part).strip() for part in (gpu_id if isinstance(gpu_id, (tuple, list)) else str(gpu_id).split(","))]
+        gpus = [
+            str(part).strip() for part in (gpu_id if isinstance(gpu_id, (tuple, list)) else str(gpu_id).split(","))
+        ]
         gpus = [gpu for gpu in gpus if gpu]
         if final.get("local_rank") is not None or len(gpus) > 1:
             raise ConfigError(
@@ -532,4 +541,3 @@ def _dataset_folder(data_path: str, dataset: str) -> Path:
     if not folder.exists() and bundled.is_dir():
         return bundled
     return folder
-

@@ -151,7 +151,8 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None) 
     if report["dataset"]["items"] != dataset.item_num - 1 or report["dataset"]["users"] != dataset.user_num - 1:
         raise CheckpointError(
             f"{run_dir} was trained on {report['dataset']['users']} users and {report['dataset']['items']} items, but "
-            f"{config['data_path']} now gives {dataset.user_num - 1} and {dataset.item_num - 1}. Point data_path at the "
+            f"{config['data_path']} now gives {dataset.user_num - 1} and {dataset.item_num - 1}. Point "
+            f"data_path at the "
             "files it was trained on."
         )
     if _has_pretraining(config):
@@ -167,7 +168,7 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None) 
     return Run(config, dataset, model, trainer, train_data, valid_data, test_data)
 
 
-# ---- S3Rec: two models, one after the other -----------------------------------------------------------------------------
+# ---- S3Rec: two models, one after the other
 
 
 def _has_pretraining(config: Config) -> bool:

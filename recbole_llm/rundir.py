@@ -35,7 +35,7 @@ CIRCUMSTANCES = frozenset(
 SECRETS = frozenset({"llm_token", "rec_llm_token"})
 
 
-# ---- logging ------------------------------------------------------------------------------------------------------------
+# ---- logging
 
 
 class _Plain(logging.Formatter):
@@ -89,7 +89,7 @@ class Overlay:
         return self._values[key] if key in self._values else self._config[key]
 
 
-# ---- folders ------------------------------------------------------------------------------------------------------------
+# ---- folders
 
 
 def create(config: Config) -> Path:
@@ -106,7 +106,9 @@ def create(config: Config) -> Path:
             continue  # two runs in the same second
         except OSError as error:
             raise ConfigError(f"checkpoint_dir={str(parent)!r} cannot be written: {error}.") from error
-    settings = {key: value for key, value in config.merged.items() if key not in SECRETS | {"resume", "smoke_settings"}}
+    settings = {
+        key: value for key, value in config.merged.items() if key not in SECRETS | {"resume", "smoke_settings"}
+    }
     text = yaml.safe_dump(_plain(settings), sort_keys=True, allow_unicode=True)
     (run_dir / "config.yaml").write_text(text, encoding="utf-8")
     return run_dir
@@ -149,7 +151,9 @@ def find_resumable(config: Config) -> Path | None:
         if checkpoint.state_folder(run_dir) is None:
             raise CheckpointError(f"{run_dir} holds no training state: it was stopped before its first epoch ended.")
         if not same_experiment(settings, config.merged):
-            changed = sorted(k for k in {*settings, *config.merged} if _plain(settings.get(k)) != _plain(config.merged.get(k)))
+            changed = sorted(
+                k for k in {*settings, *config.merged} if _plain(settings.get(k)) != _plain(config.merged.get(k))
+            )
             changed = [key for key in changed if key not in CIRCUMSTANCES]
             raise CheckpointError(
                 f"{run_dir} was started with other settings ({', '.join(changed[:5])}). Resume it with its own: "
@@ -186,7 +190,7 @@ def read_results(run_dir: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is damaged ({error}).") from error
 
 
-# ---- results ------------------------------------------------------------------------------------------------------------
+# ---- results
 
 
 def protocol(config: Config) -> str:
@@ -201,7 +205,8 @@ def protocol(config: Config) -> str:
     label = "SMOKE RUN, " if config["smoke"] else ""
     return (
         f"{label}{masked}, {split}, {ranking}, time order {config['time_order']}, at most "
-        f"{config['MAX_ITEM_LIST_LENGTH']} items of history, seed {config['seed']}, best epoch by {config['valid_metric']}"
+        f"{config['MAX_ITEM_LIST_LENGTH']} items of history, seed {config['seed']}, best epoch by "
+        f"{config['valid_metric']}"
     )
 
 
@@ -265,7 +270,7 @@ def report(
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit and hardware of this process."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -328,8 +333,7 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     places = config["metric_decimal_place"]
     valid = results["best_valid_result"] or {}
     rows = [
-        [metric, valid.get(metric), value, results[second][metric]]
-        for metric, value in (results[first] or {}).items()
+        [metric, valid.get(metric), value, results[second][metric]] for metric, value in (results[first] or {}).items()
     ]
     table = tabulate(
         rows, ["metric", "best valid", heads[first], heads[second]], tablefmt="simple", floatfmt=f".{places}f"
@@ -347,7 +351,8 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         "",
         table,
         "",
-        "seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items())
+        "seconds: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items())
         + f"; peak memory {results['peak_memory_mb']} MB",
     ]
     if run_dir is not None:
@@ -355,7 +360,8 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     logger.info("\n".join(lines))
     if (results["tied_targets"] or 0) > 0.01:
         logger.warning(
-            f"{results['tied_targets']:.1%} of the targets share their score with another item; their order is arbitrary."
+            f"{results['tied_targets']:.1%} of the targets share their score with another item; their order is "
+            f"arbitrary."
         )
     if results["targets_in_history"]:
         logger.warning(

@@ -1,8 +1,8 @@
 """Interactions as histories: each user's sequence stored once, list fields built per batch.
 
-RecBole copies every prefix of every user into a dense ``(rows, MAX_ITEM_LIST_LENGTH)`` table per field. Here a row is
-a position in one flat, sorted array; ``item_id_list`` and its siblings are gathered for the rows of a batch only. Field
-names, dtypes, padding side and values are RecBole's.
+RecBole copies every prefix of every user into a dense ``(rows, MAX_ITEM_LIST_LENGTH)`` table per field. Here a row
+is a position in one flat, sorted array; ``item_id_list`` and its siblings are gathered for the rows of a batch only.
+Field names, dtypes, padding side and values are RecBole's.
 """
 
 import csv
@@ -65,6 +65,7 @@ class HistoryDataset(SequentialDataset):
         For a missing or damaged file, a missing field, a time that is missing, or filters that leave nothing.
     """
 
+    inter_feat: Any  # a DataFrame while it is filtered, an Interaction of rows after `build`
     flat: Interaction
     offsets: np.ndarray
 
@@ -74,20 +75,22 @@ class HistoryDataset(SequentialDataset):
         choice(config, "time_order", ["exact", "recbole"])
         super().__init__(config)
 
-    # ---- reading ------------------------------------------------------------------------------------------------------
+    # ---- reading
 
     def _download(self) -> None:
         from recbole.data.utils import decide_download, download_url, extract_zip, rename_atomic_files
 
         folder = Path(self.dataset_path)
         advice = (
-            f"Put the atomic files into {str(folder)!r} ({self.dataset_name}.inter, and .item for item text), or point "
+            f"Put the atomic files into {str(folder)!r} ({self.dataset_name}.inter, and .item for item text), "
+            f"or point "
             "data_path at the folder that holds them."
         )
         url = self._get_download_url("url", allow_none=True)
         if url is None:
             raise DataError(
-                f"There is no folder {str(folder)!r} and RecBole offers no download for {self.dataset_name!r}. {advice}"
+                f"There is no folder {str(folder)!r} and RecBole offers no download for {self.dataset_name!r}. "
+                f"{advice}"
             )
         try:
             self.logger.info(f"Downloading {self.dataset_name} from {url}.")
@@ -142,7 +145,8 @@ class HistoryDataset(SequentialDataset):
         frame.columns = pd.Index(names)
         for field in names:
             if self.field2type[field].value.endswith("seq"):
-                frame[field] = self._split_sequences(frame[field], field)
+                parts = self._split_sequences(frame[field], field)
+                frame[field] = pd.Series(parts, index=frame.index, dtype=object)
         self.source_files.append(path)
         return frame
 
@@ -240,7 +244,7 @@ class HistoryDataset(SequentialDataset):
         self.field2seqlen[field] = longest if limit is None else min(int(limit), longest)
         return [part[:limit] for part in parts]
 
-    # ---- filtering, ids ---------------------------------------------------------------------------------------------
+    # ---- filtering, ids
 
     def _data_filtering(self) -> None:
         if self.config["smoke"]:
@@ -334,8 +338,10 @@ class HistoryDataset(SequentialDataset):
                 if name == "inter_feat" and field == self.time_field and feat[field].isna().any():
                     row = int(np.flatnonzero(feat[field].isna())[0])
                     raise DataError(
-                        f"{int(feat[field].isna().sum())} interactions of {self.dataset_name!r} have no {field!r}, the "
-                        f"first in row {row + 1} after filtering. Without a time there is no order: complete or drop them."
+                        f"{int(feat[field].isna().sum())} interactions of {self.dataset_name!r} have no "
+                        f"{field!r}, the "
+                        f"first in row {row + 1} after filtering. Without a time there is no order: complete or "
+                        f"drop them."
                     )
                 if ftype == FeatureType.TOKEN:
                     feat[field] = feat[field].fillna(0).astype(np.int64)
@@ -344,7 +350,10 @@ class HistoryDataset(SequentialDataset):
                 else:
                     dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float64
                     feat[field] = pd.Series(
-                        [value if isinstance(value, np.ndarray) else np.array([], dtype=dtype) for value in feat[field]],
+                        [
+                            value if isinstance(value, np.ndarray) else np.array([], dtype=dtype)
+                            for value in feat[field]
+                        ],
                         index=feat.index,
                         dtype=object,
                     )
@@ -355,7 +364,7 @@ class HistoryDataset(SequentialDataset):
             self._exact_time = self.inter_feat[self.time_field].to_numpy(np.float64, copy=True)
         super()._normalize()
 
-    # ---- histories ----------------------------------------------------------------------------------------------------
+    # ---- histories
 
     def _change_feat_format(self) -> None:
         """DataFrames to tensors; then sort histories and define the rows, without building their lists."""
@@ -394,10 +403,8 @@ class HistoryDataset(SequentialDataset):
             assert self._exact_time is not None, "a sequential dataset without time is refused when it is read"
             times = self._exact_time
         # Two stable sorts: by time, then by user, so that equal times keep file order.
-        if np.all(times[1:] >= times[:-1]):
-            by_time = np.arange(len(times))
-        else:
-            by_time = np.argsort(times, kind="stable")
+        in_order = np.all(times[1:] >= times[:-1])
+        by_time = np.arange(len(times)) if in_order else np.argsort(times, kind="stable")
         return by_time[stable_order(users[by_time])]
 
     def data_augmentation(self) -> None:
@@ -411,7 +418,9 @@ class HistoryDataset(SequentialDataset):
             position = rows[POSITION]
             del rows[POSITION]
             lists = self.gather_lists(position.reshape(-1), rows[self.item_list_length_field].reshape(-1))
-            rows.update(Interaction({field: values[0] if position.ndim == 0 else values for field, values in lists.items()}))
+            rows.update(
+                Interaction({field: values[0] if position.ndim == 0 else values for field, values in lists.items()})
+            )
         return self.join(rows) if join else rows
 
     def rows_at(self, position: torch.Tensor, length: torch.Tensor, with_next: bool = False) -> Interaction:
@@ -492,7 +501,7 @@ class HistoryDataset(SequentialDataset):
             self._has_repeats = bool(np.any(pairs[1:] == pairs[:-1]))
         return self._has_repeats
 
-    # ---- what RecBole asks of an augmented dataset --------------------------------------------------------------------
+    # ---- what RecBole asks of an augmented dataset
 
     def _grouped_index(self, group_by_list: Any) -> Iterable[np.ndarray]:
         """Row numbers of each group, groups in order of first appearance."""
@@ -525,9 +534,7 @@ class HistoryDataset(SequentialDataset):
         first = self.inter_feat[self.item_list_length_field] == 1
         before = self.inter_feat[POSITION][first] - 1
         fields = [self.uid_field, self.iid_field] + ([value_field] if value_field else [])
-        pairs = Interaction(
-            {field: torch.cat([self.inter_feat[field], self.flat[field][before]]) for field in fields}
-        )
+        pairs = Interaction({field: torch.cat([self.inter_feat[field], self.flat[field][before]]) for field in fields})
         return self._create_sparse_matrix(pairs, self.uid_field, self.iid_field, form, value_field)
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:

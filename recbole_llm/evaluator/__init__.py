@@ -1,1 +1,1 @@
-
+"""Ranks and the metrics computed from them."""

@@ -65,7 +65,7 @@ def needs_lists(metrics: list[str]) -> bool:
 
 
 def compute(
-    config: Any, rank: np.ndarray, lists: np.ndarray | None, train_counts: np.ndarray
+    config: Any, rank: np.ndarray, lists: np.ndarray | None, train_counts: np.ndarray | None
 ) -> dict[str, float]:
     """Means over rows of every metric of the configuration, unrounded.
 
@@ -77,8 +77,8 @@ def compute(
         Rank of the target, 1 = first.
     lists : numpy.ndarray, shape (rows, max(topk)), optional
         Recommended items; needed for the list metrics only.
-    train_counts : numpy.ndarray, shape (item_num,)
-        Training interactions per item, for the popularity metrics.
+    train_counts : numpy.ndarray, shape (item_num,), optional
+        Training interactions per item; needed for the list metrics only.
     """
     result: dict[str, float] = {}
     for metric in config["metrics"]:
@@ -87,14 +87,12 @@ def compute(
             for k in config["topk"]:
                 result[f"{name}@{k}"] = float(RANK_METRICS[name](rank, k).mean())
         else:
-            assert lists is not None, f"{name} needs the recommended lists"
+            assert lists is not None and train_counts is not None, f"{name} needs the recommended lists"
             result.update(_recbole_list_metric(name, config, lists, train_counts))
     return result
 
 
-def _recbole_list_metric(
-    name: str, config: Any, lists: np.ndarray, train_counts: np.ndarray
-) -> Mapping[str, float]:
+def _recbole_list_metric(name: str, config: Any, lists: np.ndarray, train_counts: np.ndarray) -> Mapping[str, float]:
     settings = {"metric_decimal_place": 12, "topk": config["topk"], "tail_ratio": config["tail_ratio"]}
     data = DataStruct()
     data.set("rec.items", torch.from_numpy(lists))

@@ -58,7 +58,11 @@ class RankCollector:
             self._parts.setdefault(name, []).append(value)
 
     def collect(
-        self, scores: torch.Tensor, user: torch.Tensor, target: torch.Tensor, history: tuple[torch.Tensor, torch.Tensor]
+        self,
+        scores: torch.Tensor,
+        user: torch.Tensor,
+        target: torch.Tensor,
+        history: tuple[torch.Tensor, torch.Tensor],
     ) -> None:
         """Add a batch.
 
@@ -114,7 +118,8 @@ class RankCollector:
         broken = int(whole["broken"].sum())
         if broken:
             raise ScoreError(
-                f"The model returned NaN scores for {broken} of {len(whole['broken'])} rows. Training diverged, or the "
+                f"The model returned NaN scores for {broken} of {len(whole['broken'])} rows. Training diverged, "
+                f"or the "
                 "dtype overflows (T5 in float16 does): lower learning_rate, or use float32 or bfloat16."
             )
         return Ranks(

@@ -1,1 +1,1 @@
-
+"""One model a file, readable next to its paper."""

@@ -6,7 +6,8 @@
     y   = h_u W^T, without bias                                 (B, n_items)      Eq. 5
     loss = cross-entropy over all items, one target a sequence                    Eq. 6
 
-What the paper leaves open is a switch in props/model/LiteLLM4Rec.yaml; none of it was checked against the authors' code.
+What the paper leaves open is a switch in props/model/LiteLLM4Rec.yaml; none of it was checked against the authors'
+code.
 """
 
 from typing import Any
@@ -57,6 +58,8 @@ class LiteLLM4Rec(SequentialRecommender):
     """
 
     needs_item_text = True
+    rec_llm: Any
+    item_llm: Any
 
     @staticmethod
     def train_view(config: Any) -> str:
@@ -74,7 +77,8 @@ class LiteLLM4Rec(SequentialRecommender):
         self.training_stages = STAGES[self.item_llm_mode][-1:] if self.task == "topn" else STAGES[self.item_llm_mode]
         if config["share_llm"] and not self.joint:
             raise ConfigError(
-                f"share_llm=True needs item_llm_mode=joint, not {self.item_llm_mode!r}: frozen vectors have no Item LLM "
+                f"share_llm=True needs item_llm_mode=joint, not {self.item_llm_mode!r}: frozen vectors have no "
+                f"Item LLM "
                 "to share."
             )
 
@@ -129,7 +133,7 @@ class LiteLLM4Rec(SequentialRecommender):
         if self.task == "topn" and self.training_stages == [FINETUNE]:
             self._use_item_table()
 
-    # ---- items ----------------------------------------------------------------------------------------------------------
+    # ---- items
 
     def _encode_items_once(self, config: Any) -> None:
         found = encode_items(
@@ -147,7 +151,8 @@ class LiteLLM4Rec(SequentialRecommender):
         self.register_buffer("item_vectors", torch.tensor(found.vectors))
 
     def _build_item_llm(self, config: Any, dropout: float) -> None:
-        """The Item LLM as a module, and the tokens of every item; ``mean``-like pooling only, it must have a gradient."""
+        """The Item LLM as a module, and the tokens of every item; ``mean``-like pooling only, it must have a "
+        "gradient."""
         if self.item_pooling == "sentence":
             raise ConfigError(
                 "item_pooling=sentence runs a pipeline without gradient; with item_llm_mode="
@@ -260,7 +265,7 @@ class LiteLLM4Rec(SequentialRecommender):
             del self.item_vectors
         self.train(was_training)
 
-    # ---- sequences ------------------------------------------------------------------------------------------------------
+    # ---- sequences
 
     def _build_scale(self, kind: str, token_rms: float) -> None:
         self.learned_scale = nn.Parameter(torch.ones(())) if kind == "learned" else None
@@ -328,7 +333,8 @@ class LiteLLM4Rec(SequentialRecommender):
         return (h * self.head.weight[interaction[self.ITEM_ID]]).sum(-1)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """Scores of the whole catalogue, shape (B, n_items); padding and, in the top-N task, other items are ``-inf``."""
+        """Scores of the whole catalogue, shape (B, n_items); padding and, in the top-N task, other items are "
+        "``-inf``."""
         logits = self.head(self._sequence_vectors(interaction))
         logits[:, 0] = -torch.inf
         if self.task == "topn":

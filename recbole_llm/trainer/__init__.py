@@ -1,1 +1,1 @@
-
+"""Training, schedules, checkpoints."""

@@ -24,7 +24,9 @@ def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Frozen parameters are left out: they come from the base model, which a run records by name and revision.
     """
-    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    frozen = {
+        name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad
+    }
     tensors: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in model.state_dict().items():
@@ -84,7 +86,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file} is damaged ({error}). Train again, or restore it from a copy.") from error
 
 
-# ---- training state ---------------------------------------------------------------------------------------------------
+# ---- training state
 
 
 def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:

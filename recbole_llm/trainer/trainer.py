@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,6 @@ class RunTrainer(Trainer):
     ) -> None:
         # Not Trainer.__init__: it opens a TensorBoard writer in the current folder and evaluators that round.
         AbstractTrainer.__init__(self, config, model)
-        from logging import getLogger
-
         self.logger = getLogger()
         self.run_dir = run_dir
         self.device = config["device"]
@@ -99,6 +98,8 @@ class RunTrainer(Trainer):
         self.item_tensor = None
         self.tot_item_num: int | None = None
         self._total_steps = 0
+        self._saved = False
+        self._best_weights: dict[str, torch.Tensor] | None = None
         self._start_stage(0)
 
     def _worst_score(self) -> float:
@@ -120,10 +121,12 @@ class RunTrainer(Trainer):
         self.optimizer = self._build_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
 
-    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer | None:
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         groups = parameter_groups(self.model, self.config["decay_groups"], self.weight_decay)
         if not any(group["params"] for group in groups):
-            return None  # nothing to train (LLMSeqSim-like models): epochs must be 0
+            if self.epochs > 0:
+                raise ConfigError(f"{self.config['model']} has nothing to train here: set epochs=0.")
+            groups = [{"params": [torch.zeros(0, requires_grad=True)]}]
         if self.learner in ("adam", "adamw"):
             kind = torch.optim.Adam if self.learner == "adam" else torch.optim.AdamW
             return kind(groups, lr=self.learning_rate, eps=self.config["adam_eps"], fused=True)
@@ -131,7 +134,7 @@ class RunTrainer(Trainer):
             group.pop("weight_decay")
         return super()._build_optimizer(params=groups, **kwargs)
 
-    # ---- training -----------------------------------------------------------------------------------------------------
+    # ---- training
 
     def fit(
         self,
@@ -249,7 +252,7 @@ class RunTrainer(Trainer):
             with self._autocast():
                 losses = loss_func(interaction.to(self.device))
             parts = losses if isinstance(losses, tuple) else (losses,)
-            self.scaler.scale(sum(parts) / group).backward()
+            self.scaler.scale(torch.stack(parts).sum() / group).backward()
             # Sums stay on the device: reading them here would wait for it at every step.
             values = torch.stack([part.detach().float() for part in parts])
             total = [total[0] + values] if total else [values]
@@ -258,8 +261,9 @@ class RunTrainer(Trainer):
         sums = total[0].tolist() if total else [0.0]
         if not np.all(np.isfinite(sums)):
             raise DivergedError(
-                f"The training loss of epoch {epoch_idx} is {sum(sums)}. Lower learning_rate={self.learning_rate}, set "
-                "clip_grad_norm, or turn mixed precision off (T5 overflows in fp16, not in bf16). The best weights so "
+                f"The training loss of epoch {epoch_idx} is {sum(sums)}. Lower learning_rate={self.learning_rate}, "
+                "set clip_grad_norm, or turn mixed precision off (T5 overflows in fp16, not in bf16). The best "
+                "weights so "
                 f"far are kept in {self.run_dir}."
             )
         return tuple(sums) if len(sums) > 1 else sums[0]
@@ -291,7 +295,7 @@ class RunTrainer(Trainer):
     def _progress(data: Any, label: str, show: bool) -> Any:
         return tqdm(data, total=len(data), ncols=100, desc=set_color(label, "pink"), leave=False) if show else data
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------------
+    # ---- evaluation
 
     @torch.no_grad()
     def evaluate(
@@ -311,8 +315,6 @@ class RunTrainer(Trainer):
             checkpoint.load_weights(self.model, Path(model_file))
         elif load_best_model:
             self._load_best()
-        if self.train_counts is None:
-            self.train_counts = np.ones(eval_data.dataset.item_num, dtype=np.int64)
         self.model.eval()
         self.test_dataset = eval_data.dataset
         self.tot_item_num = eval_data.dataset.item_num
@@ -340,12 +342,15 @@ class RunTrainer(Trainer):
         return masked if self.config["mask_history"] else unmasked
 
     def _metrics(self, rank: np.ndarray, lists: np.ndarray | None) -> OrderedDict[str, float]:
+        assert self.train_counts is not None or lists is None, "popularity metrics need train_counts"
         return OrderedDict(metrics.compute(self.config, rank, lists, self.train_counts))
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, OrderedDict[str, float]]:
-        result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress)
+        result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress) or OrderedDict()
         if self.valid_metric not in result:
-            raise ConfigError(f"valid_metric={self.valid_metric!r} is not computed.{nearest(self.valid_metric, result)}")
+            raise ConfigError(
+                f"valid_metric={self.valid_metric!r} is not computed.{nearest(self.valid_metric, result)}"
+            )
         return calculate_valid_score(result, self.valid_metric), result
 
     def rounded(self, result: dict[str, float]) -> OrderedDict[str, float]:
@@ -353,10 +358,10 @@ class RunTrainer(Trainer):
         places = self.config["metric_decimal_place"]
         return OrderedDict((name, round(value, places)) for name, value in result.items())
 
-    # ---- files --------------------------------------------------------------------------------------------------------
+    # ---- files
 
     def _save_best(self) -> None:
-        if getattr(self, "_saved", False):
+        if self._saved and self.run_dir is not None:
             checkpoint.save_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
         else:
             self._best_weights = {
@@ -364,14 +369,13 @@ class RunTrainer(Trainer):
             }
 
     def _load_best(self) -> None:
-        if getattr(self, "_saved", False) or not hasattr(self, "_best_weights"):
-            if self.run_dir is not None:
-                checkpoint.load_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
-        else:
+        if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights, strict=False)
+        elif self.run_dir is not None:
+            checkpoint.load_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
 
     def _save_training_state(self, next_epoch: int) -> None:
-        if not (getattr(self, "_saved", False) and self.config["save_state"]):
+        if self.run_dir is None or not (self._saved and self.config["save_state"]):
             return
         values = {
             "stage": self.stage,
@@ -394,6 +398,7 @@ class RunTrainer(Trainer):
         folder = checkpoint.state_folder(self.run_dir) if self.run_dir else None
         if folder is None:
             return False
+        self._saved = True
         values = checkpoint.read_state(folder)
         for stage in range(1, values["stage"] + 1):
             self._start_stage(stage)
@@ -413,7 +418,7 @@ class RunTrainer(Trainer):
         return True
 
     def _write_curve(self) -> None:
-        if not getattr(self, "_saved", False):
+        if self.run_dir is None or not self._saved:
             return
         columns = list(dict.fromkeys(key for row in self.curve for key in row))
         with (self.run_dir / "history.csv").open("w", newline="", encoding="utf-8") as file:
