@@ -223,7 +223,12 @@ def get_model(name: str) -> type:
     if name in own_models():
         return getattr(importlib.import_module(f"recbole_llm.model.{name.lower()}"), name)
     if name in stock_models():
-        return getattr(importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}"), name)
+        # RecBole's sine.py turns autograd's anomaly detection on for the whole process as it is imported, and every
+        # sequential model imports it: training then takes twice the time.
+        anomaly = torch.is_anomaly_enabled()
+        module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
+        torch.autograd.set_detect_anomaly(anomaly)
+        return getattr(module, name)
     if (RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml").is_file():
         raise ConfigError(f"model={name!r} is not a sequential recommender; recbole-llm runs sequential models only.")
     known = own_models() + stock_models()

@@ -183,8 +183,8 @@ class HistoryDataset(SequentialDataset):
         for key, field in needed.items():
             if field not in fields:
                 raise DataError(
-                    f"{path} has no field {field!r} ({key}).{nearest(str(field), fields)} It has: {', '.join(fields)}. "
-                    f"Say which one it is with --{key}=NAME."
+                    f"{path} has no field {field!r} ({key}).{nearest(str(field), fields)} It has: "
+                    f"{', '.join(fields)}. Say which one it is with --{key}=NAME."
                 )
             if load_col is not None and field not in load_col:
                 raise DataError(
