@@ -12,7 +12,7 @@ from typing import Any
 
 from recbole_llm.convert.catalogue import Catalogue
 from recbole_llm.convert.lines import LineError, Skips
-from recbole_llm.convert.reading import decode, read_lines, split_fields
+from recbole_llm.convert.reading import read_lines, split_fields
 from recbole_llm.convert.records import each_record, mentions, read_columns
 from recbole_llm.convert.source_kinds import Reading, Request, path_text, plain_text, words_text
 from recbole_llm.convert.sources import Bundle, Source, parquet_batches
@@ -109,12 +109,13 @@ def read(request: Request) -> Reading:
     release = _RELEASES[found["year"]]
     category = _BEAUTY[found["year"]] if found["category"] == "beauty" else found["category"]
     category = _CATEGORIES.get(category, category)
+    # Both before the reviews are read, which takes minutes: a missing file should be known at once.
     sources = _reviews(request, release, category)
+    metadata = _metadata(request, release, category)
     table = Interactions(("rating",))
     for source in sources:
         _read_reviews(source, table, release, request)
     reading = Reading(table, sources=sources)
-    metadata = _metadata(request, release, category)
     if metadata:
         reading.items = _read_metadata(metadata, table, release, request)
         reading.sources = sources + metadata
@@ -185,7 +186,7 @@ def _of_category(bundle: Bundle, release: _Release, category: str) -> list[Sourc
     return []
 
 
-# ---- interactions ------------------------------------------------------------------------------------------------
+# ---- interactions
 
 
 def _read_reviews(source: Source, table: Interactions, release: _Release, request: Request) -> None:
@@ -201,7 +202,7 @@ def _read_reviews(source: Source, table: Interactions, release: _Release, reques
         order, skip_first = _csv_columns(source, release, request)
 
         def take_lines(lines: list[bytes]) -> None:
-            columns = split_fields(decode(lines), ",", len(order))
+            columns = split_fields(lines, ",", len(order))
             take([columns[order.index(name)] for name in ("user", "item", "rating", "time")])
 
         read_lines(source, take_lines, request.skips, request.progress, skip_first)
@@ -251,7 +252,7 @@ def _holds_literals(source: Source) -> bool:
     return block is not None and not block.data.lstrip().startswith(b'{"')
 
 
-# ---- metadata ----------------------------------------------------------------------------------------------------
+# ---- metadata
 
 
 def _read_metadata(sources: Sequence[Source], table: Interactions, release: _Release, request: Request) -> Catalogue:

@@ -186,8 +186,12 @@ def convert(
             "items": listed,
             "text_fields": list(text_fields) if text_fields is not None else None,
             "on_error": on_error,
-            # The number of workers does not change the output.
-            **{key: options[key] for key in sorted(options) if key != "workers"},
+            # The number of workers does not change the output; of a file the name counts, not where it is.
+            **{
+                key: Path(options[key]).name if key == "users" else options[key]
+                for key in sorted(options)
+                if key != "workers"
+            },
         },
         notes=reading.notes,
     )

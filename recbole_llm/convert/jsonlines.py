@@ -7,8 +7,15 @@ from typing import Any
 
 from recbole_llm.convert.lines import LineError
 
+_STANDARD = json.JSONDecoder(parse_constant=lambda _: None)
+
+
+def _standard(text: str | bytes) -> Any:
+    return _STANDARD.decode(text.decode("utf-8") if isinstance(text, bytes) else text)
+
+
 #: Parser of one JSON text, str or bytes; both possible ones raise a ValueError.
-loads: Callable[[Any], Any] = json.loads
+loads: Callable[[Any], Any] = _standard
 with suppress(ImportError):  # orjson is optional; the standard library takes about three times as long
     import orjson
 
@@ -18,27 +25,22 @@ with suppress(ImportError):  # orjson is optional; the standard library takes ab
 def parse_json(line: bytes) -> Any:
     """Parse one line.
 
-    ``NaN`` and ``Infinity``, which some tools write although JSON has no such words, become ``None``.
+    What orjson refuses and the standard library reads is taken from the latter: ``NaN`` and ``Infinity``, which some
+    tools write although JSON has no such words (they become ``None``), and half surrogate pairs.
 
     Raises
     ------
     LineError
         The line is not UTF-8 or not JSON, or it is nested too deep.
     """
+    if b"NaN" not in line:
+        with suppress(ValueError, RecursionError):
+            return loads(line)
     try:
-        return loads(line)
+        return _standard(line)
     except UnicodeDecodeError as error:
-        raise LineError(f"not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start})") from error
+        raise LineError(f"not UTF-8 (byte {line[error.start]:#04x} at position {error.start})") from error
     except (ValueError, RecursionError) as error:
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as wrong:
-            raise LineError(f"not UTF-8 (byte {line[wrong.start]:#04x} at position {wrong.start})") from wrong
-        if "NaN" in text or "Infinity" in text:
-            try:
-                return json.loads(text, parse_constant=lambda _: None)
-            except (ValueError, RecursionError):
-                pass
         raise LineError(f"not JSON ({error})") from error
 
 

@@ -127,12 +127,11 @@ def _evaluate(line: str) -> Any:
         raise LineError(f"not JSON and not a literal of plain data (at {shown(outside[where : where + 20])})")
     if _SIGNS.search(outside) or _NUMBER_TOO_LONG.search(outside):
         raise LineError("a number that no data file would hold")
-    depth = deepest = 0
-    for character in re.findall(r"[\[({\])}]", outside):
-        depth += 1 if character in "[({" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        raise LineError(f"brackets nested {deepest} deep (at most {MAX_DEPTH})")
+    depth = 0
+    for bracket in re.finditer(r"[\[({\])}]", outside):
+        depth += 1 if bracket.group() in "[({" else -1
+        if depth > MAX_DEPTH:
+            raise LineError(f"brackets nested more than {MAX_DEPTH} deep")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -53,7 +53,7 @@ def _ratings(source: Source, separator: str, request: Request, header: bool = Fa
     table = Interactions(("rating",))
 
     def take(lines: list[bytes]) -> None:
-        users, items, ratings, times = split_fields(decode(lines), separator, 4)
+        users, items, ratings, times = split_fields(lines, separator, 4)
         check_ids(users, items)
         table.extend(users, items, as_times(times), [as_floats(ratings, "rating")])
 
@@ -86,7 +86,7 @@ def _utf8(line: bytes) -> str:
 
 
 def _fields(line: str, separator: str, count: int) -> list[str]:
-    return list(next(zip(*split_fields([line], separator, count), strict=True)))
+    return [column[0] for column in split_fields([line.encode()], separator, count)]
 
 
 def _add(catalogue: Catalogue, raw_id: str, values: Sequence[str]) -> None:

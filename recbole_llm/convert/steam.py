@@ -44,6 +44,8 @@ def read(request: Request) -> Reading:
     workers : int
         Processes that parse.
     """
+    # Before the reviews, which take minutes: a missing file should be known at once.
+    games = _games(request)
     if request.name == "steam":
         source = _one(request, "steam_reviews*.json*")
         table = _read_reviews(source, request)
@@ -51,7 +53,6 @@ def read(request: Request) -> Reading:
         source = _one(request, "australian_user_reviews*.json*")
         table = _read_australian(source, request)
     reading = Reading(table, sources=[source])
-    games = _games(request)
     if games is not None:
         reading.items = _read_games(games, table, request)
         reading.sources.append(games)

@@ -79,6 +79,7 @@ def test_other_forms_of_literals(line):
 
 def test_nan_is_missing():
     assert parse_literal("{'a': nan, 'b': [1, nan]}") == {"a": None, "b": [1, None]}
+    assert parse_any([b'{"a": "half \\ud83d"}']) == [{"a": "half \ud83d"}]
     assert parse_any([b'{"a": NaN, "b": Infinity, "c": "NaN"}']) == [{"a": None, "b": None, "c": "NaN"}]
 
 

@@ -1,0 +1,186 @@
+import json
+import sys
+
+import pytest
+from convert_helpers import make_zip, read_rows, write
+
+from recbole_llm.convert import convert
+from recbole_llm.errors import ConfigError, DataError, MissingExtraError
+
+LOG = "who,what,when,stars\nann,x1,2024-01-02,5\nbob,x2,2024-01-01T10:00:00Z,4.5\nann,x2,2024-01-02,1\n"
+COLUMNS = {"user_col": "who", "item_col": "what", "time_col": "when", "rating_col": "stars"}
+ROWS = [["bob", "x2", "4.5", "1704103200"], ["ann", "x1", "5", "1704153600"], ["ann", "x2", "1", "1704153600"]]
+
+
+def test_csv(tmp_path):
+    convert("generic", write(tmp_path / "log.csv", LOG), tmp_path / "set", **COLUMNS)
+    assert read_rows(tmp_path / "set/set.inter") == (
+        ["user_id:token", "item_id:token", "rating:float", "timestamp:float"],
+        ROWS,
+    )
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["set.conversion.json", "set.inter"]
+
+
+def test_tsv_gz_jsonl_zip_headerless_and_parquet_are_the_same(tmp_path):
+    records = [
+        dict(zip(LOG.split("\n")[0].split(","), line.split(","), strict=True)) for line in LOG.split("\n")[1:-1]
+    ]
+    files = {
+        "csv": write(tmp_path / "log.csv", LOG),
+        "tsv": write(tmp_path / "log.tsv.gz", LOG.replace(",", "\t")),
+        "jsonl": write(tmp_path / "log.jsonl", "".join(json.dumps(record) + "\n" for record in records)),
+        "zip": make_zip(tmp_path / "log.zip", {"deep/log.csv": LOG}),
+        "bom": write(tmp_path / "bom.csv", b"\xef\xbb\xbf" + LOG.encode()),
+        "quoted": write(tmp_path / "quoted.csv", LOG.replace("ann", '"ann"')),
+    }
+    hashes = {
+        name: next(iter(convert("generic", path, tmp_path / name / "set", **COLUMNS).hashes.values()))
+        for name, path in files.items()
+    }
+    bare = write(tmp_path / "bare.dat", LOG.split("\n", 1)[1].replace(",", "|"))
+    report = convert(
+        "generic", bare, tmp_path / "bare" / "set", delimiter="|", columns="who,what,when,stars", **COLUMNS
+    )
+    hashes["bare"] = next(iter(report.hashes.values()))
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet
+    except ImportError:
+        pass
+    else:
+        pyarrow.parquet.write_table(
+            pa.Table.from_pylist([{**record, "stars": float(record["stars"])} for record in records]),
+            tmp_path / "p.parquet",
+        )
+        report = convert("generic", tmp_path / "p.parquet", tmp_path / "parquet" / "set", **COLUMNS)
+        hashes["parquet"] = next(iter(report.hashes.values()))
+    assert len(set(hashes.values())) == 1, hashes
+
+
+def test_items_and_users(tmp_path):
+    items = 'what,Product Name,price,notes\nx1,"Lamp, ""small""\nround",9.5,a\nx2,None,,b\nx3,Unsold,1,c\n'
+    users = [{"who": "ann", "age": 31, "tags": ["a", "b"]}, {"who": "bob"}]
+    convert(
+        "generic",
+        write(tmp_path / "log.csv", LOG),
+        tmp_path / "set",
+        metadata=write(tmp_path / "items.csv", items),
+        item_fields="Product Name=title:token_seq,price:float",
+        users=write(tmp_path / "users.jsonl", "".join(json.dumps(user) + "\n" for user in users)),
+        user_fields="age:token,tags:token_seq",
+        **COLUMNS,
+    )
+    assert read_rows(tmp_path / "set/set.item") == (
+        ["item_id:token", "title:token_seq", "price:float"],
+        [["x1", 'Lamp, "small" round', "9.5"], ["x2", " None", ""], ["x3", "Unsold", "1"]],
+    )
+    assert read_rows(tmp_path / "set/set.user") == (
+        ["user_id:token", "age:token", "tags:token_seq"],
+        [["ann", "31", "a b"], ["bob", "", ""]],
+    )
+
+
+@pytest.mark.parametrize(
+    ("times", "written"),
+    [
+        (["3", "1", "2"], ["1", "2", "3"]),
+        (["1.5", "1.25", "1"], ["1", "1.25", "1.5"]),
+        (["1700000000123", "1700000000122", "1700000000121"], ["1700000000121", "1700000000122", "1700000000123"]),
+        (["1970-01-02", "1970-01-01T00:00:01.5", "1970-01-01 01:00:00+01:00"], ["0", "1.5", "86400"]),
+        (["-5", "0", "-5.5"], ["-5.5", "-5", "0"]),
+        (["9007199254740993", "9007199254740992", "0"], ["0", "9007199254740992", "9007199254740993"]),
+    ],
+)
+def test_times_are_exact(tmp_path, times, written):
+    log = "user,item,t\n" + "".join(f"u,i{n},{time}\n" for n, time in enumerate(times))
+    convert(
+        "generic", write(tmp_path / "log.csv", log), tmp_path / "set", user_col="user", item_col="item", time_col="t"
+    )
+    assert [row[-1] for row in read_rows(tmp_path / "set/set.inter")[1]] == written
+
+
+def test_time_pattern_and_no_time(tmp_path):
+    log = write(tmp_path / "log.csv", "u,i,t\na,1,31.12.2023\na,2,01.12.2023\n")
+    convert("generic", log, tmp_path / "a", user_col="u", item_col="i", time_col="t", time_format="%d.%m.%Y")
+    assert [row[1] for row in read_rows(tmp_path / "a/a.inter")[1]] == ["2", "1"]
+    report = convert("generic", log, tmp_path / "b", user_col="u", item_col="i")
+    assert read_rows(tmp_path / "b/b.inter")[1] == [["a", "1", "0"], ["a", "2", "1"]]
+    assert "order of the rows" in report.text()
+    with pytest.raises(DataError, match=r"log\.csv, line 2: the time '31.12.2023' is not a number or an ISO date"):
+        convert("generic", log, tmp_path / "c", user_col="u", item_col="i", time_col="t")
+
+
+def test_sessions_recognise_their_columns(tmp_path):
+    log = write(tmp_path / "sessions.csv", "SessionId,ItemId,Timestamp\n1,10,5\n1,11,4\n2,10,6\n")
+    products = write(tmp_path / "products.csv", "ItemId,name\n10,Pizza\n11,Salad\n")
+    report = convert("sessions", log, tmp_path / "set", metadata=products)
+    assert read_rows(tmp_path / "set/set.inter")[1] == [["1", "11", "4"], ["1", "10", "5"], ["2", "10", "6"]]
+    assert read_rows(tmp_path / "set/set.item") == (
+        ["item_id:token", "name:token_seq"],
+        [["10", "Pizza"], ["11", "Salad"]],
+    )
+    assert report.untitled_items == 0 and "258,710" in report.text()
+    strange = write(tmp_path / "strange.csv", "a,b\n1,2\n")
+    with pytest.raises(
+        ConfigError, match=r"sessions needs user_col \(--user_col\); the columns of .*strange\.csv are: a, b"
+    ):
+        convert("sessions", strange, tmp_path / "set2")
+
+
+@pytest.mark.parametrize(
+    ("log", "options", "message"),
+    [
+        (LOG, {"item_col": "sku"}, r"log\.csv, line 1: no column 'sku'; the columns are who, what, when, stars"),
+        (LOG + "ann,x1\n", {}, r"log\.csv, line 5: 2 fields where 4 are expected"),
+        (LOG + ",x1,2024-01-02,5\n", {}, r"line 5: an empty user or item id"),
+        (LOG + "ann,x1,2024-01-02,high\n", {}, r"line 5: the stars 'high' is not a number"),
+        (LOG + 'ann,"a\nb",2024-01-02,high\n', {}, r"line 6: the stars 'high' is not a number"),
+        (LOG + 'ann,"x1,2024-01-02,5\n', {}, r"line 5: a quote is opened here and not closed"),
+        (LOG.encode() + b"ann,\xe9,2024-01-02,5\n", {}, r"line 5: byte 0xe9 is not UTF-8; convert the file"),
+        (LOG.encode("utf-16"), {}, r"line 1: this is UTF-16 text"),
+        ("", {}, "is empty|not one usable"),
+        (LOG, {"user_col": None}, r"generic needs user_col"),
+    ],
+)
+def test_bad_logs(tmp_path, log, options, message):
+    with pytest.raises((DataError, ConfigError), match=message):
+        convert("generic", write(tmp_path / "log.csv", log), tmp_path / "out" / "set", **{**COLUMNS, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_catalogues(tmp_path):
+    log = write(tmp_path / "log.csv", LOG)
+
+    def with_items(text, **options):
+        return convert(
+            "generic", log, tmp_path / "set", metadata=write(tmp_path / "items.csv", text), **COLUMNS, **options
+        )
+
+    with pytest.raises(DataError, match=r"items\.csv, line 3: the id 'x1' is there twice"):
+        with_items("what,title\nx1,a\nx1,b\n")
+    with pytest.raises(DataError, match=r"items\.csv: no column 'what'; the columns are id, title"):
+        with_items("id,title\nx1,a\n")
+    with pytest.raises(DataError, match=r"items\.csv, line 2: the price 'cheap' is not a number"):
+        with_items("what,price\nx1,cheap\n", item_fields="price:float")
+    with pytest.raises(ConfigError, match="the type is 'text'; allowed are token, token_seq, float"):
+        with_items("what,title\nx1,a\n", item_fields="title:text")
+    with pytest.raises(DataError, match="no column 'name'; the columns are title"):
+        with_items("what,title\nx1,a\n", item_fields="name:token")
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'recbole-llm\[convert\]'"):
+        convert("generic", write(tmp_path / "log.parquet", b"PAR1"), tmp_path / "set", **COLUMNS)
+
+
+def test_damaged_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match=r"log\.parquet.*the parquet data is damaged"):
+        convert("generic", write(tmp_path / "log.parquet", b"PAR1" * 9), tmp_path / "set", **COLUMNS)
+
+
+def test_unknown_ending(tmp_path):
+    with pytest.raises(ConfigError, match="cannot tell the format from the ending 'xls'"):
+        convert("generic", write(tmp_path / "log.xls", LOG), tmp_path / "set", **COLUMNS)
