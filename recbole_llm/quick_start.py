@@ -109,7 +109,7 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
 
     seconds = {
         "data": watch["data"] - watch["start"],
-        "model": watch["model"] - watch["data"],
+        "model": watch["model"] - watch["data"] - pretraining.get("pretrain", 0.0),
         **trainer.seconds,
         **pretraining,
     }

@@ -249,8 +249,10 @@ class HistoryDataset(SequentialDataset):
     def _data_filtering(self) -> None:
         if self.config["smoke"]:
             users = self.inter_feat[self.uid_field]
-            kept = pd.unique(users)[: int(self.config["smoke_users"])]
-            self.inter_feat = self.inter_feat[users.isin(kept)].reset_index(drop=True)
+            few = users.isin(pd.unique(users)[: int(self.config["smoke_users"])])
+            frame = self.inter_feat[few]
+            number = frame.groupby(self.uid_field, observed=True).cumcount()
+            self.inter_feat = frame[number < int(self.config["smoke_interactions"])].reset_index(drop=True)
         super()._data_filtering()
 
     def _reset_index(self) -> None:
