@@ -168,7 +168,7 @@ def _metadata(request: Request, release: _Release, category: str) -> list[Source
         raise DataError(f"{request.metadata}: the folder is empty.")
     bundle = request.bundle
     if bundle.named and not _of_category(bundle, release, category):
-        bundle = Bundle(sorted({source.path.parent for source in bundle.named}))
+        bundle = bundle.folders()
     found = _of_category(bundle, release, category)
     if not found:
         raise DataError(
@@ -239,7 +239,7 @@ def _csv_columns(source: Source, release: _Release, request: Request) -> tuple[l
     if release.csv_order is not None:
         return list(release.csv_order), False
     header = next(iter(source.blocks(size=4096)), None)
-    cells = header.data.split(b"\n")[0].decode("utf-8", "replace").strip().split(",") if header else []
+    cells = header.lines[0].decode("utf-8", "replace").strip().split(",") if header else []
     if cells[:4] != _CSV_2023:
         raise DataError(
             f"{source.name}, line 1: the header is {','.join(cells)!r}; expected is {','.join(_CSV_2023)!r}."
@@ -249,7 +249,7 @@ def _csv_columns(source: Source, release: _Release, request: Request) -> tuple[l
 
 def _holds_literals(source: Source) -> bool:
     block = next(iter(source.blocks(size=4096)), None)
-    return block is not None and not block.data.lstrip().startswith(b'{"')
+    return block is not None and not block.lines[0].lstrip().startswith(b'{"')
 
 
 # ---- metadata

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from recbole_llm.convert.catalogue import Catalogue
 from recbole_llm.convert.filters import k_core
 from recbole_llm.convert.lines import LineError
-from recbole_llm.convert.reading import decode, lines_of
+from recbole_llm.convert.reading import decode
 from recbole_llm.convert.sources import Source
 from recbole_llm.convert.table import IntArray, Interactions
 from recbole_llm.convert.text import MISSING_WORDS
@@ -177,7 +177,7 @@ class _AtomicFile:
         head = next(self.source.blocks(size=1 << 16), None)
         if head is None:
             raise DataError(f"{path}: the file is empty.")
-        for cell in lines_of(head)[0].decode("utf-8", "replace").split("\t"):
+        for cell in head.lines[0].decode("utf-8", "replace").split("\t"):
             name, _, kind = cell.rpartition(":")
             if kind not in _TYPES or not name:
                 raise DataError(
@@ -192,7 +192,7 @@ class _AtomicFile:
         """Yield ``(line numbers, columns)``; lines with another number of fields are counted and left out."""
         width = len(self.fields)
         for block in self.source.blocks(self.progress):
-            lines = lines_of(block)
+            lines = block.lines
             numbers: Sequence[int] = range(block.first_line, block.first_line + len(lines))
             try:
                 texts = decode(lines)

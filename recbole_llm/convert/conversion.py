@@ -21,11 +21,12 @@ from recbole_llm.convert.atomic import (
 )
 from recbole_llm.convert.catalogue import Catalogue
 from recbole_llm.convert.filters import Filters, count, select
+from recbole_llm.convert.fingerprints import Fingerprints
 from recbole_llm.convert.lines import Skips
 from recbole_llm.convert.recipes import Recipe, get_recipe, recipes_for
 from recbole_llm.convert.report import Report
 from recbole_llm.convert.source_kinds import Reading, Request
-from recbole_llm.convert.sources import Bundle, Source
+from recbole_llm.convert.sources import Bundle
 from recbole_llm.convert.table import IntArray, Interactions
 from recbole_llm.convert.text import renamed_ids
 from recbole_llm.errors import ConfigError, DataError
@@ -149,57 +150,60 @@ def convert(
         )
     check_target(target, overwrite)
     skips = Skips(on_error)
-    request = Request(
-        name=name,
-        bundle=Bundle(_paths(input)),
-        metadata=Bundle(_paths(metadata)) if metadata is not None else None,
-        skips=skips,
-        progress=progress,
-        all_items=listed == "all",
-        options=options,
-    )
-    reading = read(request)
-    table = reading.interactions
-    if not len(table):
-        raise DataError(f"{request.bundle}: not one usable interaction was found.")
-    titled = _titled(table, reading.items)
-    if text_fields is not None and reading.items is not None:
-        reading.items = _only(reading.items, text_fields)
-    if filters.untitled == "drop" and titled is None:
-        raise ConfigError("untitled=drop needs item titles, and none were given; name the metadata file (--metadata).")
-    rows, steps = select(table, filters, titled)
-    if not len(rows):
-        raise DataError(f"no interaction is left after the filters ({filters.text()}).")
-    report = Report(
-        name=name,
-        output=target,
-        counts=count(table, rows),
-        listed_items=0,
-        untitled_items=0,
-        steps=steps,
-        skipped=skips.counts,
-        first_skipped=skips.first,
-        renamed_ids=0,
-        settings={
-            "recipe": recipe,
-            **filters.as_dict(),
-            "items": listed,
-            "text_fields": list(text_fields) if text_fields is not None else None,
-            "on_error": on_error,
-            # The number of workers does not change the output; of a file the name counts, not where it is.
-            **{
-                key: Path(options[key]).name if key == "users" else options[key]
-                for key in sorted(options)
-                if key != "workers"
+    with Fingerprints() as fingerprints:
+        request = Request(
+            name=name,
+            bundle=Bundle(_paths(input), fingerprints.start),
+            metadata=Bundle(_paths(metadata), fingerprints.start) if metadata is not None else None,
+            skips=skips,
+            progress=progress,
+            all_items=listed == "all",
+            options=options,
+        )
+        reading = read(request)
+        table = reading.interactions
+        if not len(table):
+            raise DataError(f"{request.bundle}: not one usable interaction was found.")
+        titled = _titled(table, reading.items)
+        if text_fields is not None and reading.items is not None:
+            reading.items = _only(reading.items, text_fields)
+        if filters.untitled == "drop" and titled is None:
+            raise ConfigError(
+                "untitled=drop needs item titles, and none were given; name the metadata file (--metadata)."
+            )
+        rows, steps = select(table, filters, titled)
+        if not len(rows):
+            raise DataError(f"no interaction is left after the filters ({filters.text()}).")
+        report = Report(
+            name=name,
+            output=target,
+            counts=count(table, rows),
+            listed_items=0,
+            untitled_items=0,
+            steps=steps,
+            skipped=skips.counts,
+            first_skipped=skips.first,
+            renamed_ids=0,
+            settings={
+                "recipe": recipe,
+                **filters.as_dict(),
+                "items": listed,
+                "text_fields": list(text_fields) if text_fields is not None else None,
+                "on_error": on_error,
+                # The number of workers does not change the output; of a file the name counts, not where it is.
+                **{
+                    key: Path(options[key]).name if key == "users" else options[key]
+                    for key in sorted(options)
+                    if key != "workers"
+                },
             },
-        },
-        notes=reading.notes,
-    )
-    with output_folder(target, overwrite) as out:
-        _write(out, report, reading, rows, progress)
-        report.sources = _fingerprints(reading.sources)
-        out.write_json(".conversion.json", report.as_dict())
-        report.hashes = out.hashes
+            notes=reading.notes,
+        )
+        with output_folder(target, overwrite) as out:
+            _write(out, report, reading, rows, progress)
+            report.sources = fingerprints.of(reading.sources)
+            out.write_json(".conversion.json", report.as_dict())
+            report.hashes = out.hashes
     report.published = [
         (entry, count(table, select(table, entry.filters, titled)[0]) if _fits(entry, options, titled) else None)
         for entry in recipes_for(name)
@@ -236,14 +240,6 @@ def _in_use(codes: dict[str, int], used: npt.NDArray[np.int32]) -> dict[str, Non
     """Return the raw ids whose code is used, in order of first appearance in the input."""
     mask = np.bincount(used, minlength=len(codes)) > 0
     return dict.fromkeys(compress(codes, mask.tolist()))
-
-
-def _fingerprints(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Return name, size and hash of each file that was read; without folders, which differ between machines."""
-    files = {source.path: source for source in sources}
-    return [
-        {"file": path.name, "bytes": path.stat().st_size, "sha256": source.sha256()} for path, source in files.items()
-    ]
 
 
 def _paths(given: PathLike | Sequence[PathLike]) -> list[PathLike]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from recbole_llm.convert.catalogue import Catalogue
 from recbole_llm.convert.lines import LineError, Skips, shown
-from recbole_llm.convert.reading import csv_batches, decode, decode_latin, lines_of, read_lines, split_fields
+from recbole_llm.convert.reading import csv_batches, decode, decode_latin, read_lines, split_fields
 from recbole_llm.convert.source_kinds import Reading, Request
 from recbole_llm.convert.sources import Source
 from recbole_llm.convert.table import Interactions, as_floats, as_times, check_ids
@@ -73,7 +73,7 @@ def _movies(genre_field: str, tags: bool = False) -> Catalogue:
 
 def _each_line(source: Source, skips: Skips, decoder: Callable[[bytes], str], take: Callable[[str], None]) -> None:
     for block in source.blocks():
-        for number, line in enumerate(lines_of(block), block.first_line):
+        for number, line in enumerate(block.lines, block.first_line):
             if line.strip():
                 try:
                     take(decoder(line))
@@ -191,7 +191,7 @@ def _add_movie(items: Catalogue, raw_id: str, raw_title: str, genres: str, tags:
 
 def _check_header(source: Source, expected: list[str]) -> None:
     for block in source.blocks(size=4096):
-        header = lines_of(block)[0].decode("utf-8", "replace")
+        header = block.lines[0].decode("utf-8", "replace")
         if header.split(",") != expected:
             raise DataError(
                 f"{source.name}, line 1: the header is {shown(header)}; expected is {','.join(expected)!r}."

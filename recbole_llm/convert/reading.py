@@ -6,19 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import methodcaller
 
 from recbole_llm.convert.lines import LineError, Skips
-from recbole_llm.convert.sources import MAX_LINE_BYTES, Block, Source
+from recbole_llm.convert.sources import MAX_LINE_BYTES, Source
 from recbole_llm.errors import DataError
 
 #: Line numbers and, for each, the cells of a row.
 Rows = tuple[Sequence[int], list[list[str]]]
-
-
-def lines_of(block: Block) -> list[bytes]:
-    """Return the lines of a block without line ends (``\\n`` or ``\\r\\n``)."""
-    data = block.data
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n").removesuffix(b"\r")
-    return data.split(b"\n")
 
 
 def read_lines(
@@ -49,7 +41,7 @@ def read_lines(
     """
     total = 0
     for block in source.blocks(progress):
-        lines = lines_of(block)
+        lines = block.lines
         total += len(lines)
         first = block.first_line
         if first == 1 and skip_first:
@@ -133,7 +125,7 @@ def csv_batches(source: Source, delimiter: str, progress: bool = False) -> Itera
     for block in source.blocks(progress):
         if not waiting:
             start = block.first_line
-        waiting.append(block.data.removesuffix(b"\r"))
+        waiting += block.lines
         data = b"\n".join(waiting)
         # An odd number of quotes: a quoted field goes on behind this block.
         if b'"' in data and data.count(b'"') % 2:

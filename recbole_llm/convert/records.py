@@ -1,14 +1,15 @@
 """Files with one record a line: JSON, or a Python literal in the older downloads."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any
 
-from recbole_llm.convert.jsonlines import parse_json, parse_lines
+from recbole_llm.convert.jsonlines import loads, parse_json, parse_lines
 from recbole_llm.convert.lines import LineError, Skips
 from recbole_llm.convert.literal import parse_literal
 from recbole_llm.convert.parallel import ordered_map
-from recbole_llm.convert.reading import decode, lines_of
+from recbole_llm.convert.reading import decode
 from recbole_llm.convert.sources import Block, Source
 
 Record = dict[str, Any]
@@ -80,7 +81,7 @@ def each_record(
     for block in source.blocks(progress):
         numbered = [
             (number, line)
-            for number, line in enumerate(lines_of(block), block.first_line)
+            for number, line in enumerate(block.lines, block.first_line)
             if line.strip() and (wanted is None or wanted(line))
         ]
         try:
@@ -117,9 +118,17 @@ class _Extract:
         self.fields = fields
 
     def __call__(self, block: Block) -> list[tuple[Any, ...]] | None:
-        lines = [line for line in lines_of(block) if line.strip()]
+        lines = block.lines
+        if b"" in lines:
+            lines = [line for line in lines if line]
+        if not lines:
+            return []
+        if lines[0].startswith(b'{"'):
+            # One record lives at a time; a list of them all would double the time, which then goes to memory.
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                return list(zip(*map(itemgetter(*self.fields), map(loads, lines)), strict=True))
         try:
-            return columns_of(parse_any(lines), self.fields) if lines else []
+            return columns_of(parse_any(lines), self.fields)
         except LineError:
             return None
 
@@ -149,7 +158,7 @@ def read_columns(
             if columns:
                 take(columns)
         except LineError:
-            for number, line in enumerate(lines_of(block), block.first_line):
+            for number, line in enumerate(block.lines, block.first_line):
                 if not line.strip():
                     continue
                 try:

@@ -6,13 +6,12 @@ number of its first line, so that every message can name file and line.
 
 import fnmatch
 import gzip
-import hashlib
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -20,19 +19,20 @@ from tqdm import tqdm
 
 from recbole_llm.errors import DataError, MissingExtraError
 
-#: Bytes that are read at once.
-BLOCK_BYTES = 1 << 20
+#: Bytes that are read at once; what becomes of them then fits into a processor's cache.
+BLOCK_BYTES = 1 << 18
 #: A longer line is refused: no known download has one, and a file without line ends would fill the memory.
 MAX_LINE_BYTES = 16 << 20
 
+_LINE_END = ord("\n")
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
 class Block(NamedTuple):
-    """Whole lines of a file, without the last line end."""
+    """Whole lines of a file, without their ends (``\\n`` or ``\\r\\n``)."""
 
     first_line: int
-    data: bytes
+    lines: list[bytes]
 
 
 class _Counted:
@@ -43,6 +43,11 @@ class _Counted:
 
     def read(self, size: int = -1) -> bytes:
         data = self._raw.read(size)
+        self._bar.update(len(data))
+        return data
+
+    def readline(self, size: int = -1) -> bytes:
+        data = self._raw.readline(size)
         self._bar.update(len(data))
         return data
 
@@ -80,11 +85,14 @@ class Source:
         Name inside the archive; empty for a file of its own.
     size : int
         Bytes on disk (compressed size for a member).
+    on_open : callable, optional
+        Told when the source is opened.
     """
 
     path: Path
     member: str = ""
     size: int = 0
+    on_open: Callable[["Source"], None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -115,6 +123,7 @@ class Source:
         DataError
             The file cannot be opened or its compressed data is damaged.
         """
+        self.opened()
         bar = tqdm(
             total=self.size,
             unit="B",
@@ -158,44 +167,41 @@ class Source:
         DataError
             Damaged compressed data, a line longer than :data:`MAX_LINE_BYTES`, or UTF-16 text.
         """
-        line, tail = 1, b""
+        number = 1
         with self.open(progress) as stream:
             while True:
                 try:
                     chunk = stream.read(size)
+                    # The rest of the last line, which may be the only one; an unended file must not fill the memory.
+                    rest = stream.readline(MAX_LINE_BYTES + 1) if chunk and chunk[-1] != _LINE_END else b""
                 except _DAMAGE as error:
-                    raise DataError(f"{self.name}, after line {line - 1}: {_damage(error)}") from error
+                    raise DataError(f"{self.name}, after line {number - 1}: {_damage(error)}") from error
                 except OSError as error:
                     raise DataError(f"{self.name}: cannot be read: {error.strerror or error}.") from error
                 if not chunk:
-                    break
-                if line == 1 and not tail:
+                    return
+                if number == 1:
                     if chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
                         raise DataError(f"{self.name}, line 1: this is UTF-16 text; save it as UTF-8.")
                     chunk = chunk.removeprefix(b"\xef\xbb\xbf")
-                end = chunk.rfind(b"\n")
-                if end < 0:
-                    tail += chunk
-                else:
-                    data = tail + chunk[:end]
-                    tail = chunk[end + 1 :]
-                    yield Block(line, data)
-                    line += data.count(b"\n") + 1
-                if len(tail) > MAX_LINE_BYTES:
+                lines = chunk.split(b"\n")
+                lines[-1] += rest.removesuffix(b"\n")
+                if len(lines[-1]) > MAX_LINE_BYTES:
                     raise DataError(
-                        f"{self.name}, line {line}: the line is longer than {MAX_LINE_BYTES >> 20} MiB; "
-                        "is this the right file, and are its lines ended?"
+                        f"{self.name}, line {number + len(lines) - 1}: the line is longer than "
+                        f"{MAX_LINE_BYTES >> 20} MiB; is this the right file, and are its lines ended?"
                     )
-        if tail:
-            yield Block(line, tail)
+                if not rest and chunk[-1:] == b"\n":
+                    lines.pop()
+                if b"\r" in chunk:
+                    lines = [line.removesuffix(b"\r") for line in lines]
+                yield Block(number, lines)
+                number += len(lines)
 
-    def sha256(self) -> str:
-        """Hash the file on disk (the whole archive for a member)."""
-        digest = hashlib.sha256()
-        with self.path.open("rb") as stream:
-            while chunk := stream.read(BLOCK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
+    def opened(self) -> None:
+        """Tell ``on_open``."""
+        if self.on_open is not None:
+            self.on_open(self)
 
 
 def _damage(error: BaseException) -> str:
@@ -210,13 +216,17 @@ class Bundle:
     inputs : sequence of path-like
         Zip archives are looked into; folders are searched two levels deep.
 
+    on_open : callable, optional
+        Told of each source that is opened.
+
     Raises
     ------
     DataError
         A path does not exist, or an archive cannot be read.
     """
 
-    def __init__(self, inputs: Sequence[str | Path]) -> None:
+    def __init__(self, inputs: Sequence[str | Path], on_open: Callable[[Source], None] | None = None) -> None:
+        self._on_open = on_open
         self.inputs = [Path(path) for path in inputs]
         self.sources: list[Source] = []
         self.named: list[Source] = []
@@ -224,10 +234,16 @@ class Bundle:
             if path.is_dir():
                 for pattern in ("*", "*/*"):
                     self.sources += [
-                        Source(file, size=file.stat().st_size) for file in sorted(path.glob(pattern)) if file.is_file()
+                        Source(file, size=file.stat().st_size, on_open=on_open)
+                        for file in sorted(path.glob(pattern))
+                        if file.is_file()
                     ]
             elif path.is_file():
-                found = _members(path) if zipfile.is_zipfile(path) else [Source(path, size=path.stat().st_size)]
+                found = (
+                    _members(path, on_open)
+                    if zipfile.is_zipfile(path)
+                    else [Source(path, size=path.stat().st_size, on_open=on_open)]
+                )
                 self.sources += found
                 self.named += found
             else:
@@ -262,20 +278,23 @@ class Bundle:
             )
         return found[0]
 
+    def folders(self) -> "Bundle":
+        """Return the folders of the files that were given by name."""
+        return Bundle(sorted({source.path.parent for source in self.named}), self._on_open)
+
     def beside(self, *patterns: str) -> list[Source]:
         """As :meth:`find`, then also in the folder of a file that was given by itself."""
         found = self.find(*patterns)
         if found:
             return found
-        folders = sorted({source.path.parent for source in self.named})
-        return Bundle(folders).find(*patterns) if folders else []
+        return self.folders().find(*patterns)
 
 
-def _members(path: Path) -> list[Source]:
+def _members(path: Path, on_open: Callable[[Source], None] | None) -> list[Source]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [
-                Source(path, entry.filename, entry.compress_size)
+                Source(path, entry.filename, entry.compress_size, on_open)
                 for entry in archive.infolist()
                 if not entry.is_dir() and not re.match(r"(__MACOSX/|.*/\._)", entry.filename)
             ]
@@ -323,6 +342,7 @@ def parquet_batches(source: Source, columns: Sequence[str], progress: bool = Fal
         The file is damaged, or a column is missing.
     """
     parquet = _parquet(source)
+    source.opened()
     row = 1
     try:
         with parquet.ParquetFile(source.path) as file:

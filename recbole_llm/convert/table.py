@@ -50,11 +50,12 @@ class Interactions:
         """Append a batch whose columns are checked already (see :func:`number_columns`)."""
         if not len(users) == len(items) == len(times) or any(len(column) != len(times) for column in values):
             raise ValueError("the columns of a batch differ in length")
+        # An array made of a list is filled in one go; extending one by an iterator is not.
         self._time.extend(array("q", times))
-        self._user.extend(map(self.users.__getitem__, users))
-        self._item.extend(map(self.items.__getitem__, items))
+        self._user.extend(array("i", list(map(self.users.__getitem__, users))))
+        self._item.extend(array("i", list(map(self.items.__getitem__, items))))
         for column, new in zip(self._values, values, strict=True):
-            column.extend(new)
+            column.extend(array("d", new))
 
     def to_fractions(self) -> None:
         """Change the time unit to a millionth of the source's, once the first fraction is met."""
@@ -123,10 +124,11 @@ def as_floats(column: Iterable[object], name: str) -> list[float]:
     """
     raw: list[Any] = list(column)
     try:
-        values = list(map(float, raw))
+        values: list[float] = raw if set(map(type, raw)) == {float} else list(map(float, raw))
     except (TypeError, ValueError, OverflowError) as error:
         raise LineError(f"the {name} {_first_bad(raw, float)} is not a number") from error
-    if not math.isfinite(math.fsum(map(abs, values))):
+    # One sum shows any inf or nan; one that only overflows is found innocent when the lines are tried one by one.
+    if not math.isfinite(sum(values)):
         raise LineError(f"a {name} is not a finite number")
     return values
 
