@@ -1,0 +1,139 @@
+"""What every model of this package promises, on tiny data with a tiny random language model."""
+
+import numpy as np
+import pytest
+import torch
+from recbole_llm.config import Config, own_models
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.loader import prepare_data
+from recbole_llm.quick_start import load_run, run
+from recbole_llm.trainer.checkpoint import load_weights, save_weights
+
+from tests.worlds import write_cycle
+
+TINY = {
+    "llm": "tiny-random-t5",
+    "rec_llm": "tiny-random-t5",
+    "train_batch_size": 16,
+    "epochs": 2,
+    "show_progress": False,
+    "use_gpu": False,
+    "worker": 0,
+}
+pytestmark = pytest.mark.parametrize("name", own_models())
+
+
+@pytest.fixture
+def settings(tmp_path):
+    write_cycle(tmp_path / "data")
+    return {
+        **TINY,
+        "data_path": str(tmp_path / "data"),
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "embedding_cache_dir": str(tmp_path / "cache"),
+    }
+
+
+def build(name, settings, **more):
+    config = Config(name, "cycle", config_dict={**settings, **more})
+    dataset = HistoryDataset(config)
+    train, valid, test = prepare_data(config, dataset)
+    torch.manual_seed(1)
+    return config.model_class(config, train.dataset), train, test
+
+
+def test_scores_have_the_shape_of_the_catalogue_and_no_padding_is_recommended(name, settings):
+    model, _, test = build(name, settings)
+    interaction, *_ = next(iter(test))
+    scores = model.eval().full_sort_predict(interaction).view(len(interaction), -1)
+    assert scores.shape == (len(interaction), model.n_items)
+    assert (scores.argmax(1) != 0).all()
+    assert torch.isfinite(scores[:, 1:]).all()
+
+
+def test_predict_is_a_column_of_full_sort_predict(name, settings):
+    model, _, test = build(name, settings)
+    interaction, *_ = next(iter(test))
+    with torch.no_grad():
+        scores = model.eval().full_sort_predict(interaction).view(len(interaction), -1)
+        single = model.predict(interaction)
+    expected = scores[torch.arange(len(interaction)), interaction[model.ITEM_ID]]
+    torch.testing.assert_close(single, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_scores_like_its_rows_one_by_one(name, settings):
+    model, _, test = build(name, settings)
+    interaction, *_ = next(iter(test))
+    model.eval()
+    with torch.no_grad():
+        together = model.full_sort_predict(interaction).view(len(interaction), -1)
+        alone = torch.cat([model.full_sort_predict(interaction[[i]]).view(1, -1) for i in range(len(interaction))])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_ignore_what_stands_behind_the_history(name, settings):
+    model, _, test = build(name, settings)
+    interaction, *_ = next(iter(test))
+    model.eval()
+    with torch.no_grad():
+        before = model.full_sort_predict(interaction)
+        interaction[model.ITEM_SEQ] = torch.nn.functional.pad(interaction[model.ITEM_SEQ], (0, 3))
+        after = model.full_sort_predict(interaction)
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+
+
+def test_the_target_of_an_evaluation_row_is_not_read(name, settings):
+    model, _, test = build(name, settings)
+    interaction, *_ = next(iter(test))
+    model.eval()
+    with torch.no_grad():
+        before = model.full_sort_predict(interaction)
+        interaction[model.ITEM_ID] = torch.ones_like(interaction[model.ITEM_ID])
+        assert torch.equal(before, model.full_sort_predict(interaction))
+
+
+def test_a_step_lowers_the_loss_and_the_loss_is_a_finite_scalar(name, settings):
+    model, train, _ = build(name, settings)
+    batch = next(iter(train))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    losses = []
+    for _ in range(15):
+        loss = model.calculate_loss(batch)
+        assert loss.ndim == 0 and torch.isfinite(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_saved_weights_score_the_same_after_loading(name, settings, tmp_path):
+    model, _, test = build(name, settings)
+    interaction, *_ = next(iter(test))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        expected = model.eval().full_sort_predict(interaction)
+    save_weights(model, tmp_path / "w.safetensors")
+    other, *_ = build(name, settings)
+    load_weights(other, tmp_path / "w.safetensors")
+    with torch.no_grad():
+        assert torch.equal(other.eval().full_sort_predict(interaction), expected)
+
+
+def test_a_loaded_run_repeats_its_test_result(name, settings):
+    result = run(name, "cycle", config_dict=settings)
+    again = load_run(result["run_dir"])
+    assert again.trainer.evaluate(again.test_data, load_best_model=False) == result["test_result"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(name, settings):
+    first, second = (run(name, "cycle", config_dict=settings, saved=False) for _ in range(2))
+    assert first["test_result"] == second["test_result"]
+    ranks = []
+    for seed in (1, 2):
+        result = run(name, "cycle", config_dict={**settings, "seed": seed})
+        ranks.append(np.load(f"{result['run_dir']}/test_ranks.npz")["rank_unmasked"])
+    assert not np.array_equal(*ranks)
