@@ -1,17 +1,37 @@
-"""The command line: ``recbole-llm`` and ``python run_recbole_llm.py``.
-
-recbole-llm [run] --model=LiteLLM4Rec --dataset=ml-100k [--config_files="a.yaml b.yaml"] [--any_key=value ...]
-recbole-llm --resume=RUN_DIR
-recbole-llm models
-recbole-llm convert NAME --input PATH [--output FOLDER]
-recbole-llm check DATASET [--data_path FOLDER]
-"""
+"""The command line: ``recbole-llm`` and ``python run_recbole_llm.py``."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from recbole_llm.errors import RecBoleLLMError
+
+COMMANDS = ("run", "models", "convert", "check", "help")
+HELP = """\
+LLM-based sequential recommenders inside RecBole.
+
+  recbole-llm [run] --model=NAME --dataset=NAME [--key=value ...]    train and evaluate
+  recbole-llm --resume=RUN_DIR                                       continue an interrupted run
+  recbole-llm models                                                 names for --model
+  recbole-llm convert NAME --input PATH [--output FOLDER]            downloads or own logs -> atomic files
+  recbole-llm check DATASET [--data_path FOLDER]                     what would hurt in a dataset
+  recbole-llm COMMAND --help | --version
+
+examples:
+  recbole-llm --model=LiteLLM4Rec --dataset=ml-100k                  ml-100k comes with RecBole
+  recbole-llm --model=LiteLLM4Rec --dataset=ml-100k --smoke          does it hang together? under a minute
+  recbole-llm --model=SASRec --dataset=ml-1m --data_path=datasets    datasets/ml-1m/ml-1m.inter
+  recbole-llm --model=LiteLLM4Rec --dataset=ml-1m --config_files="mine.yaml more.yaml" --epochs=5
+
+Any parameter can be given as --key=value, without blanks around "="; command line > --config_files > defaults.
+Frequent ones:
+  --data_path=FOLDER     holds one folder per dataset (default: dataset/)
+  --checkpoint_dir=DIR   where the run directory with results.json goes (default: saved/)
+  --llm=NAME             Hugging Face id, local folder, auto or bundled: the model that reads item texts
+  --mask_history=False   let items of the user's history be recommended
+  --epochs, --learning_rate, --train_batch_size, --eval_args, --metrics, --topk, --valid_metric: as in RecBole
+All keys, with comments: {props}
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, arguments: list[str]) -> int:
-    if command in ("help", "-h", "--help") or {"-h", "--help"} & set(arguments[:1]) and command == "run":
-        sys.stdout.write(__doc__ or "")
-        return 0
     if command == "convert":
         from recbole_llm.convert.command import convert_main
 
@@ -41,21 +58,35 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         from recbole_llm.convert.command import check_main
 
         return check_main(arguments)
+    if "--version" in arguments:
+        from recbole_llm import __version__
 
-    from recbole_llm.config import nearest, own_models, parse_arguments, stock_models
+        sys.stdout.write(f"recbole-llm {__version__}\n")
+        return 0
 
+    from recbole_llm.config import nearest, own_models, parse_arguments, props_dir, stock_models
+
+    if command == "help" or {"-h", "--help"} & set(arguments):
+        sys.stdout.write(HELP.replace("{props}", str(props_dir())))
+        return 0
+    if command not in COMMANDS:
+        raise RecBoleLLMError(
+            f"{command!r} is not a command.{nearest(command, COMMANDS)} Commands: {', '.join(COMMANDS)}."
+        )
+    given = parse_arguments(arguments)
     if command == "models":
+        if given:
+            raise RecBoleLLMError(f"`recbole-llm models` takes no parameters, but got {', '.join(given)}.")
         sys.stdout.write(f"recbole-llm: {', '.join(own_models())}\nRecBole: {', '.join(stock_models())}\n")
         return 0
-    if command != "run":
-        known = ["run", "models", "convert", "check", "help"]
-        raise RecBoleLLMError(f"{command!r} is not a command.{nearest(command, known)} Commands: {', '.join(known)}.")
-    return _run(parse_arguments(arguments))
+    return _run(given)
 
 
 def _run(given: dict) -> int:
     from recbole_llm.quick_start import run
 
+    if not given:
+        raise RecBoleLLMError("Nothing is asked for: give --model and --dataset, or see `recbole-llm --help`.")
     files = []
     if isinstance(given.get("resume"), str) and "model" not in given:
         folder = Path(given["resume"])
@@ -64,6 +95,8 @@ def _run(given: dict) -> int:
                 f"--resume={given['resume']}: there is no config.yaml in {folder}; is it a run directory?"
             )
         files = [folder / "config.yaml"]
+    if not sys.stderr.isatty():
+        given.setdefault("show_progress", False)  # bars are noise in a file
     run(config_file_list=files, arguments=given)
     return 0
 

@@ -20,7 +20,7 @@ import recbole
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
-from recbole.utils import EvaluatorType, InputType
+from recbole.utils import EvaluatorType, InputType, ModelType, set_color
 
 from recbole_llm.errors import ConfigError
 
@@ -48,47 +48,46 @@ TEXT_KEYS = frozenset(
         "item_inter_num_interval",
         "config_files",
         "pre_model_path",
+        "init_from",
+        "rec_llm_token",
+        "rec_llm_cache_dir",
     }
 )
-# Read by RecBole's code or ours without standing in any of its property files.
+# Read by RecBole's code or ours without standing in any property file; `rec_llm_X` falls back to `llm_X`.
 UNLISTED_KEYS = frozenset(
-    {
-        "config_files",
-        "config_file",
-        "config_file_list",
-        "dataset",
-        "model",
-        "encoding",
-        "discretization",
-        "group_by",
-        "reg_weight",
-        "eta",
-        "beta",
-        "nproc",
-        "world_size",
-        "ip",
-        "port",
-        "group_offset",
-        "offset",
-        "local_rank",
-        "embedding_size",
-        "ft_ratio",
-    }
+    {"config_files", "dataset", "model", "encoding", "tail_ratio", "llm_attn_implementation"}
+    | {f"rec_llm_{option}" for option in ("revision", "cache_dir", "local_files_only", "token", "dtype")}
+    | {f"rec_llm_{option}" for option in ("trust_remote_code", "attn_implementation")}
 )
+# What RecBole's batch transforms read where `transform` names one.
+TRANSFORM_KEYS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
 # Keys whose type in the property files is only one of those that RecBole accepts.
 FREE_TYPE_KEYS = frozenset(
     {"gpu_id", "topk", "metrics", "load_col", "eval_args", "item_attribute", "selected_features", "resume"}
+    | {"clip_grad_norm", "train_neg_sample_args", "item_text", "config_files"}
 )
+# Keys without a default whose value is a mapping, as RecBole's property files say in a comment.
+MAPPING_KEYS = frozenset({"val_interval", "load_col", "unload_col", "unused_col", "seq_len", "threshold"})
+# Smallest allowed number.
+AT_LEAST: dict[str, int] = {
+    **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_score_memory_mb", "accumulate_grad_batches"), 1),
+    **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "smoke_users", "smoke_interactions"), 1),
+    **dict.fromkeys(("epochs", "pretrain_epochs", "stopping_step", "worker", "seed", "metric_decimal_place"), 0),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_ratio"), 0),
+}
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+# Never printed or written.
+SECRETS = frozenset({"llm_token", "rec_llm_token"})
 
 
 class ParameterLoader(yaml.SafeLoader):
-    """YAML's core types only: no dates, no sexagesimal numbers, no ``yes``/``no``, and ``1e-3`` is a number."""
+    """YAML's core types only: no dates, no sexagesimal or octal numbers, no ``yes``/``no``; ``1e-3`` is a number."""
 
 
 ParameterLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
     (
         "float",
         r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
@@ -102,6 +101,16 @@ for _tag, _pattern, _first in (
         ParameterLoader.add_implicit_resolver(
             f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), [_char if _char != "\0" else ""]
         )
+
+
+class ParameterDumper(yaml.SafeDumper):
+    """Writes what :class:`ParameterLoader` reads back: it quotes ``None`` and ``1e-3`` where they are text."""
+
+    yaml_implicit_resolvers = {
+        char: ParameterLoader.yaml_implicit_resolvers.get(char, [])
+        + yaml.SafeDumper.yaml_implicit_resolvers.get(char, [])
+        for char in {*ParameterLoader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
+    }
 
 
 def props_dir() -> Path:
@@ -120,8 +129,8 @@ def props_dir() -> Path:
 def parse_value(text: str) -> Any:
     """Turn what a user typed into a value, without evaluating code.
 
-    Python literals first (``None``, ``(0,1)``, ``['a']``), then YAML (``true``, ``{LS: valid_and_test}``), else the
-    text itself.
+    Python literals first (``None``, ``(0,1)``, ``['a']``), then YAML's numbers, truth values, lists and mappings
+    (``true``, ``1e-3``, ``{LS: valid_and_test}``), else the text itself: ``[0,inf)``, ``{movie_title}``, ``a: b # c``.
     """
     try:
         value = ast.literal_eval(text)
@@ -131,9 +140,17 @@ def parse_value(text: str) -> Any:
         if value is None or isinstance(value, (str, int, float, list, tuple, dict, bool)):
             return value
     try:
-        return yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
-    except yaml.YAMLError:
+        value = yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
+    if isinstance(value, (list, dict)):
+        # Not YAML's block style (`- a`, `a: b`), and not `{a}`, which is a template and a mapping to nothing in YAML.
+        is_flow = text.lstrip()[:1] in ("[", "{")
+        only_keys = isinstance(value, dict) and bool(value) and all(entry is None for entry in value.values())
+        return value if is_flow and not only_keys else text
+    if isinstance(value, str) or (value is None and text.strip().lower() not in ("", "~", "null", "none")):
+        return text  # a string as it stands: YAML would drop comments and quotes
+    return value
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -154,6 +171,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"The settings file {str(path)!r} must hold `key: value` lines, not a {type(content).__name__}."
         )
+    for key in content:
+        if not isinstance(key, str):
+            raise ConfigError(f"The settings file {str(path)!r} has the key {key!r}, which is no name; quote it.")
     return content
 
 
@@ -163,15 +183,20 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     Unlike RecBole, a value may contain ``=``, and ``--key value`` with a blank is an error, not silence.
     """
     parsed: dict[str, Any] = {}
+    bare = ""
     for argument in arguments:
-        if not argument.startswith("--") or argument == "--":
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key:
+            wanted = f"{bare}={argument.lstrip('=')}" if bare and argument != "=" else "--key=value"
             raise ConfigError(
-                f"The argument {argument!r} is not understood: write every parameter as --key=value, without blanks "
-                'around "=" (quote values that contain blanks).'
+                f"The argument {argument!r}{f' after {bare!r}' if bare else ''} is not understood: write {wanted}, "
+                'without blanks around "=" (quote values that contain blanks).'
             )
-        key, equals, text = argument[2:].partition("=")
+        bare = "" if equals else argument
+        if key in TEXT_KEYS and not equals:
+            raise ConfigError(f'--{key} needs a value: write --{key}=VALUE, without blanks around "=".')
         value = (text if key in TEXT_KEYS else parse_value(text)) if equals else True
-        if key in TEXT_KEYS and isinstance(value, str) and value in ("None", "~", "null"):
+        if key in TEXT_KEYS and value in ("None", "~", "null"):
             value = None
         if key in parsed and parsed[key] != value:
             raise ConfigError(f"The parameter --{key} is given twice: {parsed[key]!r} and {value!r}.")
@@ -232,7 +257,7 @@ def get_model(name: str) -> type:
     if (RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml").is_file():
         raise ConfigError(f"model={name!r} is not a sequential recommender; recbole-llm runs sequential models only.")
     known = own_models() + stock_models()
-    hint = nearest(name, known) or nearest(name.lower(), [])
+    hint = nearest(name, known)
     same = [model for model in known if model.lower() == name.lower()]
     if same:
         hint = f" Did you mean {same[0]!r}?"
@@ -321,6 +346,8 @@ class Config(RecBoleConfig):
             raise ConfigError("No dataset is given: add --dataset=NAME (ml-100k comes with RecBole).")
         if isinstance(model, str):
             return model, get_model(model), str(dataset)
+        if getattr(model, "type", None) != ModelType.SEQUENTIAL:
+            raise ConfigError(f"model={model!r} is neither a name nor a subclass of RecBole's SequentialRecommender.")
         return model.__name__, model, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
@@ -364,17 +391,22 @@ class Config(RecBoleConfig):
             final["load_col"] = _default_columns(final, self._model_keys)
         if final.get("smoke"):
             final.update({key: value for key, value in final["smoke_settings"].items() if self._may_replace(key)})
+            final["smoke_settings"] = {}  # applied: the merged settings, read from a file, must not apply them again
         self.merged = copy.deepcopy({key: value for key, value in final.items() if key != "MODEL_TYPE"})
         return final
 
     def _may_replace(self, key: str) -> bool:
         """``smoke`` shrinks a run; what the user typed on the command line or in a dictionary still wins."""
-        return key not in self.variable_config_dict and key not in self.cmd_config_dict
+        given = key in self.variable_config_dict or key in self.cmd_config_dict
+        return key in self.internal_config_dict and not given
 
     def _set_default_parameters(self) -> None:
         final = self.final_config_dict
         final["dataset"], final["model"] = self.dataset, self.model
-        final["data_path"] = str(_dataset_folder(str(final["data_path"]), self.dataset))
+        folder = _dataset_folder(str(final["data_path"]), self.dataset)
+        if "data_path" in self.external_config_dict and folder.parent != Path(str(final["data_path"])).expanduser():
+            self._notice(f"There is no {self.dataset} in data_path={final['data_path']!r}; RecBole's copy is used.")
+        final["data_path"] = str(folder)
         if hasattr(self.model_class, "input_type"):
             final["MODEL_INPUT_TYPE"] = self.model_class.input_type
         else:
@@ -398,46 +430,30 @@ class Config(RecBoleConfig):
         from recbole_llm.evaluator.metrics import available_metrics, is_smaller_better
 
         final = self.final_config_dict
-        if isinstance(final["metrics"], str):
-            final["metrics"] = [final["metrics"]]
+        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else final["metrics"]
         known = available_metrics()
-        for metric in final["metrics"]:
+        if not isinstance(metrics, (list, tuple)) or not metrics:
+            raise ConfigError(f"metrics={metrics!r} must be a name or a list of names. Known: {', '.join(known)}.")
+        for metric in metrics:
             if str(metric).lower() not in known:
                 raise ConfigError(
                     f"metrics={metric!r} is not known.{nearest(str(metric).lower(), known)} Known: {', '.join(known)}."
                 )
+        final["metrics"] = list(metrics)
         topk = [final["topk"]] if isinstance(final["topk"], int) else final["topk"]
         if not isinstance(topk, (list, tuple)) or not all(type(k) is int and k > 0 for k in topk) or not topk:
             raise ConfigError(f"topk={final['topk']!r} must be a positive whole number or a list of them.")
         final["topk"] = list(topk)
         final["eval_type"] = EvaluatorType.RANKING
 
-        name, at, k = str(final["valid_metric"]).partition("@")
-        if name.lower() not in [str(metric).lower() for metric in final["metrics"]] or (
-            at and (not k.isdigit() or int(k) not in final["topk"])
-        ):
+        computed = [f"{metric}@{k}" for metric in metrics for k in topk]
+        if str(final["valid_metric"]).lower() not in [name.lower() for name in computed]:
             raise ConfigError(
-                f"valid_metric={final['valid_metric']!r} is not among what is computed: "
-                f"metrics={final['metrics']!r} at "
-                f"topk={final['topk']!r}. Add it there, or choose another."
+                f"valid_metric={final['valid_metric']!r} is not among what metrics and topk ask for: "
+                f"{', '.join(computed)}. Choose one of these, or add to metrics or topk."
             )
-        final["valid_metric_bigger"] = not is_smaller_better(name.lower())
-
-        arguments = final["eval_args"]
-        if not isinstance(arguments, dict):
-            raise ConfigError(f"eval_args={arguments!r} must be a mapping with split, order, group_by and mode.")
-        arguments = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full", **arguments}
-        if arguments["order"] != "TO":
-            raise ConfigError(f"eval_args.order={arguments['order']!r}: sequences are ordered in time, use 'TO'.")
-        mode = arguments["mode"]
-        if isinstance(mode, str):
-            mode = {"valid": mode, "test": mode}
-        default = mode.get("valid", mode.get("test", "full"))
-        arguments["mode"] = {"valid": mode.get("valid", default), "test": mode.get("test", default)}
-        for value in arguments["mode"].values():
-            if not re.fullmatch(r"full|(?:uni|pop)\d+", str(value)):
-                raise ConfigError(f"eval_args.mode={value!r} is not a choice. Allowed: full, uniN, popN (uni100).")
-        final["eval_args"] = arguments
+        final["valid_metric_bigger"] = not is_smaller_better(final["valid_metric"].partition("@")[0].lower())
+        final["eval_args"] = _evaluation_arguments(final["eval_args"])
 
     def _init_device(self) -> None:
         """Choose the device without touching ``CUDA_VISIBLE_DEVICES``."""
@@ -469,6 +485,8 @@ class Config(RecBoleConfig):
         known = set(self.internal_config_dict) | UNLISTED_KEYS
         known.update(key for keys in self.parameters.values() for key in keys)
         known.update(getattr(self.model_class, "config_keys", ()))
+        if self.external_config_dict.get("transform"):
+            known.update(TRANSFORM_KEYS)
         unknown = [key for key in self.external_config_dict if key not in known]
         elsewhere = _keys_of_other_models() if unknown else {}
         own_file = bool(self._model_keys)
@@ -478,18 +496,25 @@ class Config(RecBoleConfig):
             if key in elsewhere:
                 others = sorted(set(elsewhere[key]))
                 text = f"The parameter {key!r} has no effect on {model}; it belongs to {', '.join(others[:4])}"
-                self.notices.append(text + (" and others." if len(others) > 4 else "."))
+                self._notice(text + (" and others." if len(others) > 4 else "."))
             else:
-                self.notices.append(
-                    f"The parameter {key!r} is not known and has no effect.{nearest(key, known | set(elsewhere))}"
-                )
-        for notice in self.notices:
-            logging.getLogger().warning(notice)
+                # A key that this model reads is the better guess.
+                hint = nearest(key, known) or nearest(key, elsewhere)
+                self._notice(f"The parameter {key!r} is not known and has no effect.{hint}")
+
+    def _notice(self, text: str) -> None:
+        self.notices.append(text)
+        logging.getLogger().warning(text)
 
     def _check_types(self) -> None:
         for key, value in self.external_config_dict.items():
+            if key in MAPPING_KEYS and not isinstance(value, (dict, type(None))):
+                raise ConfigError(f"{key}={value!r} is of type {type(value).__name__}; a mapping is needed.")
+            is_text = key in TEXT_KEYS - FREE_TYPE_KEYS - SECRETS - {"model"}
+            if is_text and not isinstance(value, (str, Path, type(None))):
+                raise ConfigError(f"{key}={value!r} is of type {type(value).__name__}; text is needed: quote it.")
             default = self._default_types.get(key)
-            if default is None or value is None or key in FREE_TYPE_KEYS:
+            if default is None or value is None or key in FREE_TYPE_KEYS | TEXT_KEYS:
                 continue
             allowed: tuple[type, ...] = (type(default),)
             if isinstance(default, float):
@@ -501,6 +526,66 @@ class Config(RecBoleConfig):
                     f"{key}={value!r} is of type {type(value).__name__}; {allowed[0].__name__} is needed, "
                     f"such as the default {default!r}."
                 )
+            if key in AT_LEAST and self.external_config_dict[key] < AT_LEAST[key]:
+                raise ConfigError(f"{key}={value!r} is too small: at least {AT_LEAST[key]} is needed.")
+        choice({"state": str(self.external_config_dict.get("state", "info")).lower()}, "state", LOG_LEVELS)
+
+    # What is shown.
+
+    def __str__(self) -> str:
+        """RecBole's long listing, without secrets."""
+        text = super().__str__()
+        for key in SECRETS:
+            if isinstance(self[key], str) and self[key]:
+                text = text.replace(self[key], "(hidden)")
+        return text
+
+    def summary(self) -> str:
+        """What this run departs from the defaults in, and the parameters of its model and training, in a few lines."""
+        hidden = SECRETS | {"model", "dataset", "smoke_settings"}
+        defaults = self.internal_config_dict
+        sources = {**self.external_config_dict, **(defaults["smoke_settings"] if self.merged["smoke"] else {})}
+        given = [key for key, value in self.merged.items() if key in sources and value != defaults.get(key)]
+        model = [key for key in self.merged if key in self._model_keys and key not in given]
+        training = [key for key in self.parameters["Training"] if key not in given and key not in model]
+        lines = []
+        for title, keys in (("Changed", given), ("Model", model), ("Training", training)):
+            values = [
+                f"{set_color(key, 'cyan')} = {set_color(str(self.merged[key]), 'yellow')}"
+                for key in keys
+                if key not in hidden and self.merged.get(key) is not None
+            ]
+            if values:
+                lines.append(set_color(title, "pink") + ": " + ", ".join(values))
+        return "\n".join(lines)
+
+
+def _evaluation_arguments(arguments: Any) -> dict[str, Any]:
+    """``eval_args`` with what is left out filled in; ConfigError for what a sequential model cannot be tested by."""
+    defaults = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"eval_args={arguments!r} must be a mapping such as {defaults!r}.")
+    for key in arguments:
+        if key not in defaults:
+            raise ConfigError(f"eval_args: {key!r} is not known.{nearest(str(key), defaults)} Known: {[*defaults]}.")
+    arguments = {**defaults, **arguments}
+    if arguments["order"] != "TO":
+        raise ConfigError(f"eval_args.order={arguments['order']!r}: sequences are ordered in time, use 'TO'.")
+    choice({"eval_args.group_by": arguments["group_by"]}, "eval_args.group_by", ["user", "none", None])
+    split = arguments["split"]
+    kinds = {"LS": "one of valid_and_test, valid_only, test_only", "RS": "a list of shares such as [0.8, 0.1, 0.1]"}
+    if not isinstance(split, dict) or len(split) != 1 or next(iter(split)) not in kinds:
+        allowed = "; ".join(f"{{{kind}: {what}}}" for kind, what in kinds.items())
+        raise ConfigError(f"eval_args.split={split!r} is not a choice. Allowed: {allowed}.")
+    mode = arguments["mode"]
+    if not isinstance(mode, dict):
+        mode = {"valid": mode, "test": mode}
+    default = mode.get("valid", mode.get("test", "full"))
+    arguments["mode"] = {"valid": mode.get("valid", default), "test": mode.get("test", default)}
+    for value in arguments["mode"].values():
+        if not re.fullmatch(r"full|(?:uni|pop)[1-9]\d*", str(value)):
+            raise ConfigError(f"eval_args.mode={value!r} is not a choice. Allowed: full, uniN, popN (uni100).")
+    return arguments
 
 
 def _keys_of_other_models() -> dict[str, list[str]]:
@@ -514,13 +599,18 @@ def _keys_of_other_models() -> dict[str, list[str]]:
 
 
 def _listed_files(value: Any) -> list[Path]:
-    """``--config_files="a.yaml b.yaml"`` as RecBole's scripts take it; a bare name may be one of ``props/paper``."""
+    """``--config_files="a.yaml b.yaml"`` as RecBole's scripts take it.
+
+    A bare name that is no file here is looked up in ``props/preset`` and ``props/paper``.
+    """
     names = value.split() if isinstance(value, str) else list(value or [])
     files = []
     for name in names:
         path = Path(name)
-        paper = props_dir() / "paper" / f"{path.stem}.yaml"
-        files.append(paper if not path.exists() and path.name == str(name) and paper.is_file() else path)
+        if not path.exists() and path.name == str(name):
+            ours = [props_dir() / folder / f"{path.name.removesuffix('.yaml')}.yaml" for folder in ("preset", "paper")]
+            path = next((file for file in ours if file.is_file()), path)
+        files.append(path)
     return files
 
 

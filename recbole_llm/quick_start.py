@@ -5,6 +5,8 @@
 does what ``python run_recbole_llm.py --model=LiteLLM4Rec --dataset=ml-100k --epochs=3`` does.
 """
 
+import shlex
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from recbole_llm import rundir
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.errors import CheckpointError
+from recbole_llm.errors import CheckpointError, RecBoleLLMError
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import RunTrainer, peak_memory_mb
 
@@ -66,16 +70,23 @@ def run(
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` (under
         ``mask_history``), and ``test_result_unmasked``, ``stages``, ``run_dir``.
     """
-    rundir.log_to_console((arguments or {}).get("state") or (config_dict or {}).get("state"))
+    rundir.log_to_console()
     config = Config(model, dataset, config_file_list, config_dict, arguments)
+    rundir.log_to_console(config["state"])
     resumed_from = rundir.find_resumable(config) if saved else None
     run_dir = resumed_from or (rundir.create(config) if saved else None)
     with rundir.logging_into(run_dir):
         try:
             return _run(config, run_dir, resume=resumed_from is not None)
+        except RecBoleLLMError:
+            rundir.discard_unused(run_dir)
+            raise
         except KeyboardInterrupt:
             if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
-                getLogger().warning(f"Interrupted. Continue with: python run_recbole_llm.py --resume={run_dir}")
+                getLogger().warning(f"Interrupted. Continue with: recbole-llm --resume={shlex.quote(str(run_dir))}")
+            else:
+                getLogger().warning("Interrupted before the first epoch had ended: there is nothing to resume.")
+                rundir.discard_unused(run_dir)
             raise
 
 
@@ -84,19 +95,27 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
     watch = {"start": time.perf_counter()}
     init_seed(config["seed"], config["reproducibility"])
     logger.info(set_color("Protocol", "pink") + f": {rundir.protocol(config)}")
-    logger.info(config)
+    logger.info(config.summary())
+    logger.debug(config)
+    _find_language_models(config)
+    watch["found"] = time.perf_counter()
 
     dataset = HistoryDataset(config)
     train_data, valid_data, test_data = prepare_data(config, dataset)
     logger.info(dataset)
     watch["data"] = time.perf_counter()
 
-    pretraining = _pretrain_s3rec(config, run_dir, train_data, resume) if _has_pretraining(config) else {}
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    model = config.model_class(config, train_data.dataset).to(config["device"])
+    pretraining = {}
+    with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
+        if _has_pretraining(config):
+            pretraining = _pretrain_s3rec(config, run_dir or Path(temporary), train_data, resume)
+        init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+        model = config.model_class(config, train_data.dataset).to(config["device"])
     if config["init_from"]:
         checkpoint.load_weights(model, Path(config["init_from"]) / checkpoint.WEIGHTS)
-    logger.info(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info(f"{config['model']}: {trainable:,} trainable parameters")
+    logger.debug(model)
     watch["model"] = time.perf_counter()
 
     trainer = RunTrainer(config, model, run_dir, train_data.dataset.train_counts)
@@ -108,8 +127,8 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
     trainer.seconds["test"] += time.perf_counter() - start
 
     seconds = {
-        "data": watch["data"] - watch["start"],
-        "model": watch["model"] - watch["data"] - pretraining.get("pretrain", 0.0),
+        "data": watch["data"] - watch["found"],
+        "model": watch["model"] - watch["data"] + watch["found"] - watch["start"] - pretraining.get("pretrain", 0.0),
         **trainer.seconds,
         **pretraining,
     }
@@ -128,7 +147,17 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
     }
 
 
-def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None) -> Run:
+def _find_language_models(config: Config) -> None:
+    """A language model that cannot be had stops the run before anything is read; ``auto`` never does."""
+    if getattr(config.model_class, "needs_item_text", False):
+        for key in ("llm", "rec_llm"):
+            spec = LLMSpec.from_config(config, key)
+            if spec.name != "auto":
+                weights = key == "llm" or config["rec_llm_init"] != "scratch"
+                resolve_llm(spec, logger=getLogger(), weights=weights)
+
+
+def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None) -> Run:
     """Rebuild a finished experiment from its run directory, with its best weights.
 
     Parameters
@@ -136,6 +165,8 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None) 
     run_dir : str or pathlib.Path
     config_dict : dict, optional
         Settings to change, such as ``{"data_path": ..., "use_gpu": False}``.
+    model : class, optional
+        The class that was trained, where it is neither ours nor RecBole's.
 
     Raises
     ------
@@ -144,28 +175,27 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None) 
     """
     run_dir = Path(run_dir)
     report = rundir.read_results(run_dir)
-    config = Config(config_file_list=[run_dir / "config.yaml"], config_dict=config_dict)
+    config = Config(model, None, [run_dir / "config.yaml"], config_dict)
     init_seed(config["seed"], config["reproducibility"])
     dataset = HistoryDataset(config)
     train_data, valid_data, test_data = prepare_data(config, dataset)
     if report["dataset"]["items"] != dataset.item_num - 1 or report["dataset"]["users"] != dataset.user_num - 1:
         raise CheckpointError(
             f"{run_dir} was trained on {report['dataset']['users']} users and {report['dataset']['items']} items, but "
-            f"{config['data_path']} now gives {dataset.user_num - 1} and {dataset.item_num - 1}. Point "
-            f"data_path at the "
-            "files it was trained on."
+            f"{config['data_path']} now gives {dataset.user_num - 1} and {dataset.item_num - 1}. Point data_path at "
+            "the files it was trained on."
         )
     if _has_pretraining(config):
         config["train_stage"] = "pretrain"  # the fine-tuned weights come from the run directory
-    model = config.model_class(config, train_data.dataset).to(config["device"])
-    trainer = RunTrainer(config, model, run_dir, train_data.dataset.train_counts)
+    network = config.model_class(config, train_data.dataset).to(config["device"])
+    trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts)
     for stage in trainer.stages[1:]:
-        model.start_stage(stage)
-    checkpoint.load_weights(model, run_dir / checkpoint.WEIGHTS)
+        network.start_stage(stage)
+    checkpoint.load_weights(network, run_dir / checkpoint.WEIGHTS)
     if _has_pretraining(config):
-        config["train_stage"] = model.train_stage = "finetune"
-    model.eval()
-    return Run(config, dataset, model, trainer, train_data, valid_data, test_data)
+        config["train_stage"] = network.train_stage = "finetune"
+    network.eval()
+    return Run(config, dataset, network, trainer, train_data, valid_data, test_data)
 
 
 # ---- S3Rec: two models, one after the other
@@ -175,12 +205,11 @@ def _has_pretraining(config: Config) -> bool:
     return config["model"] == "S3Rec" and not config["pre_model_path"]
 
 
-def _pretrain_s3rec(config: Config, run_dir: Path | None, train_data: Any, resume: bool) -> dict[str, float]:
+def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool) -> dict[str, float]:
     """RecBole leaves S3Rec's two stages to the user and cannot read its own checkpoint under today's torch.
 
     The pre-trained weights go through a file, since S3Rec reads one, that holds tensors only.
     """
-    folder = run_dir or Path(rundir.temporary_folder())
     file = folder / "pretrained.pth"
     start = time.perf_counter()
     config["train_stage"] = "pretrain"

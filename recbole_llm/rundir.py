@@ -1,13 +1,15 @@
 """The run directory: what an experiment leaves behind, and how it is found again."""
 
+import glob
 import json
 import logging
 import os
 import platform
 import re
+import shlex
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,18 +23,22 @@ import yaml
 from recbole.utils import set_color
 from tabulate import tabulate
 
-from recbole_llm.config import Config, load_yaml
+from recbole_llm.config import SECRETS, Config, ParameterDumper, load_yaml
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.trainer import checkpoint
 
 PACKAGES = ("recbole-llm", "recbole", "torch", "transformers", "sentence-transformers", "numpy", "pandas")
+FILTERS = (
+    *("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter", "threshold"),
+    *("filter_inter_by_user_or_item", "benchmark_filename"),
+)
 # Where and how a run is carried out, not what it computes: two runs that differ only here are the same experiment.
 CIRCUMSTANCES = frozenset(
     {"resume", "checkpoint_dir", "show_progress", "state", "gpu_id", "use_gpu", "worker", "data_path", "save_state"}
-    | {"embedding_cache_dir", "llm_cache_dir", "llm_token", "rec_llm_token", "log_wandb", "wandb_project"}
+    | {"embedding_cache_dir", "llm_cache_dir", "rec_llm_cache_dir", "log_wandb", "wandb_project", "smoke_settings"}
+    | SECRETS
 )
-SECRETS = frozenset({"llm_token", "rec_llm_token"})
 
 
 # ---- logging
@@ -45,17 +51,23 @@ class _Plain(logging.Formatter):
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
 
 
-def log_to_console(level: str | None = None) -> None:
+class _Console(logging.StreamHandler):
+    """Our own handler, told apart from one that the calling program installed."""
+
+
+def log_to_console(level: str = "INFO") -> None:
     """RecBole's log lines on the terminal, unless the program that calls us has set up logging itself."""
     root = logging.getLogger()
     if not root.handlers:
-        handler = logging.StreamHandler()
-        kind = logging.Formatter if sys.stderr.isatty() else _Plain
+        handler = _Console()
+        coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        kind = logging.Formatter if coloured else _Plain
         handler.setFormatter(kind("%(asctime)-15s %(levelname)s  %(message)s", "%d %b %H:%M"))
         root.addHandler(handler)
-        root.setLevel(getattr(logging, str(level or "INFO").upper(), logging.INFO))
         for noisy in ("httpx", "httpcore", "urllib3", "filelock", "sentence_transformers", "transformers"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+    if any(isinstance(handler, _Console) for handler in root.handlers):
+        root.setLevel(level.upper())
 
 
 @contextmanager
@@ -72,11 +84,6 @@ def logging_into(run_dir: Path | None) -> Iterator[None]:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-def temporary_folder() -> str:
-    """A folder for a run that is not saved."""
-    return tempfile.mkdtemp(prefix="recbole-llm-")
 
 
 class Overlay:
@@ -106,12 +113,16 @@ def create(config: Config) -> Path:
             continue  # two runs in the same second
         except OSError as error:
             raise ConfigError(f"checkpoint_dir={str(parent)!r} cannot be written: {error}.") from error
-    settings = {
-        key: value for key, value in config.merged.items() if key not in SECRETS | {"resume", "smoke_settings"}
-    }
-    text = yaml.safe_dump(_plain(settings), sort_keys=True, allow_unicode=True)
+    settings = {key: value for key, value in config.merged.items() if key not in SECRETS | {"resume"}}
+    text = yaml.dump(_plain(settings), Dumper=ParameterDumper, sort_keys=True, allow_unicode=True)
     (run_dir / "config.yaml").write_text(text, encoding="utf-8")
     return run_dir
+
+
+def discard_unused(run_dir: Path | None) -> None:
+    """Remove the directory of a run that failed before it had anything to keep."""
+    if run_dir is not None and {path.name for path in run_dir.iterdir()} <= {"config.yaml", "run.log"}:
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _plain(value: Any) -> Any:
@@ -129,8 +140,7 @@ def same_experiment(settings: Mapping[str, Any], other: Mapping[str, Any]) -> bo
     """Whether two merged configurations ask for the same numbers."""
 
     def essence(values: Mapping[str, Any]) -> dict[str, Any]:
-        left_out = CIRCUMSTANCES | {"smoke_settings"}
-        return {k: v for k, v in _plain(values).items() if k not in left_out and v is not None}
+        return {k: v for k, v in _plain(values).items() if k not in CIRCUMSTANCES and v is not None}
 
     return essence(settings) == essence(other)
 
@@ -160,7 +170,7 @@ def find_resumable(config: Config) -> Path | None:
                 f"--resume={run_dir} and nothing else, or start a new run without --resume."
             )
         return run_dir
-    pattern = f"{config['model']}-{config['dataset']}-*"
+    pattern = glob.escape(f"{config['model']}-{config['dataset']}-") + "*"
     for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
         unfinished = not (run_dir / "results.json").is_file() and checkpoint.state_folder(run_dir) is not None
         if unfinished and same_experiment(_settings_of(run_dir), config.merged):
@@ -181,8 +191,7 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     file = run_dir / "results.json"
     if not file.is_file():
         raise CheckpointError(
-            f"{run_dir} is not finished: there is no results.json. Continue it with "
-            f"`python run_recbole_llm.py --resume={run_dir}`."
+            f"{run_dir} is not finished: there is no results.json. Continue it with `recbole-llm --resume={run_dir}`."
         )
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -224,6 +233,7 @@ def report(
     return _plain(
         {
             "model": config["model"],
+            "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
             "smoke": bool(config["smoke"]),
             "protocol": {
                 "text": protocol(config),
@@ -235,7 +245,7 @@ def report(
                 "valid_metric": config["valid_metric"],
                 "seed": config["seed"],
             },
-            "best_valid_score": trainer.best_valid_score,
+            "best_valid_score": trainer.best_valid_score if np.isfinite(trainer.best_valid_score) else None,
             "best_valid_result": trainer.best_valid_result,
             "test_result": test_result,
             "test_masked": trainer.masked_result if ranks else None,
@@ -251,7 +261,8 @@ def report(
                 "items": dataset.item_num - 1,
                 "interactions": len(dataset.flat),
                 "train_rows": len(dataset.inter_feat),
-                "files": {path.name: file_sha256(path) for path in dataset.source_files},
+                "filters": {key: config[key] for key in FILTERS if config[key] is not None},
+                "files": {path.name: file_sha256(path) for path in _files_read(dataset, model)},
             },
             "language_models": model.provenance() if hasattr(model, "provenance") else None,
             "parameters": {
@@ -262,10 +273,22 @@ def report(
             "peak_memory_mb": round(peak_mb),
             "environment": environment(config["device"]),
             "notices": config.notices,
-            "command": " ".join(sys.argv),
+            "command": _without_secrets(sys.argv),
             "settings": {key: value for key, value in config.merged.items() if key not in SECRETS},
         }
     )
+
+
+def _files_read(dataset: Any, model: Any) -> list[Path]:
+    """The atomic files of a run; the texts of items come from a file that the dataset itself may not load."""
+    items = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    text = [items] if getattr(model, "needs_item_text", False) and items.is_file() else []
+    return list(dict.fromkeys([*dataset.source_files, *text]))
+
+
+def _without_secrets(command: list[str]) -> str:
+    """The command line as it can be typed again, tokens left out."""
+    return shlex.join(re.sub(rf"^--({'|'.join(SECRETS)})=.*", r"--\1=(hidden)", part, flags=re.S) for part in command)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -282,12 +305,21 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": versions,
         "git": _git_state(),
         "platform": platform.platform(),
-        "processor": platform.machine(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "device": str(device),
     }
+
+
+def _processor() -> str:
+    """Name of the CPU where the system tells it, else its architecture."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -360,8 +392,8 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     logger.info("\n".join(lines))
     if (results["tied_targets"] or 0) > 0.01:
         logger.warning(
-            f"{results['tied_targets']:.1%} of the targets share their score with another item; their order is "
-            f"arbitrary."
+            f"{results['tied_targets']:.1%} of the targets share their score with another item; how these are ordered "
+            "is arbitrary."
         )
     if results["targets_in_history"]:
         logger.warning(
