@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+
 from recbole_llm.config import Config
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import HistoryDataset
@@ -13,8 +15,6 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.model.litellm4rec import LiteLLM4Rec
 from recbole_llm.quick_start import run
 from recbole_llm.trainer.checkpoint import learned_tensors
-from torch.nn import functional
-
 from tests.worlds import write_cycle, write_twins
 
 

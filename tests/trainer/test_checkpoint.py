@@ -3,9 +3,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from recbole_llm.errors import CheckpointError
 from recbole_llm.trainer import checkpoint
-from torch import nn
 
 
 class Small(nn.Module):
@@ -78,14 +79,14 @@ def test_state_restores_weights_optimizer_and_every_random_generator(tmp_path, k
     optimizer = kind(model.table.parameters(), lr=0.1)
     step(model, optimizer)
     checkpoint.save_state(tmp_path / "training_state", model, optimizer, {"epoch": 3})
-    draws = torch.rand(2), np.random.rand(2), random.random()
+    draws = torch.rand(2), np.random.rand(2), random.random()  # noqa: NPY002
     step(model, optimizer)
 
     other = Small()
     fresh = kind(other.table.parameters(), lr=0.7)
     values = checkpoint.load_state(tmp_path / "training_state", other, fresh)
     assert values == {"epoch": 3} and fresh.param_groups[0]["lr"] == 0.1
-    again = torch.rand(2), np.random.rand(2), random.random()
+    again = torch.rand(2), np.random.rand(2), random.random()  # noqa: NPY002
     assert torch.equal(draws[0], again[0]) and np.array_equal(draws[1], again[1]) and draws[2] == again[2]
     step(other, fresh)
     assert torch.equal(other.table.weight, model.table.weight)

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from recbole_llm.trainer.schedule import SCHEDULES, autocast_dtype, learning_rate_factor, parameter_groups
 from torch import nn
+
+from recbole_llm.trainer.schedule import SCHEDULES, autocast_dtype, learning_rate_factor, parameter_groups
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
