@@ -134,7 +134,12 @@ def _convert_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="MovieLens: add the N most frequent tags of users (they know the future)",
     )
-    add("--workers", type=int, metavar="N", help="processes that parse Python literals (default: up to 4)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that parse Python literals (default: the idle cores, up to 4)",
+    )
 
     group = parser.add_argument_group("sessions and generic: columns of your own files")
     add = group.add_argument

@@ -53,7 +53,7 @@ def parse_literal(line: str) -> Any:
     """
     try:
         return loads(_as_json(line))
-    except (LineError, ValueError):
+    except (LineError, ValueError, RecursionError):
         return _evaluate(line)
 
 

@@ -16,9 +16,10 @@ Out = TypeVar("Out")
 
 
 def default_workers() -> int:
-    """Return how many processes the command line takes: those that are there, at most four."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, count)
+    """Return how many processes the command line takes: one for each core that is not busy, at most four."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, min(4, cores - round(busy)))
 
 
 def ordered_map(function: Callable[[In], Out], items: Iterable[In], workers: int) -> Iterator[tuple[In, Out]]:

@@ -4,6 +4,7 @@ import json
 import pytest
 from convert_helpers import read_rows, write
 
+import recbole_llm.convert.records as records_module
 from recbole_llm.convert import convert
 from recbole_llm.errors import ConfigError, DataError
 
@@ -275,7 +276,8 @@ def test_missing_files(tmp_path, toys_2014):
         convert("amazon-toys-2014", tmp_path / "nowhere", tmp_path / "set")
 
 
-def test_loose_reviews_in_several_processes(tmp_path, toys_2014):
+def test_loose_reviews_in_several_processes(tmp_path, toys_2014, monkeypatch):
+    monkeypatch.setattr(records_module, "PARALLEL_FROM", 0)
     rows = [(f"A{n % 50}", f"B{n % 7}", float(n % 5 + 1), n) for n in range(3000)]
     records = [
         {"reviewerID": u, "asin": i, "overall": r, "unixReviewTime": t, "reviewText": 'it\'s "x"'}

@@ -1,0 +1,164 @@
+"""How fast the converters are, beside the bare parser in the same run, and whether memory stays flat.
+
+    python benchmarks/convert.py                   throughput on made-up reviews, a few hundred MB
+    python benchmarks/convert.py --memory_gb 5     also one conversion of a generated file of that size
+
+Everything is generated in a temporary folder (--folder) and deleted again. Unless it says wall, times are CPU seconds
+of the working thread, best of five, so that other work on the machine counts little; the SHA-256 of the source is made
+in a second thread meanwhile and shown apart. Megabytes are 10^6 bytes.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from recbole_llm.convert import convert
+from recbole_llm.convert.jsonlines import loads
+from recbole_llm.convert.literal import parse_literal
+
+TEXT = 'the a great toy my son loves it broke after two weeks would buy again it\'s "perfect" for kids & adults'
+WORDS = re.findall(r"\S+", TEXT)
+
+
+def review(draw: random.Random, users: int, items: int) -> dict:
+    """Return a review with the fields and about the length of the 2014 release."""
+    return {
+        "reviewerID": f"A{draw.randrange(users):013d}",
+        "asin": f"B{draw.randrange(items):09d}",
+        "reviewerName": "Jane Q. Public",
+        "helpful": [draw.randrange(9), 9],
+        "reviewText": " ".join(draw.choices(WORDS, k=draw.randrange(20, 180))),
+        "overall": float(draw.randrange(1, 6)),
+        "summary": " ".join(draw.choices(WORDS, k=5)),
+        "unixReviewTime": 86_400 * draw.randrange(11_000, 16_000),
+        "reviewTime": "04 21, 2014",
+    }
+
+
+def best(work: Callable[[], object], times: int = 5) -> float:
+    """Return the least CPU seconds of several runs."""
+    seconds = []
+    for _ in range(times):
+        start = time.thread_time()
+        work()
+        seconds.append(time.thread_time() - start)
+    return min(seconds)
+
+
+def throughput(folder: Path) -> None:
+    """Print MB/s of JSON reviews, plain and gzip, and of Python literals."""
+    draw = random.Random(0)
+    records = [review(draw, 20_000, 5_000) for _ in range(20_000)]
+    lines = [json.dumps(record).encode() for record in records]
+    data = b"\n".join(lines) + b"\n"
+    plain = folder / "reviews_Toys_and_Games_5.json"
+    plain.write_bytes(data * 10)
+    megabytes = len(data) * 10 / 1e6
+
+    def bare() -> None:
+        with plain.open("rb") as file:
+            for line in file:
+                loads(line)
+
+    def whole() -> None:
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        convert("amazon-toys-2014", plain, folder / "out" / "toys", no_metadata=True)
+
+    parser = loads.__module__ if loads.__module__ != "recbole_llm.convert.jsonlines" else "json"
+    parse, full = best(bare), best(whole)
+    print(f"JSON lines, {megabytes:.0f} MB, {len(lines) * 10:,} reviews of {len(data) / len(lines):.0f} bytes")
+    print(f"  {parser} alone, line by line   {megabytes / parse:7.0f} MB/s")
+    print(
+        f"  convert (parse, sort, write) {megabytes / full:7.0f} MB/s   {full / parse:.2f} x the time of the bare parse"
+    )
+    digest = best(lambda: hashlib.sha256(data * 10))
+    print(f"  SHA-256 of the source        {megabytes / digest:7.0f} MB/s   in a second thread")
+
+    literals = [repr(record) for record in records[:5000]]
+    size = sum(map(len, literals)) / 1e6
+    ours = best(lambda: [parse_literal(line) for line in literals])
+    theirs = best(lambda: [ast.literal_eval(line) for line in literals])
+    print(f"Python literals: parse_literal {size / ours:.1f} MB/s, ast.literal_eval {size / theirs:.1f} MB/s")
+
+    steam = folder / "steam_reviews.json"
+    games = [
+        {"username": r["reviewerID"], "product_id": r["asin"], "date": "2017-12-17", "text": r["reviewText"]}
+        for r in records
+    ]
+    steam.write_text("".join(f"{game!r}\n" for game in games) * 10)
+    for workers in (1, 2):
+        start = time.perf_counter()
+        convert("steam", steam, folder / f"steam-{workers}", no_metadata=True, workers=workers)
+        seconds = time.perf_counter() - start
+        megabytes = steam.stat().st_size / 1e6
+        print(f"  convert steam, {megabytes:.0f} MB, {workers} worker(s): {megabytes / seconds:.1f} MB/s wall")
+
+
+def memory(folder: Path, gigabytes: float) -> None:
+    """Print the peak memory of converting a tenth of a generated file, half of it, and the whole."""
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(WORDS, k=120)) for _ in range(200)]
+    path = folder / "reviews_Toys_and_Games_5.json"
+    code = (
+        "import sys, resource\n"
+        "from recbole_llm.convert import convert\n"
+        "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "r = convert('amazon-toys-2014', sys.argv[1], sys.argv[2], no_metadata=True)\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(r.counts.users, r.counts.items, r.counts.interactions, base, peak, round(r.seconds, 1))\n"
+    )
+    print(f"memory: 200,000 users, 50,000 items, reviews of about 700 bytes, up to {gigabytes:g} GB")
+    with path.open("wb") as file:
+        for share in (0.1, 0.5, 1.0):
+            while file.tell() < share * gigabytes * 1e9:
+                block = [
+                    f'{{"reviewerID": "A{draw.randrange(200_000):013d}", "asin": "B{draw.randrange(50_000):09d}", '
+                    f'"reviewText": {json.dumps(draw.choice(texts))}, "overall": {draw.randrange(1, 6)}.0, '
+                    f'"unixReviewTime": {86_400 * draw.randrange(11_000, 16_000)}}}\n'
+                    for _ in range(20_000)
+                ]
+                file.write("".join(block).encode())
+            file.flush()
+            done = subprocess.run(
+                [sys.executable, "-c", code, str(path), str(folder / "out" / "toys")], check=True, capture_output=True
+            )
+            users, items, rows, base, peak, seconds = done.stdout.decode().split()
+            size = path.stat().st_size
+            print(
+                f"  {size / 1e9:5.2f} GB  {int(rows):>10,} interactions  {users} users  {items} items  "
+                f"peak {int(peak) / 1e3:6.0f} MB (of which {int(base) / 1e3:.0f} before)  {seconds} s  "
+                f"{size / 1e6 / float(seconds):.0f} MB/s  "
+                f"{(int(peak) - int(base)) * 1e3 / int(rows):.0f} bytes per interaction"
+            )
+            shutil.rmtree(folder / "out")
+
+
+def main() -> None:
+    """Run the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory_gb", type=float, default=0, help="size of the generated file; 0 leaves it out")
+    parser.add_argument("--folder", help="where to generate (default: the system's temporary folder)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="recbole-llm-convert-", dir=given.folder) as folder:
+        throughput(Path(folder))
+        if given.memory_gb:
+            free = shutil.disk_usage(folder).free / 1e9
+            if free < 1.3 * given.memory_gb:
+                sys.exit(f"only {free:.0f} GB free in {folder}; --folder names another place")
+            memory(Path(folder), given.memory_gb)
+    print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
