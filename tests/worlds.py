@@ -34,9 +34,9 @@ def write_dataset(folder: Path, name: str, histories: dict[str, list[str]], text
 def write_twins(folder: Path, name: str = "twins", shuffled: bool = False) -> Path:
     """A cycle of titles a0 -> a1 -> ... -> a11 -> a0, and a second edition b_k of each with the same text.
 
-    Users ``a*`` have read first editions in order, half of them after a preface. Users ``b*`` have read the preface and
-    then a second edition, which no training row has in its history; their validation item is the first edition of the
-    next title, and only the text says which one that is.
+    Users ``a*`` have read first editions in order, half of them after a preface. Users ``b*`` have read the preface
+    and then a second edition, which no training row has in its history; their validation item is the first edition of
+    the next title, and only the text says which one that is.
     ``shuffled`` gives the second editions each other's texts, and the link is gone.
     """
     n = len(WORDS)
