@@ -6,6 +6,8 @@ Field names, dtypes, padding side and values are RecBole's.
 """
 
 import csv
+import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from recbole.utils.enum_type import FeatureSource, FeatureType
 
 from recbole_llm.config import choice, nearest
 from recbole_llm.data.item_text import ItemText, load_item_text
-from recbole_llm.errors import DataError
+from recbole_llm.errors import ConfigError, DataError
 
 # Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
 # RecBole's sorting, splitting and copying, and never reaches a model.
@@ -33,11 +35,22 @@ def take(interaction: Interaction, index: Any) -> Interaction:
     return Interaction({field: values[index] for field, values in interaction.interaction.items()})
 
 
-def stable_order(codes: np.ndarray) -> np.ndarray:
-    """Stable argsort of non-negative integer codes; NumPy sorts 16-bit ones by radix, ten times faster."""
-    if len(codes) and codes.max() <= np.iinfo(np.uint16).max:
-        codes = codes.astype(np.uint16)
-    return np.argsort(codes, kind="stable")
+def stable_order(values: np.ndarray) -> np.ndarray:
+    """Stable argsort; whole numbers by radix, which NumPy has for 16 bits only, several times faster."""
+    if len(values) == 0:
+        return np.array([], dtype=np.int64)
+    if np.all(values[1:] >= values[:-1]):
+        return np.arange(len(values))
+    with np.errstate(invalid="ignore"):
+        codes = values.astype(np.int64)
+    low, high = int(codes.min()), int(codes.max())
+    if high - low >= 2**48 or not np.array_equal(codes, values):
+        return np.argsort(values, kind="stable")
+    codes -= low
+    order = np.argsort(codes.astype(np.uint16), kind="stable")
+    for bits in range(16, (high - low).bit_length(), 16):
+        order = order[np.argsort((codes >> bits).astype(np.uint16)[order], kind="stable")]
+    return order
 
 
 class HistoryDataset(SequentialDataset):
@@ -72,19 +85,24 @@ class HistoryDataset(SequentialDataset):
     def __init__(self, config: Any) -> None:
         self.source_files: list[Path] = []
         self._exact_time: np.ndarray | None = None
+        self._unused_lists: set[str] = set()
         choice(config, "time_order", ["exact", "recbole"])
+        if config["benchmark_filename"] is not None:
+            raise ConfigError(
+                f"benchmark_filename={config['benchmark_filename']!r}: files split beforehand are not supported. "
+                "Join them into one .inter file and choose a split with eval_args."
+            )
         super().__init__(config)
 
     # ---- reading
 
     def _download(self) -> None:
-        from recbole.data.utils import decide_download, download_url, extract_zip, rename_atomic_files
+        from recbole.utils.url import decide_download, download_url, extract_zip, rename_atomic_files
 
         folder = Path(self.dataset_path)
         advice = (
             f"Put the atomic files into {str(folder)!r} ({self.dataset_name}.inter, and .item for item text), "
-            f"or point "
-            "data_path at the folder that holds them."
+            "or point data_path at the folder that holds them."
         )
         url = self._get_download_url("url", allow_none=True)
         if url is None:
@@ -97,15 +115,22 @@ class HistoryDataset(SequentialDataset):
             if not decide_download(url):
                 raise DataError(f"The download of {self.dataset_name!r} was declined. {advice}")
             folder.mkdir(parents=True, exist_ok=True)
-            archive = download_url(url, str(folder))
-            extract_zip(archive, str(folder))
-            Path(archive).unlink()
-            rename_atomic_files(str(folder), Path(archive).stem, self.dataset_name)
-        except OSError as error:
-            raise DataError(f"{self.dataset_name!r} cannot be downloaded from {url}: {error}. {advice}") from error
+            archive = Path(download_url(url, str(folder)))
+            try:
+                extract_zip(str(archive), str(folder))
+            finally:
+                archive.unlink()
+            rename_atomic_files(str(folder), archive.stem, self.dataset_name)
+        # RecBole asks on the terminal before a large download, and turns every interruption into a RuntimeError.
+        except (OSError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+            raise DataError(
+                f"{self.dataset_name!r} cannot be downloaded from {url}: {error or type(error).__name__}. {advice}"
+            ) from error
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
-        if self.benchmark_filename_list is None and not (Path(dataset_path) / f"{token}.inter").is_file():
+        if not (Path(dataset_path) / f"{token}.inter").is_file():
             found = sorted(path.name for path in Path(dataset_path).glob("*.inter"))
             raise DataError(
                 f"There is no file {token}.inter in {dataset_path!r} (found: {', '.join(found) or 'no .inter file'}). "
@@ -141,7 +166,7 @@ class HistoryDataset(SequentialDataset):
         if not names:
             self.logger.warning(f"No field of {path} is loaded.")
             return None
-        frame = self._read_table(path, separator, encoding, used, dtypes)
+        frame = self._read_table(path, separator, encoding, len(columns), used, dtypes)
         frame.columns = pd.Index(names)
         for field in names:
             if self.field2type[field].value.endswith("seq"):
@@ -180,6 +205,9 @@ class HistoryDataset(SequentialDataset):
             needed = {"USER_ID_FIELD": self.uid_field, "ITEM_ID_FIELD": self.iid_field, "TIME_FIELD": self.time_field}
         elif source == FeatureSource.ITEM:
             needed = {"ITEM_ID_FIELD": self.iid_field}
+        elif source == FeatureSource.USER:
+            needed = {"USER_ID_FIELD": self.uid_field}
+        types = dict(columns.values())
         for key, field in needed.items():
             if field not in fields:
                 raise DataError(
@@ -190,6 +218,12 @@ class HistoryDataset(SequentialDataset):
                 raise DataError(
                     f"load_col leaves out {field!r} ({key}) of {path}, which is needed; add it, or drop load_col."
                 )
+            wanted = FeatureType.FLOAT if key == "TIME_FIELD" else FeatureType.TOKEN
+            if types[field] != wanted:
+                raise DataError(
+                    f"{path}, line 1: {field!r} ({key}) is of type {types[field].value!r}; it must be "
+                    f"'{field}:{wanted.value}'."
+                )
         for key in ("selected_features", "item_attribute"):
             value = self.config[key] if source == FeatureSource.ITEM else None
             for field in [value] if isinstance(value, str) else value or []:
@@ -199,12 +233,40 @@ class HistoryDataset(SequentialDataset):
                     )
 
     @staticmethod
+    def _check_lines(path: Path, separator: str, encoding: str, fields: int) -> None:
+        """DataError for a line with another number of fields than line 1, which pandas would cut, fill or shift."""
+        mark = separator.encode(encoding)
+        if len(mark) == 1:
+            # Of a sound file, only separators and line ends taken, nothing but this is left:
+            line_marks = mark * (fields - 1) + b"\n"
+            others = bytes(set(range(256)) - {mark[0], ord("\n")})
+            left, sound = b"", True
+            with path.open("rb") as binary:
+                while sound and (block := binary.read(2**20)):
+                    left += block.translate(None, others)
+                    whole = len(left) // fields
+                    sound = left[: whole * fields] == line_marks * whole
+                    left = left[whole * fields :]
+            if sound and left in (b"", line_marks[:-1]):
+                return
+        with path.open(encoding=encoding) as file:
+            for number, line in enumerate(file, 1):
+                found = line.count(separator) + 1
+                if found != fields and line.strip(" \n"):
+                    raise DataError(
+                        f"{path}, line {number}: {found} fields instead of the {fields} of line 1. Every line needs "
+                        f"all of them, separated by field_separator={separator!r}."
+                    )
+
+    @classmethod
     def _read_table(
-        path: Path, separator: str, encoding: str, used: list[str], dtypes: dict[str, Any]
+        cls, path: Path, separator: str, encoding: str, fields: int, used: list[str], dtypes: dict[str, Any]
     ) -> pd.DataFrame:
         options: dict[str, Any] = {
-            "sep": separator,
+            # pandas takes a longer separator as a regular expression.
+            "sep": separator if len(separator) == 1 else re.escape(separator),
             "usecols": used,
+            "index_col": False,
             "encoding": encoding,
             "engine": "c" if len(separator) == 1 else "python",
             # Quotes and words such as NA or None are text in an atomic file; only an empty field is a missing value.
@@ -212,14 +274,17 @@ class HistoryDataset(SequentialDataset):
             "keep_default_na": False,
             "na_values": [""],
         }
+        if options["engine"] == "c":
+            options["low_memory"] = False  # in one piece: merging the ids of many pieces takes as long as reading
         try:
+            cls._check_lines(path, separator, encoding, fields)
             return pd.read_csv(path, dtype=dtypes, **options)[used]
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not {encoding} text ({error}). Convert it, or set `encoding`.") from error
         except pd.errors.ParserError as error:
-            raise DataError(f"{path} is damaged: {error}. Every line needs as many fields as line 1.") from error
+            raise DataError(f"{path} is damaged: {error}.") from error
         except ValueError as error:
-            frame = pd.read_csv(path, dtype=str, **options)
+            frame = pd.read_csv(path, dtype=str, skip_blank_lines=False, **options)
             for column in used:
                 if dtypes[column] is np.float64:
                     bad = frame[column].notna() & pd.to_numeric(frame[column], errors="coerce").isna()
@@ -254,6 +319,39 @@ class HistoryDataset(SequentialDataset):
             number = frame.groupby(self.uid_field, observed=True).cumcount()
             self.inter_feat = frame[number < int(self.config["smoke_interactions"])].reset_index(drop=True)
         super()._data_filtering()
+
+    def _filter_nan_user_or_item(self) -> None:
+        """Drop rows without an id (RecBole's version drops others where a feature file has repeated ids)."""
+        for name, field in (("user", self.uid_field), ("item", self.iid_field), ("inter", None)):
+            feat = getattr(self, f"{name}_feat")
+            if feat is None:
+                continue
+            ids = [field] if field else [self.uid_field, self.iid_field]
+            missing = feat[ids].isna().any(axis=1)
+            if missing.any():
+                self.logger.warning(
+                    f"{int(missing.sum())} lines of the .{name} file have no {' or '.join(ids)} and are left out."
+                )
+                setattr(self, f"{name}_feat", feat[~missing].reset_index(drop=True))
+
+    def _parse_intervals_str(self, intervals_str: Any) -> list[tuple[str, float, float, str]] | None:
+        """As RecBole, but an interval that is none is an error: RecBole warns and filters nothing."""
+        if intervals_str is None:
+            return None
+        intervals = []
+        for part in str(intervals_str).split(";"):
+            match = re.fullmatch(r"\s*([(\[])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([)\]])\s*", part)
+            try:
+                assert match is not None
+                low, high = float(match[2]), float(match[3])
+                assert low <= high
+            except (AssertionError, ValueError):
+                raise ConfigError(
+                    f"{intervals_str!r} is not an interval, in item_inter_num_interval, user_inter_num_interval or "
+                    'val_interval. Write "[5,inf)" for 5 and more, and several as "[0,1];[3,4)".'
+                ) from None
+            intervals.append((match[1], low, high, match[4]))
+        return intervals
 
     def _reset_index(self) -> None:
         for name in self.feat_name_list:
@@ -340,10 +438,9 @@ class HistoryDataset(SequentialDataset):
                 if name == "inter_feat" and field == self.time_field and feat[field].isna().any():
                     row = int(np.flatnonzero(feat[field].isna())[0])
                     raise DataError(
-                        f"{int(feat[field].isna().sum())} interactions of {self.dataset_name!r} have no "
-                        f"{field!r}, the "
-                        f"first in row {row + 1} after filtering. Without a time there is no order: complete or "
-                        f"drop them."
+                        f"{int(feat[field].isna().sum())} interactions of {self.dataset_name!r} have no {field!r}, "
+                        f"the first in row {row + 1} after filtering. Without a time there is no order: complete or "
+                        "drop them."
                     )
                 if ftype == FeatureType.TOKEN:
                     feat[field] = feat[field].fillna(0).astype(np.int64)
@@ -371,8 +468,6 @@ class HistoryDataset(SequentialDataset):
     def _change_feat_format(self) -> None:
         """DataFrames to tensors; then sort histories and define the rows, without building their lists."""
         Dataset._change_feat_format(self)
-        if self.config["benchmark_filename"] is not None:
-            return
         self._aug_presets()
         order = self._history_order()
         self._exact_time = None
@@ -381,32 +476,41 @@ class HistoryDataset(SequentialDataset):
         self.offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=self.user_num))]).astype(np.int64)
         positions = np.arange(len(users), dtype=np.int64)
         depth = positions - self.offsets[users]  # how many interactions the user had before this one
-        rows = torch.from_numpy(positions[depth > 0])
+        rows = positions[depth > 0]
         if len(rows) == 0:
             raise DataError(f"No user of {self.dataset_name!r} has two interactions: there is nothing to predict.")
-        self.inter_feat = take(self.flat, rows)
+        # In the order of time, which `build` asks for next.
+        rows = rows[stable_order(self._sort_key(self.flat, self.time_field)[rows])]
+        length = np.minimum(depth[rows], self.max_item_list_len)
+        self.inter_feat = take(self.flat, torch.from_numpy(rows))
         self.inter_feat.update(
-            Interaction(
-                {
-                    self.item_list_length_field: torch.from_numpy(
-                        np.minimum(depth[depth > 0], self.max_item_list_len)
-                    ),
-                    POSITION: rows,
-                }
-            )
+            Interaction({self.item_list_length_field: torch.from_numpy(length), POSITION: torch.from_numpy(rows)})
         )
+
+    @staticmethod
+    def _sort_key(interaction: Interaction, field: str) -> np.ndarray:
+        # A numerical feature has its value and its bucket.
+        values = interaction[field].numpy()
+        return values if values.ndim == 1 else values[..., 0]
+
+    def sort(self, by: Any, ascending: Any = True) -> None:
+        """Sort the rows, as RecBole does; by one field, rows that stand in order already are left alone."""
+        if not isinstance(by, str) or ascending is not True:
+            super().sort(by, ascending)
+            return
+        key = self._sort_key(self.inter_feat, by)
+        if not np.all(key[1:] >= key[:-1]):
+            self.inter_feat = take(self.inter_feat, torch.from_numpy(stable_order(key)))
 
     def _history_order(self) -> np.ndarray:
         users = self.inter_feat[self.uid_field].numpy()
         if self.config["time_order"] == "recbole":
-            times = self.inter_feat[self.time_field]
-            times = (times if times.ndim == 1 else times[..., 0]).numpy()
+            times = self._sort_key(self.inter_feat, self.time_field)
         else:
             assert self._exact_time is not None, "a sequential dataset without time is refused when it is read"
             times = self._exact_time
         # Two stable sorts: by time, then by user, so that equal times keep file order.
-        in_order = np.all(times[1:] >= times[:-1])
-        by_time = np.arange(len(times)) if in_order else np.argsort(times, kind="stable")
+        by_time = stable_order(times)
         return by_time[stable_order(users[by_time])]
 
     def data_augmentation(self) -> None:
@@ -416,14 +520,20 @@ class HistoryDataset(SequentialDataset):
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
         """Rows with their list fields, as RecBole's augmented dataset gives them."""
         rows = take(self.inter_feat, index)
-        if POSITION in rows:  # pre-split benchmark files hold their lists already
-            position = rows[POSITION]
-            del rows[POSITION]
-            lists = self.gather_lists(position.reshape(-1), rows[self.item_list_length_field].reshape(-1))
-            rows.update(
-                Interaction({field: values[0] if position.ndim == 0 else values for field, values in lists.items()})
-            )
+        position = rows[POSITION]
+        del rows[POSITION]
+        lists = self.gather_lists(position.reshape(-1), rows[self.item_list_length_field].reshape(-1))
+        rows.update(
+            Interaction({field: values[0] if position.ndim == 0 else values for field, values in lists.items()})
+        )
         return self.join(rows) if join else rows
+
+    def join(self, df: Interaction) -> Interaction:
+        """Add the loaded fields of the rows' users and items."""
+        for feat, field in ((self.user_feat, self.uid_field), (self.item_feat, self.iid_field)):
+            if feat is not None and field in df:
+                df.update(take(feat, df[field]))
+        return df
 
     def rows_at(self, position: torch.Tensor, length: torch.Tensor, with_next: bool = False) -> Interaction:
         """Rows whose target stands at ``position`` of :attr:`flat`, with the ``length`` interactions before it.
@@ -434,7 +544,8 @@ class HistoryDataset(SequentialDataset):
         with_next : bool
             Also the item after every history item, ``next_item_id_list`` of shape (B, L), for all-position losses.
         """
-        rows = take(self.flat, position)
+        # `unused_col` drops columns from the rows, not from the histories.
+        rows = Interaction({field: self.flat[field][position] for field in self.flat if field in self.inter_feat})
         rows.update(Interaction({self.item_list_length_field: length, **self.gather_lists(position, length)}))
         if with_next:
             targets = self.gather_lists(position, length, shift=1, fields=[self.iid_field])
@@ -466,10 +577,12 @@ class HistoryDataset(SequentialDataset):
         index = torch.where(inside, index, 0)
         lists = {}
         for field, values in self.flat.interaction.items():
-            if field != self.uid_field and (fields is None or field in fields):
+            if field == self.uid_field or (fields is not None and field not in fields):
+                continue
+            name = getattr(self, f"{field}_list_field")
+            if name not in self._unused_lists:
                 gathered = values[index]
                 mask = inside.view(*inside.shape, *[1] * (gathered.ndim - 2))
-                name = getattr(self, f"{field}_list_field")
                 lists[name] = torch.where(mask, gathered, torch.zeros((), dtype=gathered.dtype))
         return lists
 
@@ -531,12 +644,27 @@ class HistoryDataset(SequentialDataset):
         self._drop_unused_col()
         return [self.copy(take(self.inter_feat, torch.from_numpy(index))) for index in split]
 
+    def _drop_unused_col(self) -> None:
+        for kind, fields in (self.config["unused_col"] or {}).items():
+            feat = getattr(self, f"{kind}_feat")
+            for field in fields:
+                if field in feat:
+                    self._del_col(feat, field)
+                elif field in [f"{name}{self.config['LIST_SUFFIX']}" for name in self.flat]:
+                    self._unused_lists.add(field)
+                else:
+                    self.logger.warning(f"unused_col: there is no field {field!r} in the .{kind} data.")
+
+    def _firsts(self) -> torch.Tensor:
+        """Positions of the first items of those users whose second item is a row here: RecBole has no row for them."""
+        before = self.inter_feat[POSITION] - 1
+        return before[before == torch.from_numpy(self.offsets)[self.inter_feat[self.uid_field]]]
+
     def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
         """Sparse users x items matrix of the rows' targets and of each first item (RecBole's definition)."""
-        first = self.inter_feat[self.item_list_length_field] == 1
-        before = self.inter_feat[POSITION][first] - 1
+        firsts = self._firsts()
         fields = [self.uid_field, self.iid_field] + ([value_field] if value_field else [])
-        pairs = Interaction({field: torch.cat([self.inter_feat[field], self.flat[field][before]]) for field in fields})
+        pairs = Interaction({field: torch.cat([self.inter_feat[field], self.flat[field][firsts]]) for field in fields})
         return self._create_sparse_matrix(pairs, self.uid_field, self.iid_field, form, value_field)
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
@@ -555,9 +683,7 @@ class HistoryDataset(SequentialDataset):
     @property
     def train_counts(self) -> np.ndarray:
         """How often each item stands in the rows of this split, first items included; shape (item_num,)."""
-        first = self.inter_feat[self.item_list_length_field] == 1
-        before = self.flat[self.iid_field][self.inter_feat[POSITION][first] - 1]
-        items = torch.cat([self.inter_feat[self.iid_field], before])
+        items = torch.cat([self.inter_feat[self.iid_field], self.flat[self.iid_field][self._firsts()]])
         return np.bincount(items.numpy(), minlength=self.item_num)
 
 

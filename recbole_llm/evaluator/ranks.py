@@ -118,9 +118,8 @@ class RankCollector:
         broken = int(whole["broken"].sum())
         if broken:
             raise ScoreError(
-                f"The model returned NaN scores for {broken} of {len(whole['broken'])} rows. Training diverged, "
-                f"or the "
-                "dtype overflows (T5 in float16 does): lower learning_rate, or use float32 or bfloat16."
+                f"The model returned NaN scores for {broken} of {len(whole['broken'])} rows. Training diverged, or "
+                "the dtype overflows (T5 in float16 does): lower learning_rate, or use float32 or bfloat16."
             )
         return Ranks(
             user=whole["user"],
@@ -137,8 +136,13 @@ class RankCollector:
 
 def _first(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Items of the k highest scores, equal scores by smaller id; shape (B, k)."""
-    values, items = torch.topk(scores, k)
-    # topk leaves the order of equal scores open: sort by id, then stably by score.
-    items, order = items.sort(dim=1)
-    by_score = values.gather(1, order).sort(dim=1, descending=True, stable=True).indices
-    return items.gather(1, by_score)
+    lowest = torch.topk(scores, k).values[:, -1:]
+    # topk leaves open which of the scores equal to the lowest it takes: take those with the smallest ids.
+    above, equal = scores > lowest, scores == lowest
+    free = k - above.sum(1, keepdim=True)
+    taken = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= free))
+    width = scores.shape[1]
+    ids = torch.arange(width, device=scores.device)
+    items = width - torch.where(taken, width - ids, 0).topk(k).values
+    order = scores.gather(1, items.clamp(max=width - 1)).sort(dim=1, descending=True, stable=True).indices
+    return items.gather(1, order)
