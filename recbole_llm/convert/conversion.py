@@ -20,7 +20,7 @@ from recbole_llm.convert.atomic import (
     write_interactions,
 )
 from recbole_llm.convert.catalogue import Catalogue
-from recbole_llm.convert.filters import Filters, count, select
+from recbole_llm.convert.filters import Filters, count, occurrences, select
 from recbole_llm.convert.fingerprints import Fingerprints
 from recbole_llm.convert.lines import Skips
 from recbole_llm.convert.recipes import Recipe, get_recipe, recipes_for
@@ -221,7 +221,7 @@ def _write(out: OutputFolder, report: Report, reading: Reading, rows: IntArray, 
     report.renamed_ids = len(renamed.users) + len(renamed.items)
     write_interactions(out, table, rows, renamed, progress)
     if items is not None:
-        kept = _in_use(table.items, table.item[rows])
+        kept = _in_use(table.items, table.item, rows)
         ids = [raw for raw in items.rows if raw in kept or report.settings["items"] == "all"]
         # Items without metadata come last, with empty text: RecBole may drop interactions with unlisted items.
         ids += [raw for raw in kept if raw not in items]
@@ -231,15 +231,14 @@ def _write(out: OutputFolder, report: Report, reading: Reading, rows: IntArray, 
     else:
         report.listed_items = report.counts.items
     if users is not None:
-        kept = _in_use(table.users, table.user[rows])
+        kept = _in_use(table.users, table.user, rows)
         write_catalogue(out, ".user", [raw for raw in users.rows if raw in kept], users, renamed.users)
     report.hashes = out.hashes
 
 
-def _in_use(codes: dict[str, int], used: npt.NDArray[np.int32]) -> dict[str, None]:
-    """Return the raw ids whose code is used, in order of first appearance in the input."""
-    mask = np.bincount(used, minlength=len(codes)) > 0
-    return dict.fromkeys(compress(codes, mask.tolist()))
+def _in_use(ids: dict[str, int], codes: npt.NDArray[np.int32], rows: IntArray) -> dict[str, None]:
+    """Return the raw ids that occur in ``rows``, in order of first appearance in the input."""
+    return dict.fromkeys(compress(ids, (occurrences(codes, rows, len(ids)) > 0).tolist()))
 
 
 def _paths(given: PathLike | Sequence[PathLike]) -> list[PathLike]:

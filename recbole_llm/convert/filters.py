@@ -9,6 +9,8 @@ import numpy.typing as npt
 from recbole_llm.convert.table import IntArray, Interactions
 from recbole_llm.errors import ConfigError
 
+_PART = 1 << 20
+
 
 @dataclass(frozen=True)
 class Filters:
@@ -81,9 +83,18 @@ class Counts:
 
 def count(table: Interactions, rows: IntArray) -> Counts:
     """Count the distinct users and items in ``rows``."""
-    users = np.bincount(table.user[rows], minlength=1)
-    items = np.bincount(table.item[rows], minlength=1)
+    users = occurrences(table.user, rows, len(table.users))
+    items = occurrences(table.item, rows, len(table.items))
     return Counts(int((users > 0).sum()), int((items > 0).sum()), len(rows))
+
+
+def occurrences(codes: npt.NDArray[np.int32], rows: IntArray, size: int) -> IntArray:
+    """Count how often each code ``0 ... size - 1`` occurs in ``codes[rows]``."""
+    # In parts: bincount makes 64-bit copies, which for all rows at once would be the peak of the whole conversion.
+    total = np.zeros(size, dtype=np.int64)
+    for start in range(0, len(rows), _PART):
+        total += np.bincount(codes[rows[start : start + _PART]], minlength=size)
+    return total
 
 
 def select(
@@ -150,8 +161,8 @@ def _dedup(table: Interactions, rows: IntArray, filters: Filters) -> IntArray:
 def k_core(table: Interactions, rows: IntArray, k: int) -> IntArray:
     """Drop users and items with fewer than ``k`` interactions until none is left; the order of ``rows`` stays."""
     while len(rows):
-        users = np.bincount(table.user[rows], minlength=len(table.users)) >= k
-        items = np.bincount(table.item[rows], minlength=len(table.items)) >= k
+        users = occurrences(table.user, rows, len(table.users)) >= k
+        items = occurrences(table.item, rows, len(table.items)) >= k
         keep = users[table.user[rows]] & items[table.item[rows]]
         if keep.all():
             break

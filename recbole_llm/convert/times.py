@@ -1,5 +1,6 @@
 """Times of a user's own logs: whole or decimal numbers, ISO dates, or a given pattern; exact to the microsecond."""
 
+import re
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
@@ -69,8 +70,7 @@ def _micros(value: Any, pattern: str | None) -> int:
             try:
                 return _exact(Decimal(text))
             except InvalidOperation:
-                # Python 3.10 does not know the Z of ISO 8601.
-                moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "Zz" else text)
+                moment = _iso(text)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
         return (moment - _EPOCH) // _MICRO
@@ -79,6 +79,14 @@ def _micros(value: Any, pattern: str | None) -> int:
             f"of the form {pattern!r}" if pattern else "a number or an ISO date (--time_format names another form)"
         )
         raise LineError(f"the time {shown(value)} is not {wanted}") from error
+
+
+def _iso(text: str) -> datetime:
+    # Python 3.10 knows neither the Z of ISO 8601 nor fractions of other than 3 or 6 digits.
+    text = re.sub(r"[Zz]$", "+00:00", text)
+    return datetime.fromisoformat(
+        re.sub(r"\.(\d+)", lambda found: "." + found.group(1)[:6].ljust(6, "0"), text, count=1)
+    )
 
 
 def _exact(number: Decimal) -> int:

@@ -97,6 +97,7 @@ SOURCES = pytest.mark.parametrize("make", [movielens, amazon, steam, sessions])
 def test_stock_recbole_reads_every_row_and_word(tmp_path, make):
     if int(pd.__version__.split(".")[0]) >= 3 or int(np.__version__.split(".")[0]) >= 2:
         pytest.skip("stock RecBole 1.2.1 reads text fields only with pandas < 3 and numpy < 2")
+    pytest.importorskip("recbole")
     from recbole.config import Config
     from recbole.data import create_dataset
 
