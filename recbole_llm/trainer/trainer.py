@@ -16,8 +16,9 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import Trainer
 from recbole.trainer.trainer import AbstractTrainer
-from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
+from recbole.utils import WandbLogger, calculate_valid_score, dict2str, early_stopping, set_color
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_llm.config import choice, nearest
@@ -97,6 +98,8 @@ class RunTrainer(Trainer):
         self.unmasked_result: OrderedDict[str, float] | None = None
         self.item_tensor = None
         self.tot_item_num: int | None = None
+        self.tensorboard: SummaryWriter | None = None
+        self.wandblogger = WandbLogger(config)
         self._total_steps = 0
         self._saved = False
         self._best_weights: dict[str, torch.Tensor] | None = None
@@ -172,6 +175,8 @@ class RunTrainer(Trainer):
             self._start_stage(self.stage + 1)
             # A stage starts at exactly the scores of the one before, and must beat them.
             self.best_valid_score, self.best_valid_result = best
+            # Before the new stage's weights replace the file of the old one's: a crash in between must resume here.
+            self._save_training_state(0)
             if verbose:
                 self.logger.info(f"Stage {self.stage + 1} of {len(self.stages)}: {self.stages[self.stage]}.")
 
@@ -207,6 +212,7 @@ class RunTrainer(Trainer):
                 self._save_best()
             self.curve.append(row)
             self._write_curve()
+            self._log_elsewhere(row)
             self._save_training_state(epoch + 1)
             if validate and callback_fn:
                 callback_fn(epoch, row["valid_score"])
@@ -416,6 +422,18 @@ class RunTrainer(Trainer):
             f"Resuming {self.run_dir}: stage {self.stages[self.stage]!r}, epoch {values['next_epoch']} comes next."
         )
         return True
+
+    def _log_elsewhere(self, row: dict[str, Any]) -> None:
+        """TensorBoard events in the run directory, and Weights & Biases where ``log_wandb`` asks for it."""
+        numbers = {key: value for key, value in row.items() if key not in ("stage", "epoch")}
+        self.wandblogger.log_metrics({"epoch": row["epoch"], **numbers}, head=row["stage"])
+        if self.run_dir is None or not self._saved:
+            return
+        if self.tensorboard is None:
+            self.tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"))
+        for key, value in numbers.items():
+            self.tensorboard.add_scalar(f"{row['stage']}/{key}", value, row["epoch"])
+        self.tensorboard.flush()
 
     def _write_curve(self) -> None:
         if self.run_dir is None or not self._saved:
