@@ -8,6 +8,7 @@ unknown key is reported with the nearest known one, and ``sys.argv`` is read onl
 import ast
 import copy
 import difflib
+import functools
 import importlib
 import importlib.util
 import logging
@@ -175,6 +176,16 @@ def load_yaml(path: Path) -> dict[str, Any]:
         if not isinstance(key, str):
             raise ConfigError(f"The settings file {str(path)!r} has the key {key!r}, which is no name; quote it.")
     return content
+
+
+def _property_file(path: Path) -> dict[str, Any]:
+    """One of the property files that ship with RecBole or with us; each is parsed once per process."""
+    return copy.deepcopy(_parsed_property_file(path))
+
+
+@functools.cache
+def _parsed_property_file(path: Path) -> dict[str, Any]:
+    return load_yaml(path)
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
@@ -367,15 +378,14 @@ class Config(RecBoleConfig):
             own_props / "dataset" / f"{dataset}.yaml",
         ):
             if path.is_file():
-                content = load_yaml(path)
+                content = _property_file(path)
                 self.internal_config_dict.update(content)
                 if path.stem == model:
                     self._model_keys.update(content)
                 self._default_types.update({key: value for key, value in content.items() if value is not None})
         # RecBole's `load_col` names two ids and no time: a default that suits no sequential model, so not a choice.
-        if not (own_props / "dataset" / f"{dataset}.yaml").is_file() or "load_col" not in load_yaml(
-            own_props / "dataset" / f"{dataset}.yaml"
-        ):
+        own_dataset = own_props / "dataset" / f"{dataset}.yaml"
+        if not own_dataset.is_file() or "load_col" not in _property_file(own_dataset):
             self.internal_config_dict["load_col"] = None
         self._report_unknown_keys(model)
         self._check_types()
@@ -404,7 +414,8 @@ class Config(RecBoleConfig):
         final = self.final_config_dict
         final["dataset"], final["model"] = self.dataset, self.model
         folder = _dataset_folder(str(final["data_path"]), self.dataset)
-        if "data_path" in self.external_config_dict and folder.parent != Path(str(final["data_path"])).expanduser():
+        default_path = self.internal_config_dict["data_path"]
+        if final["data_path"] != default_path and folder.parent != Path(str(final["data_path"])).expanduser():
             self._notice(f"There is no {self.dataset} in data_path={final['data_path']!r}; RecBole's copy is used.")
         final["data_path"] = str(folder)
         if hasattr(self.model_class, "input_type"):
@@ -593,7 +604,7 @@ def _keys_of_other_models() -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
     for folder in (props_dir() / "model", RECBOLE_ROOT / "properties" / "model"):
         for path in folder.glob("*.yaml"):
-            for key in load_yaml(path):
+            for key in _property_file(path):
                 keys.setdefault(key, []).append(path.stem)
     return keys
 

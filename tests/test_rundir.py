@@ -1,0 +1,175 @@
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recbole.utils import set_color
+
+from recbole_llm import rundir
+from recbole_llm.config import Config
+from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.evaluator.metrics import mrr, ndcg
+from recbole_llm.quick_start import load_run, run
+
+SECRET = "hf_averysecrettoken"
+
+
+@pytest.fixture
+def finished(shop, tiny, monkeypatch):
+    """A finished run of LiteLLM4Rec with a token, a misspelt key and a value that YAML could mistake."""
+    settings = {
+        **tiny,
+        "smoke": True,
+        "epochs": 2,
+        "item_text": "{title}, {kind}",
+        "llm_token": SECRET,
+        "llm_revision": "1234567",
+        "learning_rte": 1,
+        "embedding_cache_dir": "cache",
+    }
+    monkeypatch.setattr(sys, "argv", ["recbole-llm", f"--llm_token={SECRET}", "--item_text={title}, {kind}"])
+    result = run("LiteLLM4Rec", "shop", config_dict=settings)
+    return Path(result["run_dir"]), result
+
+
+def test_contents(finished):
+    run_dir, result = finished
+    names = {path.name for path in run_dir.iterdir()}
+    assert names >= {"config.yaml", "model.safetensors", "results.json", "test_ranks.npz", "history.csv", "run.log"}
+    assert run_dir.name.startswith("LiteLLM4Rec-shop-smoke-")
+    for path in run_dir.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+
+    report = json.loads((run_dir / "results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert report["test_result"] == result["test_result"]
+    assert report["test_masked"] == result["test_result"]
+    assert report["test_unmasked"] == result["test_result_unmasked"]
+    assert report["best_valid_score"] == result["best_valid_score"]
+    assert report["smoke"] is True
+    assert report["protocol"]["text"].startswith("SMOKE RUN, history masked, leave-one-out, full ranking")
+    assert report["model_class"] == "recbole_llm.model.litellm4rec.LiteLLM4Rec"
+    assert report["dataset"]["users"] == 14
+    assert report["dataset"]["items"] == 12
+    assert report["dataset"]["interactions"] == 14 * 8
+    assert set(report["dataset"]["files"]) == {"shop.inter", "shop.item"}  # the texts came from the second
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in report["dataset"]["files"].values())
+    assert report["dataset"]["filters"]["item_inter_num_interval"] == "[1,inf)"
+    assert report["language_models"]["item_text"] == "{title}, {kind}"
+    assert report["language_models"]["llm_revision"]
+    assert report["settings"]["epochs"] == 2
+    assert "Did you mean 'learning_rate'" in report["notices"][0]
+    assert report["command"] == "recbole-llm '--llm_token=(hidden)' '--item_text={title}, {kind}'"
+    assert report["environment"]["packages"]["recbole"] == "1.2.1"
+    assert {"data", "model", "train", "valid", "test"} <= set(report["seconds"])
+    assert all(value >= 0 for value in report["seconds"].values())
+    assert report["epochs"] == 4  # two stages
+    assert report["updates"] == sum(stage["updates"] for stage in report["stages"]) > 0
+    assert report["peak_memory_mb"] > 0
+    assert report["parameters"]["all"] >= report["parameters"]["trained"] > 0
+
+    lines = (run_dir / "history.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 4
+    assert lines[0].startswith("stage,epoch,updates,learning_rate,train_loss")
+
+
+def test_ranks_recompute_the_metrics(finished):
+    run_dir, result = finished
+    ranks = np.load(run_dir / "test_ranks.npz")  # no pickle inside
+    assert len(ranks["user"]) == 14
+    assert set(ranks["user"]) == {f"u{user}" for user in range(14)}
+    assert all(target.startswith("i") for target in ranks["target"])
+    assert (ranks["history_length"] == 7).all()
+    for masks, expected in (("masked", result["test_result"]), ("unmasked", result["test_result_unmasked"])):
+        rank = ranks[f"rank_{masks}"]
+        assert ndcg(rank, 5).mean() == expected["ndcg@5"]
+        assert mrr(rank, 5).mean() == expected["mrr@5"]
+    assert (ranks["rank_masked"] <= ranks["rank_unmasked"]).all()
+
+
+def test_config_yaml_replays(finished, caplog):
+    run_dir, result = finished
+    caplog.clear()
+    config = Config(config_file_list=[run_dir / "config.yaml"])
+    original = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["settings"]
+    replayed = {key: value for key, value in rundir._plain(config.merged).items() if key not in rundir.SECRETS}
+    assert replayed == original
+    assert config["epochs"] == 2  # and not what a smoke run sets by default
+    assert config["llm_revision"] == "1234567"
+    again = run(config_file_list=[run_dir / "config.yaml"])
+    assert again["test_result"] == result["test_result"]
+    assert again["best_valid_result"] == result["best_valid_result"]
+    assert again["run_dir"] != result["run_dir"]
+
+
+def test_load_run_gives_the_same_numbers(finished):
+    run_dir, result = finished
+    loaded = load_run(run_dir)
+    assert loaded.trainer.evaluate(loaded.test_data, load_best_model=False) == result["test_result"]
+    assert loaded.trainer.unmasked_result == result["test_result_unmasked"]
+    assert loaded.model.training is False
+
+
+def test_load_run_refuses_other_data_and_unfinished_runs(finished, tmp_path):
+    run_dir, _ = finished
+    with (tmp_path / "dataset" / "shop" / "shop.inter").open("a", encoding="utf-8") as file:
+        file.writelines(f"u99\ti{item}\t{item}\n" for item in range(6))
+    with pytest.raises(CheckpointError, match=r"14 users and 12 items, but .* now gives 15 and 12"):
+        load_run(run_dir, {"smoke_users": 99})
+    (run_dir / "results.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_run(run_dir)
+    (run_dir / "results.json").unlink()
+    with pytest.raises(CheckpointError, match="is not finished.*recbole-llm --resume="):
+        load_run(run_dir)
+    with pytest.raises(CheckpointError, match="is no run directory"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_two_runs_in_the_same_second(isolated, monkeypatch):
+    monkeypatch.setattr(rundir.time, "strftime", lambda _: "now")
+    config = Config("SASRec", "ml-100k")
+    names = [rundir.create(config).name for _ in range(3)]
+    assert names == ["SASRec-ml-100k-now", "SASRec-ml-100k-now-1", "SASRec-ml-100k-now-2"]
+
+
+def test_checkpoint_dir_that_cannot_be_written(isolated):
+    (isolated / "file").write_text("", encoding="utf-8")
+    config = Config("SASRec", "ml-100k", config_dict={"checkpoint_dir": "file"})
+    with pytest.raises(ConfigError, match="checkpoint_dir='file' cannot be written"):
+        rundir.create(config)
+
+
+def test_same_experiment():
+    first = {"epochs": 1, "topk": (5, 10), "seed": 1, "gpu_id": "0", "amp": None}
+    assert rundir.same_experiment(first, {"epochs": 1, "topk": [5, 10], "seed": 1, "show_progress": False})
+    assert not rundir.same_experiment(first, {"epochs": 1, "topk": [5], "seed": 1})
+    assert not rundir.same_experiment(first, {**first, "amp": "bf16"})
+
+
+# ---- logging
+
+
+def test_console_is_plain_in_a_pipe_and_obeys_the_level(monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    level = logging.root.level
+    try:
+        rundir.log_to_console()
+        rundir.log_to_console()
+        logging.info(set_color("green", "green"))
+        rundir.log_to_console("warning")
+        logging.info("hidden")
+        logging.warning("shown")
+    finally:
+        logging.root.setLevel(level)
+    assert [line.split("  ")[-1] for line in capsys.readouterr().err.splitlines()] == ["green", "shown"]
+
+
+def test_logging_of_the_calling_program_is_left_alone():
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    rundir.log_to_console("ERROR")
+    assert (root.handlers, root.level) == (handlers, level)
