@@ -52,8 +52,8 @@ class TrainRows:
         position = dataset.inter_feat[POSITION]
         if len(position) == 0:
             raise DataError(
-                f"No user of {dataset.dataset_name!r} has two training items: leave-one-out needs users with at least "
-                "4 interactions. Use more data, or another eval_args.split."
+                f"No user of {dataset.dataset_name!r} has two training items: there is nothing to train on. Use more "
+                f"data, or another split than eval_args.split={dataset.config['eval_args']['split']!r}."
             )
         if view == "prefix":
             self._position = position

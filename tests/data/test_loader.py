@@ -1,0 +1,169 @@
+import numpy as np
+import pytest
+import torch
+from recbole.data.dataloader import NegSampleEvalDataLoader
+
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.loader import FullSortLoader, prepare_data
+
+
+@pytest.fixture
+def loaders(make_config):
+    def make(dataset="shop", model="SASRec", **settings):
+        config = make_config(dataset, model, **settings)
+        return prepare_data(config, HistoryDataset(config))
+
+    return make
+
+
+def epoch(loader):
+    """Every field of every batch."""
+    return [{field: batch[field] for field in batch.columns} for batch in loader]
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right) > 1
+    for mine, theirs in zip(left, right, strict=True):
+        assert mine.keys() == theirs.keys()
+        for field in mine:
+            assert torch.equal(mine[field], theirs[field]), field
+
+
+def rows_of(batches):
+    return sorted(
+        (int(user), int(item), tuple(items.tolist()))
+        for batch in batches
+        for user, item, items in zip(batch["user_id"], batch["item_id"], batch["item_id_list"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("view", ["prefix", "segment", "sequence"])
+def test_epochs_are_new_and_reproducible(shop, loaders, view):
+    loader, twin = (loaders(train_view=view, train_batch_size=16)[0] for _ in range(2))
+    # As RecBole iterates: nobody says which epoch it is.
+    first, second = epoch(loader), epoch(loader)
+    assert len(first) == len(loader)
+    if view == "segment":
+        assert rows_of(first) != rows_of(second)
+    else:
+        assert rows_of(first) == rows_of(second)
+    assert [batch["item_id"].tolist() for batch in first] != [batch["item_id"].tolist() for batch in second]
+    twin.set_epoch(1)  # a resumed run starts here
+    assert_equal(epoch(twin), second)
+    twin.set_epoch(0)
+    assert_equal(epoch(twin), first)
+
+
+@pytest.mark.parametrize("view", ["segment", "sequence"])
+def test_workers_change_nothing(shop, loaders, view):
+    alone, helped = (loaders(train_view=view, train_batch_size=16, worker=worker)[0] for worker in (0, 2))
+    for _ in range(2):
+        assert_equal(epoch(helped), epoch(alone))
+
+
+def test_evaluation_with_workers(shop, loaders):
+    alone, helped = (loaders(eval_batch_size=10, worker=worker)[2] for worker in (0, 2))
+    for mine, theirs in zip(helped, alone, strict=True):
+        assert torch.equal(mine[0]["item_id_list"], theirs[0]["item_id_list"])
+        assert torch.equal(mine[1][1], theirs[1][1])
+
+
+def test_without_shuffling_the_order_stays(shop, loaders):
+    loader = loaders(shuffle=False, train_batch_size=16)[0]
+    assert_equal(epoch(loader), epoch(loader))
+
+
+def test_negatives_are_not_the_target(shop, loaders):
+    settings = {"loss_type": "BPR", "train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
+    settings |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "price"]}}
+    loader = loaders(train_batch_size=40, **settings)[0]
+    batches = epoch(loader)
+    assert len(batches[0]["item_id"]) == 40  # twenty rows, each with two negatives
+    seen = set()
+    prices = loader.dataset.get_item_feature()["price"]
+    for batch in batches:
+        assert not (batch["neg_item_id"] == batch["item_id"]).any()
+        assert torch.equal(batch["neg_price"], prices[batch["neg_item_id"]])
+        seen |= set(batch["neg_item_id"].tolist())
+    assert seen == set(range(1, loader.dataset.item_num))
+    rows = rows_of(batches)
+    assert rows[::2] == rows[1::2]
+
+
+@pytest.mark.parametrize("model", ["BERT4Rec", "SASRec"])
+def test_stock_models_learn_from_the_batches(shop, make_config, model):
+    config = make_config(model=model, train_batch_size=32, hidden_size=8, inner_size=8, n_layers=1)
+    train, _, test = prepare_data(config, HistoryDataset(config))
+    network = config.model_class(config, train.dataset)
+    batch = next(iter(train))
+    assert network.calculate_loss(batch).isfinite()
+    assert next(iter(test))[0]["item_id"].shape == network.predict(next(iter(test))[0]).shape
+    if model == "BERT4Rec":
+        masked = batch["Mask_item_id_list"] == train.dataset.item_num
+        assert masked.any()
+        assert (batch["item_id_list"][masked] > 0).all()
+
+
+# ---- evaluation
+
+
+def test_batches_shrink_to_the_score_memory(loaders):
+    _, _, large = loaders("ml-100k", eval_batch_size=512)
+    _, _, small = loaders("ml-100k", eval_batch_size=512, eval_score_memory_mb=1)
+    assert isinstance(small, FullSortLoader)
+    fitting = 2**20 // (4 * 1683)
+    assert [len(batch[0]) for batch in large] == [512, 431]
+    sizes = [len(batch[0]) for batch in small]
+    assert sizes == [fitting] * (943 // fitting) + [943 % fitting]
+    assert len(small) == len(sizes)
+    small, large = ([torch.cat([batch[3] for batch in loader])] for loader in (small, large))
+    assert torch.equal(small[0], large[0])
+
+
+def test_evaluation_batches_carry_the_history(shop, loaders):
+    test = loaders(eval_batch_size=7)[2]
+    start = 0
+    for interaction, (row, item), number, target in test:
+        size = len(target)
+        assert torch.equal(number, torch.arange(size))
+        assert torch.equal(target, interaction["item_id"])
+        expected = test.dataset.history(torch.arange(start, start + size))
+        assert torch.equal(row, expected[0])
+        assert torch.equal(item, expected[1])
+        start += size
+    assert start == len(test.dataset)
+
+
+def test_sampled_evaluation(shop, loaders):
+    _, valid, test = loaders(eval_args={"mode": {"valid": "uni9", "test": "full"}}, eval_batch_size=55)
+    assert isinstance(valid, NegSampleEvalDataLoader)
+    assert isinstance(test, FullSortLoader)
+    users = 0
+    for interaction, group, positive_user, positive_item in valid:
+        assert torch.bincount(group).tolist() == [10] * len(positive_user)
+        items = interaction["item_id"].view(-1, 10)
+        assert torch.equal(items[:, 0], positive_item)
+        assert not (items[:, 1:] == items[:, :1]).any()
+        lists = interaction["item_id_list"].view(len(items), 10, -1)
+        assert (lists == lists[:, :1]).all()
+        users += len(items)
+    assert users == len(valid.dataset) > 30
+
+
+def test_empty_splits_have_no_loader(shop, loaders):
+    train, valid, test = loaders(eval_args={"split": {"LS": "valid_only"}})
+    assert len(train) > 0
+    assert len(valid) > 0
+    assert test is None
+
+
+def test_a_batch_is_a_copy(shop, loaders):
+    """What a model writes into a batch does not reach the data."""
+    train, _, test = loaders(shuffle=False)
+    before = train.dataset.flat["item_id"].clone()
+    for batch in (next(iter(train)), next(iter(test))[0]):
+        for field in batch.columns:
+            batch[field].zero_()
+    assert torch.equal(train.dataset.flat["item_id"], before)
+    assert np.all(train.dataset.train_counts.sum() > 0)
+    assert next(iter(train))["item_id"].all()

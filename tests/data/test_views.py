@@ -1,0 +1,174 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_llm.data.dataset import NEXT
+from recbole_llm.data.loader import TrainLoader, prepare_data
+from recbole_llm.data.views import TrainRows, view_of
+from recbole_llm.errors import ConfigError, DataError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "pod" / "segment_sampling.npz"
+HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
+
+
+@pytest.fixture
+def histories(atomic):
+    """User ``u`` of length n has the items ``u-0 .. u-(n-1)``: an item says whose it is and where it stands."""
+
+    def write(lengths):
+        rows = [f"{u}\t{u}-{t}\t{t}\n" for u, length in enumerate(lengths) for t in range(length)]
+        atomic(inter=HEADER + "".join(rows))
+
+    return write
+
+
+def depth_of(dataset, position):
+    return position.numpy() - dataset.offsets[dataset.flat["user_id"][position].numpy()]
+
+
+def tokens(dataset, items):
+    return [dataset.field2id_token["item_id"][item] for item in items]
+
+
+def test_golden_pod_segment_sampling(histories, make_dataset):
+    golden = np.load(GOLDEN)
+    lengths = np.unique(golden["n"])
+    assert lengths.tolist() == [4, 5, 6, 22, 23, 24, 50, 60]
+    users, epochs = 60, 900
+    histories(np.repeat(lengths, users))
+    long, short = (make_dataset(MAX_ITEM_LIST_LENGTH=length).build()[0] for length in (100, 20))
+    rows, cut = TrainRows(long, "segment", seed=3), TrainRows(short, "segment", seed=3)
+    draws = {int(n): [] for n in lengths}
+    for epoch in range(epochs):
+        position, length = rows.draw(rows.generator(epoch))
+        same, kept = cut.draw(cut.generator(epoch))
+        assert torch.equal(position, same)
+        end = depth_of(long, position)
+        outcome = np.stack([end - length.numpy(), end, end - kept.numpy(), kept.numpy() + 1], axis=1)
+        for n, part in zip(lengths, np.split(outcome, len(lengths)), strict=True):
+            draws[int(n)].append(part)
+    for n in lengths:
+        own = golden["n"] == n
+        support = np.stack([golden[name][own] for name in ("start", "end", "first_kept", "kept_length")], axis=1)
+        outcomes, counts = np.unique(np.concatenate(draws[int(n)]), axis=0, return_counts=True)
+        # Every outcome of the released sampler comes up, no other does: start, end, what is kept, and its length.
+        order = np.lexsort(support.T[::-1])
+        assert np.array_equal(outcomes, support[order])
+        expected = golden["prob"][own][order] * users * epochs
+        freedom = max(len(expected) - 1, 1)
+        chi_square = ((counts - expected) ** 2 / expected).sum()
+        assert expected.min() > 10
+        assert chi_square < freedom + 4 * np.sqrt(2 * freedom)
+        if n == 50:
+            ends = np.concatenate(draws[50])[:, 1]
+            assert np.mean(ends >= 48 - 5) == pytest.approx(0.34, abs=0.01)  # uniform ends would give .11
+
+
+def test_segments_stay_within_training_items(histories, make_dataset):
+    lengths = [2, 3, 4, 5, 9, 30]
+    histories(lengths)
+    train = make_dataset(MAX_ITEM_LIST_LENGTH=50).build()[0]
+    rows = TrainRows(train, "segment", seed=1)
+    assert len(rows) == len(lengths)
+    # RecBole leaves no test item of two interactions, and no validation item of three.
+    last = np.array([1, 1, 1, 2, 6, 27])
+    reached = np.zeros(len(lengths), dtype=int)
+    for epoch in range(300):
+        position, length = rows.draw(rows.generator(epoch))
+        end = depth_of(train, position)
+        assert (length.numpy() >= 1).all()
+        assert (length.numpy() <= end).all()
+        reached = np.maximum(reached, end)
+    assert reached.tolist() == last.tolist()
+
+
+@pytest.mark.parametrize("length", [1, 4, 7, 50])
+def test_sequences_have_every_training_target_once(histories, make_config, make_dataset, length):
+    lengths = [2, 4, 5, 7, 8, 16, 17]
+    histories(lengths)
+    config = make_config(MAX_ITEM_LIST_LENGTH=length, train_view="sequence", train_batch_size=3)
+    loader, _, _ = prepare_data(config, make_dataset(MAX_ITEM_LIST_LENGTH=length, train_view="sequence"))
+    found = []
+    for batch in loader:
+        for items, following, n, target, user in zip(
+            batch["item_id_list"],
+            batch[NEXT + "item_id_list"],
+            batch["item_length"],
+            batch["item_id"],
+            batch["user_id"],
+            strict=True,
+        ):
+            inputs, targets = tokens(loader.dataset, items[:n]), tokens(loader.dataset, following[:n])
+            name = loader.dataset.field2id_token["user_id"][user]
+            first = int(inputs[0].split("-")[1])
+            assert inputs == [f"{name}-{first + step}" for step in range(n)]
+            assert targets == [f"{name}-{first + step + 1}" for step in range(n)]
+            assert following[n - 1] == target
+            assert not items[n:].any()
+            assert not following[n:].any()
+            found += targets
+    training = {2: 2, 4: 2, 5: 3, 7: 5, 8: 6, 16: 14, 17: 15}
+    expected = [f"{user}-{t}" for user, n in enumerate(lengths) for t in range(1, training[n])]
+    assert sorted(found) == sorted(expected)
+
+
+def test_prefixes_are_the_rows_of_the_dataset(shop, make_config, make_dataset):
+    train = make_dataset().build()[0]
+    loader = TrainLoader(make_config(train_view="prefix"), train, None, shuffle=False)
+    batches = list(loader)
+    rows = train[torch.arange(len(train))]
+    assert len(batches) == len(loader) == 1
+    assert set(batches[0].columns) == set(rows.columns)
+    for field in rows.columns:
+        assert torch.equal(batches[0][field], rows[field]), field
+
+
+def test_draws_depend_on_seed_and_epoch_alone(histories, make_dataset):
+    histories([12] * 50)
+    train = make_dataset().build()[0]
+    rows = TrainRows(train, "segment", seed=0)
+    first, second, again = (rows.draw(rows.generator(epoch)) for epoch in (0, 1, 0))
+    other = TrainRows(train, "segment", seed=1).draw(TrainRows(train, "segment", seed=1).generator(0))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], second[0])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("view", ["prefix", "segment", "sequence"])
+def test_split_by_share(shop, make_dataset, view):
+    train = make_dataset(eval_args={"split": {"RS": [0.6, 0.2, 0.2]}}).build()[0]
+    rows = TrainRows(train, view, seed=0)
+    position, length = rows.draw(rows.generator(0))
+    allowed = set(train.inter_feat["history_position"].tolist())
+    assert set(position.tolist()) <= allowed
+    assert len(position) == len(length) == len(rows) > 0
+    assert (length.numpy() <= depth_of(train, position)).all()
+
+
+def test_nothing_to_train_on(histories, make_dataset):
+    histories([3, 3])
+    train = make_dataset(eval_args={"split": {"RS": [0.0, 0.5, 0.5]}}).build()[0]
+    with pytest.raises(DataError, match="No user of 'shop' has two training items.*eval_args"):
+        TrainRows(train, "prefix", seed=0)
+
+
+def test_view_of(shop, make_config):
+    class Plain:
+        pass
+
+    class Declared:
+        train_view = "segment"
+
+    class Depends:
+        @staticmethod
+        def train_view(config):
+            return "sequence" if config["MAX_ITEM_LIST_LENGTH"] == 6 else "prefix"
+
+    config = make_config()
+    assert [view_of(config, model) for model in (Plain, Declared, Depends)] == ["prefix", "segment", "sequence"]
+    assert view_of(make_config(train_view="prefix"), Declared) == "prefix"
+    with pytest.raises(ConfigError, match="train_view='segments' is not a choice. Did you mean 'segment'"):
+        view_of(make_config(train_view="segments"), Plain)
