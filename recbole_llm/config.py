@@ -524,6 +524,10 @@ class Config(RecBoleConfig):
             is_text = key in TEXT_KEYS - FREE_TYPE_KEYS - SECRETS - {"model"}
             if is_text and not isinstance(value, (str, Path, type(None))):
                 raise ConfigError(f"{key}={value!r} is of type {type(value).__name__}; text is needed: quote it.")
+            if key == "clip_grad_norm" and (
+                isinstance(value, bool) or not isinstance(value, (dict, float, int, type(None)))
+            ):
+                raise ConfigError(f"clip_grad_norm={value!r} must be a number or a mapping such as {{max_norm: 1.0}}.")
             default = self._default_types.get(key)
             if default is None or value is None or key in FREE_TYPE_KEYS | TEXT_KEYS:
                 continue
@@ -584,10 +588,16 @@ def _evaluation_arguments(arguments: Any) -> dict[str, Any]:
         raise ConfigError(f"eval_args.order={arguments['order']!r}: sequences are ordered in time, use 'TO'.")
     choice({"eval_args.group_by": arguments["group_by"]}, "eval_args.group_by", ["user", "none", None])
     split = arguments["split"]
-    kinds = {"LS": "one of valid_and_test, valid_only, test_only", "RS": "a list of shares such as [0.8, 0.1, 0.1]"}
-    if not isinstance(split, dict) or len(split) != 1 or next(iter(split)) not in kinds:
-        allowed = "; ".join(f"{{{kind}: {what}}}" for kind, what in kinds.items())
-        raise ConfigError(f"eval_args.split={split!r} is not a choice. Allowed: {allowed}.")
+    kind: Any
+    how: Any
+    kind, how = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
+    is_left_out = kind == "LS" and how in ("valid_and_test", "valid_only", "test_only")
+    is_shares = kind == "RS" and isinstance(how, (list, tuple)) and len(how) == 3
+    if not (is_left_out or (is_shares and all(isinstance(share, (int, float)) and share >= 0 for share in how))):
+        raise ConfigError(
+            f"eval_args.split={split!r} is not a choice. Allowed: {{LS: valid_and_test}}, {{LS: valid_only}}, "
+            "{LS: test_only}, or three shares such as {RS: [0.8, 0.1, 0.1]}."
+        )
     mode = arguments["mode"]
     if not isinstance(mode, dict):
         mode = {"valid": mode, "test": mode}

@@ -21,7 +21,7 @@ from recbole_llm import rundir
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.errors import CheckpointError, RecBoleLLMError
+from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.trainer import checkpoint
@@ -97,6 +97,9 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
     logger.info(set_color("Protocol", "pink") + f": {rundir.protocol(config)}")
     logger.info(config.summary())
     logger.debug(config)
+    weights = Path(config["init_from"]) / checkpoint.WEIGHTS if config["init_from"] else None
+    if weights is not None and not weights.is_file():
+        raise CheckpointError(f"init_from={config['init_from']!r} is no run directory: there is no {weights}.")
     _find_language_models(config)
     watch["found"] = time.perf_counter()
 
@@ -110,9 +113,9 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
         if _has_pretraining(config):
             pretraining = _pretrain_s3rec(config, run_dir or Path(temporary), train_data, resume)
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-        model = config.model_class(config, train_data.dataset).to(config["device"])
-    if config["init_from"]:
-        checkpoint.load_weights(model, Path(config["init_from"]) / checkpoint.WEIGHTS)
+        model = _build(config, train_data.dataset)
+    if weights is not None:
+        checkpoint.load_weights(model, weights)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(f"{config['model']}: {trainable:,} trainable parameters")
     logger.debug(model)
@@ -145,6 +148,16 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
         "stages": trainer.stage_results,
         "run_dir": None if run_dir is None else str(run_dir),
     }
+
+
+def _build(config: Config, dataset: HistoryDataset) -> Any:
+    """The model on its device; what a stock model says against its settings becomes an error of the settings."""
+    try:
+        return config.model_class(config, dataset).to(config["device"])
+    except ValueError as error:
+        if isinstance(error, RecBoleLLMError) or not config.model_class.__module__.startswith("recbole."):
+            raise
+        raise ConfigError(f"{config['model']} cannot be built with these settings: {error}") from error
 
 
 def _find_language_models(config: Config) -> None:
@@ -187,7 +200,7 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, 
         )
     if _has_pretraining(config):
         config["train_stage"] = "pretrain"  # the fine-tuned weights come from the run directory
-    network = config.model_class(config, train_data.dataset).to(config["device"])
+    network = _build(config, train_data.dataset)
     trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts)
     for stage in trainer.stages[1:]:
         network.start_stage(stage)
@@ -215,7 +228,7 @@ def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool)
     config["train_stage"] = "pretrain"
     if not (resume and file.is_file()):
         getLogger().info(f"S3Rec pre-training: {config['pretrain_epochs']} epochs.")
-        model = config.model_class(config, train_data.dataset).to(config["device"])
+        model = _build(config, train_data.dataset)
         stage = rundir.Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False})
         trainer = RunTrainer(stage, model, None)
         trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])

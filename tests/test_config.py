@@ -290,7 +290,10 @@ def test_keys_that_only_code_reads_are_known():
         ({"eval_args": {"mode": ["full"]}}, "is not a choice"),
         ({"eval_args": {"splitt": {}}}, "'splitt' is not known. Did you mean 'split'?"),
         ({"eval_args": {"split": {}}}, "eval_args.split={} is not a choice"),
-        ({"eval_args": {"split": {"XX": 1}}}, "LS: one of valid_and_test"),
+        ({"eval_args": {"split": {"XX": 1}}}, "Allowed: {LS: valid_and_test}"),
+        ({"eval_args": {"split": {"LS": "last"}}}, "is not a choice"),
+        ({"eval_args": {"split": {"RS": [0.8, 0.2]}}}, "three shares such as {RS: [0.8, 0.1, 0.1]}"),
+        ({"clip_grad_norm": "x"}, "must be a number or a mapping"),
         ({"eval_args": {"group_by": "item"}}, "eval_args.group_by='item' is not a choice"),
     ],
 )

@@ -135,6 +135,20 @@ def test_a_language_model_that_cannot_be_had_stops_before_the_data_is_read(isola
     assert list((isolated / "saved").iterdir()) == []
 
 
+def test_what_a_stock_model_says_against_its_settings(shop, tiny, isolated):
+    with pytest.raises(ConfigError, match="SASRec cannot be built with these settings: The hidden size"):
+        run("SASRec", "shop", config_dict={**tiny, "n_heads": 3})
+    assert list((isolated / "saved").iterdir()) == []
+
+
+def test_init_from(shop, tiny, isolated):
+    first = run("SASRec", "shop", config_dict=tiny)
+    second = run("SASRec", "shop", config_dict={**tiny, "epochs": 0, "init_from": first["run_dir"]})
+    assert second["test_result"] == first["test_result"]
+    with pytest.raises(CheckpointError, match="init_from='nowhere' is no run directory"):
+        run("SASRec", "shop", config_dict={**tiny, "init_from": "nowhere"})
+
+
 # ---- interruption
 
 
