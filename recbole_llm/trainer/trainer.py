@@ -257,7 +257,8 @@ class RunTrainer(Trainer):
             group = min(self.accumulate, batches - number // self.accumulate * self.accumulate)
             with self._autocast():
                 losses = loss_func(interaction.to(self.device))
-            parts = losses if isinstance(losses, tuple) else (losses,)
+            # Some of RecBole's models return a tensor of one element.
+            parts = [part.reshape(()) for part in (losses if isinstance(losses, tuple) else (losses,))]
             self.scaler.scale(torch.stack(parts).sum() / group).backward()
             # Sums stay on the device: reading them here would wait for it at every step.
             values = torch.stack([part.detach().float() for part in parts])
