@@ -281,11 +281,6 @@ def test_nobody_with_two_interactions(atomic, make_dataset):
         make_dataset().build()
 
 
-def test_unknown_leave_one_out_mode(shop, make_dataset):
-    with pytest.raises(DataError, match="LS='test_onyl' is not a choice.*test_only"):
-        make_dataset(eval_args={"split": {"LS": "test_onyl"}}).build()
-
-
 # ---- files
 
 
