@@ -7,7 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from recbole_llm.convert.sources import BLOCK_BYTES, Source
+from recbole_llm.convert.sources import Source
+
+# Large, so that the thread seldom asks the parsing one for Python's lock.
+_CHUNK = 4 << 20
 
 
 class Fingerprints:
@@ -48,6 +51,6 @@ class Fingerprints:
     def _hash(self, path: Path) -> str:
         digest = hashlib.sha256()
         with path.open("rb") as stream:
-            while not self._stop.is_set() and (chunk := stream.read(BLOCK_BYTES)):
+            while not self._stop.is_set() and (chunk := stream.read(_CHUNK)):
                 digest.update(chunk)
         return digest.hexdigest()
