@@ -81,6 +81,17 @@ def run(
         except RecBoleLLMError:
             rundir.discard_unused(run_dir)
             raise
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            state = run_dir is not None and checkpoint.state_folder(run_dir) is not None
+            kept = f" Finished epochs are kept in {run_dir}." if state else ""
+            raise OutOfMemoryError(
+                f"Out of memory ({str(error).splitlines()[0][:200]}). Lower train_batch_size="
+                f"{config['train_batch_size']} (with accumulate_grad_batches the optimizer sees the same batch), MAX_ITEM_LIST_LENGTH="
+                f"{config['MAX_ITEM_LIST_LENGTH']} or, in evaluation, eval_score_memory_mb="
+                f"{config['eval_score_memory_mb']}; amp=bf16 halves activations.{kept}"
+            ) from error
         except KeyboardInterrupt:
             if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
                 getLogger().warning(f"Interrupted. Continue with: recbole-llm --resume={shlex.quote(str(run_dir))}")
@@ -88,6 +99,15 @@ def run(
                 getLogger().warning("Interrupted before the first epoch had ended: there is nothing to resume.")
                 rundir.discard_unused(run_dir)
             raise
+
+
+class OutOfMemoryError(RecBoleLLMError, MemoryError):
+    """The device or the process has no memory left."""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:

@@ -224,3 +224,32 @@ def test_s3rec_resumes_after_its_pretraining(shop, tiny, monkeypatch):
     assert resumed["test_result"] == whole["test_result"]
     weights = [(Path(result["run_dir"]) / "model.safetensors").read_bytes() for result in (whole, resumed)]
     assert weights[0] == weights[1]
+
+
+def test_out_of_memory_names_the_remedies(monkeypatch, tmp_path):
+    from recbole_llm.quick_start import OutOfMemoryError
+    from recbole_llm.trainer.trainer import RunTrainer
+    from tests.worlds import write_cycle
+
+    write_cycle(tmp_path / "data")
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(RunTrainer, "_train_epoch", full)
+    settings = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "saved"), "use_gpu": False}
+    with pytest.raises(OutOfMemoryError, match="train_batch_size=2048"):
+        run("SASRec", "cycle", config_dict={**settings, "show_progress": False})
+
+
+def test_wandb_that_is_not_installed_is_named(monkeypatch, tmp_path):
+    import sys
+
+    from recbole_llm.errors import MissingExtraError
+    from tests.worlds import write_cycle
+
+    write_cycle(tmp_path / "data")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    settings = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "saved"), "use_gpu": False}
+    with pytest.raises(MissingExtraError, match="pip install wandb"):
+        run("SASRec", "cycle", config_dict={**settings, "log_wandb": True})

@@ -16,13 +16,13 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import Trainer
 from recbole.trainer.trainer import AbstractTrainer
-from recbole.utils import WandbLogger, calculate_valid_score, dict2str, early_stopping, set_color
+from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_llm.config import choice, nearest
-from recbole_llm.errors import ConfigError, RecBoleLLMError
+from recbole_llm.config import SECRETS, choice, nearest
+from recbole_llm.errors import ConfigError, MissingExtraError, RecBoleLLMError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.ranks import RankCollector, Ranks
 from recbole_llm.trainer import checkpoint
@@ -99,7 +99,7 @@ class RunTrainer(Trainer):
         self.item_tensor = None
         self.tot_item_num: int | None = None
         self.tensorboard: SummaryWriter | None = None
-        self.wandblogger = WandbLogger(config)
+        self.wandb = _start_wandb(config) if config["log_wandb"] else None
         self._total_steps = 0
         self._saved = False
         self._best_weights: dict[str, torch.Tensor] | None = None
@@ -427,7 +427,10 @@ class RunTrainer(Trainer):
     def _log_elsewhere(self, row: dict[str, Any]) -> None:
         """TensorBoard events in the run directory, and Weights & Biases where ``log_wandb`` asks for it."""
         numbers = {key: value for key, value in row.items() if key not in ("stage", "epoch")}
-        self.wandblogger.log_metrics({"epoch": row["epoch"], **numbers}, head=row["stage"])
+        if self.wandb is not None:
+            self.wandb.log(
+                {"epoch": row["epoch"], **{f"{row['stage']}/{key}": value for key, value in numbers.items()}}
+            )
         if self.run_dir is None or not self._saved:
             return
         if self.tensorboard is None:
@@ -444,6 +447,16 @@ class RunTrainer(Trainer):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.curve)
+
+
+def _start_wandb(config: Any) -> Any:
+    """A Weights & Biases run with the merged settings, without access tokens."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingExtraError("log_wandb=True needs the package wandb: pip install wandb.") from error
+    settings = {key: value for key, value in config.merged.items() if key not in SECRETS}
+    return wandb.init(project=config["wandb_project"], config=settings)
 
 
 def peak_memory_mb(device: torch.device) -> float:
