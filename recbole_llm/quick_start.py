@@ -87,10 +87,10 @@ def run(
             state = run_dir is not None and checkpoint.state_folder(run_dir) is not None
             kept = f" Finished epochs are kept in {run_dir}." if state else ""
             raise OutOfMemoryError(
-                f"Out of memory ({str(error).splitlines()[0][:200]}). Lower train_batch_size="
-                f"{config['train_batch_size']} (with accumulate_grad_batches the optimizer sees the same batch), MAX_ITEM_LIST_LENGTH="
-                f"{config['MAX_ITEM_LIST_LENGTH']} or, in evaluation, eval_score_memory_mb="
-                f"{config['eval_score_memory_mb']}; amp=bf16 halves activations.{kept}"
+                f"Out of memory ({str(error).splitlines()[0][:200]}). Lower "
+                f"train_batch_size={config['train_batch_size']} (with accumulate_grad_batches the optimizer sees the same "
+                f"batch), MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']} or, in evaluation, "
+                f"eval_score_memory_mb={config['eval_score_memory_mb']}; amp=bf16 halves activations.{kept}"
             ) from error
         except KeyboardInterrupt:
             if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
