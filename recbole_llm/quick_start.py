@@ -88,8 +88,8 @@ def run(
             kept = f" Finished epochs are kept in {run_dir}." if state else ""
             raise OutOfMemoryError(
                 f"Out of memory ({str(error).splitlines()[0][:200]}). Lower "
-                f"train_batch_size={config['train_batch_size']} (with accumulate_grad_batches the optimizer sees the same "
-                f"batch), MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']} or, in evaluation, "
+                f"train_batch_size={config['train_batch_size']} (with accumulate_grad_batches the optimizer sees the "
+                f"same batch), MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']} or, in evaluation, "
                 f"eval_score_memory_mb={config['eval_score_memory_mb']}; amp=bf16 halves activations.{kept}"
             ) from error
         except KeyboardInterrupt:
