@@ -303,7 +303,6 @@ class HistoryDataset(SequentialDataset):
             # pandas takes a longer separator as a regular expression.
             "sep": separator if len(separator) == 1 else re.escape(separator),
             "usecols": used,
-            "index_col": False,
             "encoding": encoding,
             "engine": "c" if len(separator) == 1 else "python",
             # Quotes and words such as NA or None are text in an atomic file; only an empty field is a missing value.

@@ -79,7 +79,7 @@ class TrainRows:
     def generator(self, epoch: int) -> torch.Generator:
         """Random numbers of one epoch: a function of the seed and the epoch, not of what was drawn before."""
         state = np.random.SeedSequence([self.seed % 2**32, epoch]).generate_state(1, np.uint64)[0]
-        return torch.Generator().manual_seed(int(state >> 1))
+        return torch.Generator().manual_seed(int(state) >> 1)
 
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """``(position, length)`` of this epoch's rows, each a LongTensor of shape (rows,), not shuffled."""

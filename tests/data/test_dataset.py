@@ -404,6 +404,7 @@ def test_smoke_keeps_a_handful(shop, make_dataset):
         (HEADER + "u\ta\t1\tx\nu\tb\t2\tx\n", {}, r"line 2: 4 fields instead of the 3"),
         (HEADER + "u\ta\t1\t\nu\tb\t2\t\n", {}, r"line 2: 4 fields instead of the 3"),
         (HEADER + "u\ta\t1\nu\t\t\t2\n\t\n", {}, r"line 3: 4 fields instead of the 3"),
+        (HEADER + "u\ta\t1\n\t\n", {}, r"line 3: 2 fields instead of the 3"),
         (HEADER.encode() + b"u\t\xff\xfe\t1\n", {}, r"is not utf-8 text.*encoding"),
         (b"us\xffer_id:token\n", {}, r"is not utf-8 text.*encoding"),
         (HEADER, {}, r"Nothing is left of the \.inter data of 'shop'.*item_inter_num_interval"),
