@@ -64,7 +64,8 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         sys.stdout.write(f"recbole-llm {__version__}\n")
         return 0
 
-    from recbole_llm.config import nearest, own_models, parse_arguments, props_dir, stock_models
+    from recbole_llm.parameters import nearest, parse_arguments
+    from recbole_llm.registry import own_models, props_dir, stock_models
 
     if command == "help" or {"-h", "--help"} & set(arguments):
         sys.stdout.write(HELP.replace("{props}", str(props_dir())))

@@ -5,55 +5,22 @@ unknown key is reported with the nearest known one, and ``sys.argv`` is read onl
 (:mod:`recbole_llm.cli`), never here: RecBole's own ``Config`` takes the arguments of whatever program runs it.
 """
 
-import ast
 import copy
-import difflib
-import functools
-import importlib
-import importlib.util
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import recbole
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import EvaluatorType, InputType, ModelType, set_color
 
 from recbole_llm.errors import ConfigError
+from recbole_llm.parameters import SECRETS, TEXT_KEYS, ParameterLoader, choice, load_yaml, nearest, parse_value
+from recbole_llm.registry import RECBOLE_ROOT, get_model, own_models, property_file, props_dir, stock_models
 
-RECBOLE_ROOT = Path(recbole.__file__).parent
-
-# Never parsed: their values are text even when they look like a number or a mapping ("{movie_title}", "2020").
-TEXT_KEYS = frozenset(
-    {
-        "model",
-        "dataset",
-        "data_path",
-        "checkpoint_dir",
-        "item_text",
-        "prompt",
-        "llm",
-        "rec_llm",
-        "llm_revision",
-        "rec_llm_revision",
-        "llm_token",
-        "llm_cache_dir",
-        "embedding_cache_dir",
-        "field_separator",
-        "seq_separator",
-        "user_inter_num_interval",
-        "item_inter_num_interval",
-        "config_files",
-        "pre_model_path",
-        "init_from",
-        "rec_llm_token",
-        "rec_llm_cache_dir",
-    }
-)
 # Read by RecBole's code or ours without standing in any property file; `rec_llm_X` falls back to `llm_X`.
 UNLISTED_KEYS = frozenset(
     {"config_files", "dataset", "model", "encoding", "tail_ratio", "llm_attn_implementation"}
@@ -77,204 +44,6 @@ AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_ratio"), 0),
 }
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
-# Never printed or written.
-SECRETS = frozenset({"llm_token", "rec_llm_token"})
-
-
-class ParameterLoader(yaml.SafeLoader):
-    """YAML's core types only: no dates, no sexagesimal or octal numbers, no ``yes``/``no``; ``1e-3`` is a number."""
-
-
-ParameterLoader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
-    (
-        "float",
-        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
-        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$",
-        "-+0123456789.",
-    ),
-    ("null", r"^(?:~|null|Null|NULL|None|)$", "~nN\0"),
-    ("merge", r"^(?:<<)$", "<"),
-):
-    for _char in _first:
-        ParameterLoader.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), [_char if _char != "\0" else ""]
-        )
-
-
-class ParameterDumper(yaml.SafeDumper):
-    """Writes what :class:`ParameterLoader` reads back: it quotes ``None`` and ``1e-3`` where they are text."""
-
-    yaml_implicit_resolvers = {
-        char: ParameterLoader.yaml_implicit_resolvers.get(char, [])
-        + yaml.SafeDumper.yaml_implicit_resolvers.get(char, [])
-        for char in {*ParameterLoader.yaml_implicit_resolvers, *yaml.SafeDumper.yaml_implicit_resolvers}
-    }
-
-
-def props_dir() -> Path:
-    """Folder of the property files: inside the installed package, or the checkout's ``props/``."""
-    package = Path(__file__).parent
-    # An editable install does not see the package_dir mapping of setup.cfg, so it falls back to the checkout.
-    for folder in (package / "props", package.parent / "props"):
-        if (folder / "overall.yaml").is_file():
-            return folder
-    raise ConfigError(
-        f"The property files of recbole-llm are neither in {package / 'props'} nor in {package.parent / 'props'}. "
-        "The installation is damaged: run `pip install --force-reinstall --no-deps recbole-llm`."
-    )
-
-
-def parse_value(text: str) -> Any:
-    """Turn what a user typed into a value, without evaluating code.
-
-    Python literals first (``None``, ``(0,1)``, ``['a']``), then YAML's numbers, truth values, lists and mappings
-    (``true``, ``1e-3``, ``{LS: valid_and_test}``), else the text itself: ``[0,inf)``, ``{movie_title}``, ``a: b # c``.
-    """
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        pass
-    else:
-        if value is None or isinstance(value, (str, int, float, list, tuple, dict, bool)):
-            return value
-    try:
-        value = yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-    if isinstance(value, (list, dict)):
-        # Not YAML's block style (`- a`, `a: b`), and not `{a}`, which is a template and a mapping to nothing in YAML.
-        is_flow = text.lstrip()[:1] in ("[", "{")
-        only_keys = isinstance(value, dict) and bool(value) and all(entry is None for entry in value.values())
-        return value if is_flow and not only_keys else text
-    if isinstance(value, str) or (value is None and text.strip().lower() not in ("", "~", "null", "none")):
-        return text  # a string as it stands: YAML would drop comments and quotes
-    return value
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one settings file; ConfigError names the file, and the line where YAML gives one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"There is no settings file {str(path)!r} (looked from {Path.cwd()}).") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The settings file {str(path)!r} cannot be read: {error}.") from error
-    try:
-        content = yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The settings file {str(path)!r} is not valid YAML: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"The settings file {str(path)!r} must hold `key: value` lines, not a {type(content).__name__}."
-        )
-    for key in content:
-        if not isinstance(key, str):
-            raise ConfigError(f"The settings file {str(path)!r} has the key {key!r}, which is no name; quote it.")
-    return content
-
-
-def _property_file(path: Path) -> dict[str, Any]:
-    """One of the property files that ship with RecBole or with us; each is parsed once per process."""
-    return copy.deepcopy(_parsed_property_file(path))
-
-
-@functools.cache
-def _parsed_property_file(path: Path) -> dict[str, Any]:
-    return load_yaml(path)
-
-
-def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """``["--epochs=3", "--smoke"]`` -> ``{"epochs": 3, "smoke": True}``.
-
-    Unlike RecBole, a value may contain ``=``, and ``--key value`` with a blank is an error, not silence.
-    """
-    parsed: dict[str, Any] = {}
-    bare = ""
-    for argument in arguments:
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not key:
-            wanted = f"{bare}={argument.lstrip('=')}" if bare and argument != "=" else "--key=value"
-            raise ConfigError(
-                f"The argument {argument!r}{f' after {bare!r}' if bare else ''} is not understood: write {wanted}, "
-                'without blanks around "=" (quote values that contain blanks).'
-            )
-        bare = "" if equals else argument
-        if key in TEXT_KEYS and not equals:
-            raise ConfigError(f'--{key} needs a value: write --{key}=VALUE, without blanks around "=".')
-        value = (text if key in TEXT_KEYS else parse_value(text)) if equals else True
-        if key in TEXT_KEYS and value in ("None", "~", "null"):
-            value = None
-        if key in parsed and parsed[key] != value:
-            raise ConfigError(f"The parameter --{key} is given twice: {parsed[key]!r} and {value!r}.")
-        parsed[key] = value
-    return parsed
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"``, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def choice(config: Any, key: str, allowed: Sequence[Any]) -> Any:
-    """``config[key]``, or ConfigError with the allowed values."""
-    value = config[key]
-    if value not in allowed:
-        hint = nearest(str(value), [str(option) for option in allowed])
-        options = ", ".join(repr(option) for option in allowed)
-        raise ConfigError(f"{key}={value!r} is not a choice.{hint} Allowed: {options}.")
-    return value
-
-
-def own_models() -> list[str]:
-    """Names of the models of this package: those with a property file and a module of the lower-case name."""
-    package = Path(__file__).parent / "model"
-    return sorted(
-        path.stem for path in (props_dir() / "model").glob("*.yaml") if (package / f"{path.stem.lower()}.py").is_file()
-    )
-
-
-def stock_models() -> list[str]:
-    """Names of RecBole's sequential models."""
-    folder = RECBOLE_ROOT / "model" / "sequential_recommender"
-    modules = {path.stem for path in folder.glob("*.py")}
-    return sorted(
-        path.stem for path in (RECBOLE_ROOT / "properties" / "model").glob("*.yaml") if path.stem.lower() in modules
-    )
-
-
-def get_model(name: str) -> type:
-    """Class of a model by name: ours first, then RecBole's sequential ones.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown name (with the nearest one) or a RecBole model that is not sequential.
-    """
-    if name in own_models():
-        return getattr(importlib.import_module(f"recbole_llm.model.{name.lower()}"), name)
-    if name in stock_models():
-        # RecBole's sine.py turns autograd's anomaly detection on for the whole process as it is imported, and every
-        # sequential model imports it: training then takes twice the time.
-        anomaly = torch.is_anomaly_enabled()
-        module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
-        torch.autograd.set_detect_anomaly(anomaly)
-        return getattr(module, name)
-    if (RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml").is_file():
-        raise ConfigError(f"model={name!r} is not a sequential recommender; recbole-llm runs sequential models only.")
-    known = own_models() + stock_models()
-    hint = nearest(name, known)
-    same = [model for model in known if model.lower() == name.lower()]
-    if same:
-        hint = f" Did you mean {same[0]!r}?"
-    raise ConfigError(
-        f"model={name!r} is not known.{hint} Ours: {', '.join(own_models())}. RecBole's: {', '.join(stock_models())}."
-    )
 
 
 class Config(RecBoleConfig):
@@ -378,14 +147,14 @@ class Config(RecBoleConfig):
             own_props / "dataset" / f"{dataset}.yaml",
         ):
             if path.is_file():
-                content = _property_file(path)
+                content = property_file(path)
                 self.internal_config_dict.update(content)
                 if path.stem == model:
                     self._model_keys.update(content)
                 self._default_types.update({key: value for key, value in content.items() if value is not None})
         # RecBole's `load_col` names two ids and no time: a default that suits no sequential model, so not a choice.
         own_dataset = own_props / "dataset" / f"{dataset}.yaml"
-        if not own_dataset.is_file() or "load_col" not in _property_file(own_dataset):
+        if not own_dataset.is_file() or "load_col" not in property_file(own_dataset):
             self.internal_config_dict["load_col"] = None
         self._report_unknown_keys(model)
         self._check_types()
@@ -614,7 +383,7 @@ def _keys_of_other_models() -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
     for folder in (props_dir() / "model", RECBOLE_ROOT / "properties" / "model"):
         for path in folder.glob("*.yaml"):
-            for key in _property_file(path):
+            for key in property_file(path):
                 keys.setdefault(key, []).append(path.stem)
     return keys
 

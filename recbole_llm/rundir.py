@@ -23,9 +23,10 @@ import yaml
 from recbole.utils import set_color
 from tabulate import tabulate
 
-from recbole_llm.config import SECRETS, Config, ParameterDumper, load_yaml
+from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.parameters import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.trainer import checkpoint
 
 PACKAGES = ("recbole-llm", "recbole", "torch", "transformers", "sentence-transformers", "numpy", "pandas")

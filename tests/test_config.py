@@ -15,18 +15,10 @@ from recbole.utils import InputType
 
 import recbole_llm
 from recbole_llm import config as config_module
-from recbole_llm.config import (
-    Config,
-    ParameterDumper,
-    ParameterLoader,
-    load_yaml,
-    own_models,
-    parse_arguments,
-    parse_value,
-    props_dir,
-    stock_models,
-)
+from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError
+from recbole_llm.parameters import ParameterDumper, ParameterLoader, load_yaml, parse_arguments, parse_value
+from recbole_llm.registry import own_models, props_dir, stock_models
 
 PACKAGE = Path(recbole_llm.__file__).parent
 
@@ -415,7 +407,7 @@ def test_anomaly_detection_stays_off_and_numpy_as_it_was():
     code = (
         "import numpy; before = set(dir(numpy))\n"
         "import torch\n"
-        "from recbole_llm.config import Config, get_model\n"
+        "from recbole_llm.config import Config\nfrom recbole_llm.registry import get_model\n"
         "get_model('SASRec'); Config('GRU4Rec', 'ml-100k')\n"
         "assert not torch.is_anomaly_enabled()\n"
         "assert not {'bool', 'int', 'float', 'object', 'str'} & (set(dir(numpy)) - before - {'bool'})\n"

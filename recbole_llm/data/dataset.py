@@ -20,9 +20,9 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
-from recbole_llm.config import choice, nearest
 from recbole_llm.data.item_text import ItemText, load_item_text
 from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.parameters import choice, nearest
 
 # Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
 # RecBole's sorting, splitting and copying, and never reaches a model.

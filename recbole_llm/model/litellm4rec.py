@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from recbole_llm.config import choice
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
@@ -28,6 +27,7 @@ from recbole_llm.llm.encoder import encode_items
 from recbole_llm.llm.pooling import pool_tokens, resolve_pooling
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.parameters import choice
 
 PAPER_LLM = "google-t5/t5-small"
 FINETUNE = "stage2"

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.config import Config, own_models
+from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.quick_start import load_run, run
+from recbole_llm.registry import own_models
 from recbole_llm.trainer.checkpoint import load_weights, save_weights
 from tests.worlds import write_cycle
 
