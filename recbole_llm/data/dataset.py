@@ -5,7 +5,6 @@ is a position in one flat, sorted array; ``item_id_list`` and its siblings are g
 Field names, dtypes, padding side and values are RecBole's.
 """
 
-import csv
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,9 @@ import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils.enum_type import FeatureSource, FeatureType
+from torch.nn.utils.rnn import pad_sequence
 
+from recbole_llm.data.atomic import read_header, read_table
 from recbole_llm.data.item_text import ItemText, load_item_text
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.parameters import choice, nearest
@@ -166,6 +167,16 @@ class HistoryDataset(SequentialDataset):
                 f"{self.dataset_name!r} cannot be downloaded from {url}: {error or type(error).__name__}. {advice}"
             ) from error
 
+    def _load_user_or_item_feat(self, token: str, dataset_path: str, source: FeatureSource, field_name: str) -> Any:
+        path = Path(dataset_path) / f"{token}.{source.value}"
+        needed = [field for field in (self.config["load_col"] or {}).get(source.value, ()) if field != "*"]
+        if needed and not path.is_file():
+            raise DataError(
+                f"There is no file {str(path)!r}, but load_col or the model {self.config['model']} asks for its "
+                f"fields {', '.join(needed)}."
+            )
+        return super()._load_user_or_item_feat(token, dataset_path, source, field_name)
+
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         if not (Path(dataset_path) / f"{token}.inter").is_file():
             found = sorted(path.name for path in Path(dataset_path).glob("*.inter"))
@@ -183,7 +194,7 @@ class HistoryDataset(SequentialDataset):
         path = Path(filepath)
         separator = self.config["field_separator"]
         encoding = self.config["encoding"] or "utf-8"
-        columns = self._read_header(path, separator, encoding)
+        columns = read_header(path, separator, encoding)
         self._require_fields(path, source, columns, load_col)
 
         names, used, dtypes = [], [], {}
@@ -203,7 +214,7 @@ class HistoryDataset(SequentialDataset):
         if not names:
             self.logger.warning(f"No field of {path} is loaded.")
             return None
-        frame = self._read_table(path, separator, encoding, len(columns), used, dtypes)
+        frame = read_table(path, separator, encoding, len(columns), used, dtypes)
         frame.columns = pd.Index(names)
         for field in names:
             if self.field2type[field].value.endswith("seq"):
@@ -211,27 +222,6 @@ class HistoryDataset(SequentialDataset):
                 frame[field] = pd.Series(parts, index=frame.index, dtype=object)
         self.source_files.append(path)
         return frame
-
-    @staticmethod
-    def _read_header(path: Path, separator: str, encoding: str) -> dict[str, tuple[str, FeatureType]]:
-        try:
-            with path.open(encoding=encoding) as file:
-                header = file.readline().rstrip("\r\n").lstrip("\ufeff")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not {encoding} text ({error}). Convert it, or set `encoding`.") from error
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error}.") from error
-        columns = {}
-        for column in header.split(separator):
-            field, colon, kind = column.partition(":")
-            kinds = [ftype.value for ftype in FeatureType]
-            if not colon or kind not in kinds:
-                raise DataError(
-                    f"{path}, line 1: {column!r} is not `name:type` with a type of {', '.join(kinds)}. An atomic file "
-                    f"starts with such a line, its columns separated by field_separator={separator!r}."
-                )
-            columns[column] = (field, FeatureType(kind))
-        return columns
 
     def _require_fields(
         self, path: Path, source: FeatureSource | str, columns: dict[str, tuple[str, FeatureType]], load_col: Any
@@ -268,68 +258,6 @@ class HistoryDataset(SequentialDataset):
                     raise DataError(
                         f"{path} has no field {field!r} ({key}).{nearest(field, fields)} It has: {', '.join(fields)}."
                     )
-
-    @staticmethod
-    def _check_lines(path: Path, separator: str, encoding: str, fields: int) -> None:
-        """DataError for a line with another number of fields than line 1, which pandas would cut, fill or shift."""
-        mark = separator.encode(encoding)
-        if len(mark) == 1:
-            # Of a sound file, only separators and line ends taken, nothing but this is left:
-            line_marks = mark * (fields - 1) + b"\n"
-            others = bytes(set(range(256)) - {mark[0], ord("\n")})
-            left, sound = b"", True
-            with path.open("rb") as binary:
-                while sound and (block := binary.read(2**20)):
-                    left += block.translate(None, others)
-                    whole = len(left) // fields
-                    sound = left[: whole * fields] == line_marks * whole
-                    left = left[whole * fields :]
-            if sound and left in (b"", line_marks[:-1]):
-                return
-        with path.open(encoding=encoding) as file:
-            for number, line in enumerate(file, 1):
-                found = line.count(separator) + 1
-                if found != fields and line.strip(" \n"):
-                    raise DataError(
-                        f"{path}, line {number}: {found} fields instead of the {fields} of line 1. Every line needs "
-                        f"all of them, separated by field_separator={separator!r}."
-                    )
-
-    @classmethod
-    def _read_table(
-        cls, path: Path, separator: str, encoding: str, fields: int, used: list[str], dtypes: dict[str, Any]
-    ) -> pd.DataFrame:
-        options: dict[str, Any] = {
-            # pandas takes a longer separator as a regular expression.
-            "sep": separator if len(separator) == 1 else re.escape(separator),
-            "usecols": used,
-            "encoding": encoding,
-            "engine": "c" if len(separator) == 1 else "python",
-            # Quotes and words such as NA or None are text in an atomic file; only an empty field is a missing value.
-            "quoting": csv.QUOTE_NONE,
-            "keep_default_na": False,
-            "na_values": [""],
-        }
-        if options["engine"] == "c":
-            options["low_memory"] = False  # in one piece: merging the ids of many pieces takes as long as reading
-        try:
-            cls._check_lines(path, separator, encoding, fields)
-            return pd.read_csv(path, dtype=dtypes, **options)[used]
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not {encoding} text ({error}). Convert it, or set `encoding`.") from error
-        except pd.errors.ParserError as error:
-            raise DataError(f"{path} is damaged: {error}.") from error
-        except ValueError as error:
-            frame = pd.read_csv(path, dtype=str, skip_blank_lines=False, **options)
-            for column in used:
-                if dtypes[column] is np.float64:
-                    bad = frame[column].notna() & pd.to_numeric(frame[column], errors="coerce").isna()
-                    if bad.any():
-                        row = int(np.flatnonzero(bad)[0])
-                        raise DataError(
-                            f"{path}, line {row + 2}: {frame[column].iloc[row]!r} is not a number, as {column!r} asks."
-                        ) from error
-            raise DataError(f"{path} cannot be read: {error}.") from error
 
     def _split_sequences(self, values: pd.Series, field: str) -> list[np.ndarray]:
         """Words or numbers of a sequence field, at most ``seq_len`` of them; an empty field has none."""
@@ -715,6 +643,11 @@ class HistoryDataset(SequentialDataset):
                 tensors[field] = torch.from_numpy(data[field].to_numpy(np.int64, copy=True))
             elif ftype == FeatureType.FLOAT and plain:
                 tensors[field] = torch.from_numpy(data[field].to_numpy(np.float32, copy=True))
+            elif plain:
+                width = self.field2seqlen[field]
+                dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float32
+                rows = [torch.from_numpy(np.array(row[:width], dtype=dtype)) for row in data[field]]
+                tensors[field] = pad_sequence(rows, batch_first=True)
             else:
                 return super()._dataframe_to_interaction(data)
         return Interaction(tensors)

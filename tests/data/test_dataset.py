@@ -7,6 +7,7 @@ import pytest
 import torch
 from recbole.data.dataset import SequentialDataset
 
+from recbole_llm.config import Config
 from recbole_llm.data.dataset import POSITION, HistoryDataset, stable_order
 from recbole_llm.errors import ConfigError, DataError
 
@@ -476,3 +477,13 @@ def test_what_is_not_supported_is_refused(shop, make_dataset):
         make_dataset(time_order="exakt")
     with pytest.raises(DataError, match="prefixes per batch"):
         make_dataset().data_augmentation()
+
+
+def test_a_feature_model_without_an_item_file_is_told_so(tmp_path):
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    rows = [f"u{u}\ti{(u + t) % 9}\t{t}" for u in range(6) for t in range(5)]
+    (folder / "bare.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
+    config = Config("FDSA", "bare", config_dict={"data_path": str(tmp_path), "use_gpu": False})
+    with pytest.raises(DataError, match="bare.item.*FDSA.*class"):
+        HistoryDataset(config)
