@@ -1,4 +1,4 @@
-"""Metrics of a ranking with one target a row, from the target's rank; RecBole's list metrics beside them.
+"""Metrics of a ranking: from the target's rank; over the lists, RecBole's and those of Boz et al. (arXiv 2402.01339).
 
 RecBole computes the same figures from a top-k indicator matrix with code that needs ``numpy.float`` (gone since NumPy
 1.24) and rounds them before early stopping compares them. A rank says as much in four bytes, and per-user ranks are
@@ -49,9 +49,79 @@ RANK_METRICS: dict[str, RankMetric] = {
 LIST_METRICS = sorted(name for name, needs in metric_information.items() if "rec.items" in needs)
 
 
+def most_popular(counts: np.ndarray, k: int) -> np.ndarray:
+    """Ids of the k items with the largest counts, equal ones by smaller id, which appeared first; shape (k,).
+
+    Parameters
+    ----------
+    counts : numpy.ndarray, shape (item_num,)
+        Interactions of each item; padding, item 0, and items without any are never popular.
+    """
+    order = np.argsort(-counts[1:], kind="stable")[:k] + 1
+    return order[counts[order] > 0]
+
+
+def serendipity(lists: np.ndarray, targets: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
+    """Share of the targets outside the k most popular items that were recommended.
+
+    |L ∩ (T minus Pop_k)| / min(|T minus Pop_k|, |L|), and 0 where that is 0 / 0: with one target, a hit that the
+    popularity baseline does not have.
+
+    Parameters
+    ----------
+    lists : numpy.ndarray, shape (rows, at most k)
+        Recommended items; 0 is no item, and of equal items in a row one counts.
+    targets : numpy.ndarray, shape (rows,) or (rows, n)
+        0 is no item.
+    counts : numpy.ndarray, shape (item_num,)
+        Interactions of each item.
+
+    Returns
+    -------
+    numpy.ndarray, shape (rows,)
+    """
+    recommended = _distinct(lists)
+    targets = _distinct(targets.reshape(len(targets), -1))
+    targets = np.where(np.isin(targets, most_popular(counts, k)), 0, targets)
+    found = np.zeros(len(lists))
+    for column in targets.T:
+        found += ((recommended == column[:, None]) & (column[:, None] > 0)).any(axis=1)
+    possible = np.minimum((targets > 0).sum(axis=1), (recommended > 0).sum(axis=1))
+    return found / np.maximum(possible, 1)
+
+
+def novelty(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean of -log2(share of all interactions) over each list; items without interactions add 0, an empty list is 0.
+
+    Parameters and result as for :func:`serendipity`.
+    """
+    surprise = -np.log2(counts / counts.sum(), out=np.zeros(len(counts)), where=counts > 0)
+    recommended = _distinct(lists)
+    present = recommended > 0
+    return (surprise[recommended] * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+
+
+def catalog_coverage(lists: np.ndarray, n_items: int) -> float:
+    """Distinct recommended items per item of the catalogue (RecBole's ItemCoverage counts padding as an item)."""
+    return int((np.unique(lists) > 0).sum()) / n_items
+
+
+def _distinct(items: np.ndarray) -> np.ndarray:
+    """Rows with every repetition of an item replaced by 0; shape (rows, k)."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = 0
+    result = np.empty_like(items)
+    np.put_along_axis(result, order, ordered, axis=1)
+    return result
+
+
+BEYOND_ACCURACY = ("serendipity", "novelty", "catalogcoverage")
+
+
 def available_metrics() -> list[str]:
     """Names that ``metrics`` may hold, in lower case."""
-    return [*RANK_METRICS, *LIST_METRICS]
+    return [*RANK_METRICS, *LIST_METRICS, *BEYOND_ACCURACY]
 
 
 def is_smaller_better(name: str) -> bool:
@@ -61,11 +131,16 @@ def is_smaller_better(name: str) -> bool:
 
 def needs_lists(metrics: list[str]) -> bool:
     """Whether any of the metrics reads the recommended lists."""
-    return any(metric.lower() in LIST_METRICS for metric in metrics)
+    return any(metric.lower() not in RANK_METRICS for metric in metrics)
 
 
 def compute(
-    config: Any, rank: np.ndarray, lists: np.ndarray | None, train_counts: np.ndarray | None
+    config: Any,
+    rank: np.ndarray,
+    lists: np.ndarray | None,
+    train_counts: np.ndarray | None,
+    target: np.ndarray | None = None,
+    all_counts: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Means over rows of every metric of the configuration, unrounded.
 
@@ -79,6 +154,11 @@ def compute(
         Recommended items; needed for the list metrics only.
     train_counts : numpy.ndarray, shape (item_num,), optional
         Training interactions per item; needed for the list metrics only.
+    target : numpy.ndarray, shape (rows,), optional
+        The item that was to be found; needed for Serendipity.
+    all_counts : numpy.ndarray, shape (item_num,), optional
+        Interactions per item in the whole dataset: the catalogue of CatalogCoverage, and the popularity of the other
+        two under ``popularity_counts: all``.
     """
     result: dict[str, float] = {}
     for metric in config["metrics"]:
@@ -88,8 +168,23 @@ def compute(
                 result[f"{name}@{k}"] = float(RANK_METRICS[name](rank, k).mean())
         else:
             assert lists is not None and train_counts is not None, f"{name} needs the recommended lists"
-            result.update(_recbole_list_metric(name, config, lists, train_counts))
+            if name in LIST_METRICS:
+                result.update(_recbole_list_metric(name, config, lists, train_counts))
+            else:
+                assert target is not None and all_counts is not None, f"{name} needs targets and counts of all items"
+                counts = all_counts if config["popularity_counts"] == "all" else train_counts
+                for k in config["topk"]:
+                    result[f"{name}@{k}"] = _beyond_accuracy(name, k, lists[:, :k], target, counts, all_counts)
     return result
+
+
+def _beyond_accuracy(
+    name: str, k: int, lists: np.ndarray, target: np.ndarray, counts: np.ndarray, all_counts: np.ndarray
+) -> float:
+    if name == "catalogcoverage":
+        return catalog_coverage(lists, int((all_counts > 0).sum()))
+    values = serendipity(lists, target, counts, k) if name == "serendipity" else novelty(lists, counts)
+    return float(values.mean())
 
 
 def _recbole_list_metric(name: str, config: Any, lists: np.ndarray, train_counts: np.ndarray) -> Mapping[str, float]:

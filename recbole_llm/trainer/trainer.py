@@ -21,10 +21,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from recbole_llm.config import SECRETS, choice, nearest
 from recbole_llm.errors import ConfigError, MissingExtraError, RecBoleLLMError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.ranks import RankCollector, Ranks
+from recbole_llm.parameters import SECRETS, choice, nearest
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.schedule import SCHEDULES, autocast_dtype, learning_rate_factor, parameter_groups
 
@@ -74,6 +74,7 @@ class RunTrainer(Trainer):
         choice(config, "lr_schedule", SCHEDULES)
         choice(config, "decay_groups", ["all", "no_bias_norm"])
         choice(config, "amp", [None, "bf16", "fp16"])
+        choice(config, "popularity_counts", ["train", "all"])
         self.accumulate = int(config["accumulate_grad_batches"])
         if self.accumulate < 1:
             raise ConfigError(f"accumulate_grad_batches={self.accumulate!r} must be at least 1.")
@@ -349,8 +350,12 @@ class RunTrainer(Trainer):
         return masked if self.config["mask_history"] else unmasked
 
     def _metrics(self, rank: np.ndarray, lists: np.ndarray | None) -> OrderedDict[str, float]:
-        assert self.train_counts is not None or lists is None, "popularity metrics need train_counts"
-        return OrderedDict(metrics.compute(self.config, rank, lists, self.train_counts))
+        if lists is None:
+            return OrderedDict(metrics.compute(self.config, rank, None, None))
+        assert self.train_counts is not None and self.ranks is not None, "popularity metrics need train_counts"
+        dataset = self.test_dataset
+        all_counts = np.bincount(dataset.flat[dataset.iid_field].numpy(), minlength=dataset.item_num)
+        return OrderedDict(metrics.compute(self.config, rank, lists, self.train_counts, self.ranks.target, all_counts))
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, OrderedDict[str, float]]:
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress) or OrderedDict()

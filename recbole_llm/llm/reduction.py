@@ -1,0 +1,142 @@
+"""Item vectors in fewer dimensions, as Boz et al. (arXiv 2402.01339) compare them: PCA, random projection, LDA, AE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from recbole_llm.errors import ConfigError
+
+REDUCTIONS = ("none", "pca", "random_projection", "lda", "autoencoder")
+
+# The authors' autoencoder: Keras' Adam and initialisation, and so few epochs that it falls short of PCA.
+AUTOENCODER_EPOCHS, AUTOENCODER_BATCH, AUTOENCODER_LEARNING_RATE = 3, 512, 1e-3
+
+
+def reduce_vectors(
+    vectors: np.ndarray,
+    method: str,
+    dim: int,
+    *,
+    fit_rows: np.ndarray | None = None,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Reduce a catalogue's vectors; nothing is normalised.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray, shape (n, d)
+        One row an item, padding left out.
+    method : str
+        * "none": the vectors as they are, whatever `dim` is;
+        * "pca": principal components, centred, not whitened; exact, each with its largest loading positive;
+        * "random_projection": Gaussian, not centred; nothing is fitted;
+        * "lda": linear discriminants of `classes`;
+        * "autoencoder": linear layers d, ..., 4 dim, 2 dim, dim and back, three epochs of Adam on the squared error.
+    dim : int
+        Wanted width; capped at d, for PCA also at the number of fitted rows, for LDA at the number of classes less
+        one.
+    fit_rows : numpy.ndarray of bool, shape (n,), optional
+        Items that the reduction is fitted on; default all. Every item is transformed.
+    classes : sequence of str, length n, optional
+        For LDA: the class of each item; items with an empty one are not fitted on.
+    seed : int
+        Of the random projection and the autoencoder.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n, width)
+        float64; PCA's columns sorted by variance, largest first.
+
+    Raises
+    ------
+    ConfigError
+        An unknown method, a `dim` below 1, nothing to fit on, or LDA without at least two classes.
+    """
+    if method not in REDUCTIONS:
+        raise ConfigError(f"dim_reduction={method!r} is not a choice. Allowed: {', '.join(REDUCTIONS)}.")
+    vectors = np.asarray(vectors, dtype=np.float64)
+    if method == "none":
+        return vectors
+    if dim < 1:
+        raise ConfigError(f"reduced_dim={dim!r} is too small: at least 1 is needed.")
+    fitted = np.ones(len(vectors), dtype=bool) if fit_rows is None else np.asarray(fit_rows, dtype=bool)
+    if not fitted.any():
+        raise ConfigError("reduction_fit: there is no item to fit the reduction on.")
+    dim = min(dim, vectors.shape[1])
+    if method == "pca":
+        return _pca(vectors, fitted, min(dim, int(fitted.sum())))
+    if method == "random_projection":
+        return _random_projection(vectors, dim, seed)
+    if method == "lda":
+        return _lda(vectors, fitted, dim, classes)
+    return _autoencoder(vectors, fitted, dim, seed)
+
+
+def normalize_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, shape (n, d); a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms == 0, 1.0, norms)
+
+
+def _pca(vectors: np.ndarray, fitted: np.ndarray, dim: int) -> np.ndarray:
+    """Through the covariance (d, d): exact, where scikit-learn's default is randomised for many items."""
+    mean = vectors[fitted].mean(axis=0)
+    centred = vectors - mean
+    covariance = centred[fitted].T @ centred[fitted]
+    axes = np.linalg.eigh(covariance).eigenvectors[:, ::-1][:, :dim]
+    largest = axes[np.abs(axes).argmax(axis=0), np.arange(dim)]
+    return centred @ (axes * np.sign(largest))
+
+
+def _random_projection(vectors: np.ndarray, dim: int, seed: int) -> np.ndarray:
+    from sklearn.random_projection import GaussianRandomProjection
+
+    return GaussianRandomProjection(dim, random_state=seed).fit_transform(vectors)
+
+
+def _lda(vectors: np.ndarray, fitted: np.ndarray, dim: int, classes: Sequence[str] | None) -> np.ndarray:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    if classes is None:
+        raise ConfigError("dim_reduction=lda needs a class of every item: set lda_class_field to a field of .item.")
+    labels = np.asarray(classes, dtype=object)
+    fitted = fitted & (labels != "")
+    n_classes = len(set(labels[fitted]))
+    if n_classes < 2 or n_classes >= fitted.sum():
+        raise ConfigError(
+            f"dim_reduction=lda needs at least two classes and fewer classes than items, but lda_class_field gives "
+            f"{n_classes} of {int(fitted.sum())} items. Choose another field, or dim_reduction=pca."
+        )
+    model = LinearDiscriminantAnalysis(n_components=min(dim, n_classes - 1))
+    return model.fit(vectors[fitted], labels[fitted].astype(str)).transform(vectors)
+
+
+def _autoencoder(vectors: np.ndarray, fitted: np.ndarray, dim: int, seed: int) -> np.ndarray:
+    """No activations: composed, the layers are one linear map to the code and one back."""
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.from_numpy(vectors).float()
+    widths = [vectors.shape[1]]
+    narrow = [dim * 2**i for i in range(1, 32) if dim * 2**i < vectors.shape[1]]
+    widths += [*reversed(narrow), dim]
+    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers += [nn.Linear(b, a) for a, b in reversed(list(zip(widths, widths[1:], strict=False)))]
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+    encoder, whole = nn.Sequential(*layers[: len(widths) - 1]), nn.Sequential(*layers)
+    optimizer = torch.optim.Adam(whole.parameters(), lr=AUTOENCODER_LEARNING_RATE)
+    rows = torch.from_numpy(np.flatnonzero(fitted))
+    with torch.enable_grad():
+        for _ in range(AUTOENCODER_EPOCHS):
+            for batch in rows[torch.randperm(len(rows), generator=generator)].split(AUTOENCODER_BATCH):
+                optimizer.zero_grad()
+                functional.mse_loss(whole(data[batch]), data[batch]).backward()
+                optimizer.step()
+    with torch.no_grad():
+        return encoder(data).double().numpy()

@@ -1,0 +1,251 @@
+"""LLMSeqSim (Harte et al., RecSys 2023, arXiv 2309.09261; Boz et al., arXiv 2402.01339): similar text, no training.
+
+    e_i    = normalise(reduce(LLM(text of item i)))                  (n_items, d)
+    s      = sum_r w(r) e_r / sum_r w(r), or the last item's vector   (B, d)
+    y_i    = similarity(s, e_i)                                      (B, n_items)
+
+r counts the items of the history from its end, 1 = the last. Items of the history are left out by ``mask_history``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch.nn import functional
+
+from recbole_llm.data.dataset import item_text_of
+from recbole_llm.errors import ConfigError
+from recbole_llm.llm.encoder import encode_items
+from recbole_llm.llm.reduction import REDUCTIONS, normalize_rows, reduce_vectors
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.parameters import choice
+
+# The paper's encoders are paid services (ada-002, gecko@002); this one can be run anywhere.
+STAND_IN_LLM = "sentence-transformers/all-MiniLM-L6-v2"
+SIMILARITIES = ("dot", "cosine", "euclidean")
+# No item of a history ever weighs nothing.
+SMALLEST_WEIGHT = 1e-5
+
+
+def _scaling_linear(r: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    return (1 - (r - 1) / length).clamp(min=SMALLEST_WEIGHT)
+
+
+# w(r) of r = 1 (last item), 2, ... in a history of `length` items.
+DECAYS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "none": lambda r, length: torch.ones_like(r),
+    "constant_linear": lambda r, length: (1 - 0.1 * (r - 1)).clamp(min=SMALLEST_WEIGHT),
+    "scaling_linear": _scaling_linear,
+    "scaling_quadratic": lambda r, length: _scaling_linear(r, length) ** 2,
+    "scaling_cubic": lambda r, length: _scaling_linear(r, length) ** 3,
+    "log": lambda r, length: 1 / (1 + r.log()),
+    "harmonic": lambda r, length: 1 / r,
+    "harmonic_squared": lambda r, length: 1 / r**2,
+}
+
+
+def decay_weights(decay: str, length: torch.Tensor, width: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Weight of every position of right padded histories; not normalised.
+
+    Parameters
+    ----------
+    decay : str
+        A key of :data:`DECAYS`.
+    length : torch.LongTensor, shape (B,)
+    width : int
+        L, positions of a padded history.
+    dtype : torch.dtype
+
+    Returns
+    -------
+    torch.Tensor, shape (B, L)
+        0 at padding.
+    """
+    position = torch.arange(width, device=length.device)
+    count = length[:, None]
+    r = (count - position).clamp(min=1).to(dtype)
+    return DECAYS[decay](r, count.to(dtype)) * (position < count)
+
+
+def session_vectors(
+    vectors: torch.Tensor, item_seq: torch.Tensor, length: torch.Tensor, combine: str, decay: str
+) -> torch.Tensor:
+    """Weighted mean of the history's item vectors, or the last one; not normalised.
+
+    Parameters
+    ----------
+    vectors : torch.Tensor, shape (n_items, d)
+    item_seq : torch.LongTensor, shape (B, L), right padded with 0
+        A repeated item counts each time.
+    length : torch.LongTensor, shape (B,)
+    combine : {"mean", "last"}
+    decay : str
+        Weights of the mean; "last" has none.
+
+    Returns
+    -------
+    torch.Tensor, shape (B, d)
+    """
+    if combine == "last":
+        return vectors[item_seq.gather(1, (length - 1)[:, None]).squeeze(1)]
+    item_seq = item_seq[:, : int(length.max())]
+    weights = decay_weights(decay, length, item_seq.shape[1], vectors.dtype)
+    weights = weights / weights.sum(1, keepdim=True)
+    # The vectors of a history are summed where they are read, never held as (B, L, d).
+    return functional.embedding_bag(item_seq, vectors, per_sample_weights=weights, mode="sum")
+
+
+def similarity(sessions: torch.Tensor, items: torch.Tensor, kind: str) -> torch.Tensor:
+    """Similarity of each session with each item.
+
+    Parameters
+    ----------
+    sessions : torch.Tensor, shape (..., B, d)
+    items : torch.Tensor, shape (..., n, d)
+    kind : {"dot", "cosine", "euclidean"}
+        Euclidean is 1 / (1 + distance); the cosine with a zero vector is 0.
+
+    Returns
+    -------
+    torch.Tensor, shape (..., B, n)
+    """
+    if kind == "cosine":
+        sessions, items = functional.normalize(sessions, dim=-1), functional.normalize(items, dim=-1)
+    if kind != "euclidean":
+        return sessions @ items.transpose(-1, -2)
+    # |s|^2 - 2 s.e + |e|^2 loses the small distances, which are the ones that count, in single precision.
+    a, b = sessions.double(), items.double()
+    squares = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :] - 2 * (a @ b.transpose(-1, -2))
+    return (1 / (1 + squares.clamp(min=0).sqrt())).to(sessions.dtype)
+
+
+class LLMSeqSim(SequentialRecommender):
+    """Recommend the items whose text is closest to the history's.
+
+    Parameters
+    ----------
+    config : Config
+        Keys of ``props/model/LLMSeqSim.yaml`` and the ``llm`` keys of ``props/overall.yaml``.
+    dataset : recbole Dataset
+        Its folder holds the ``.item`` file with the texts.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed, or a reduction without what it is fitted on.
+    """
+
+    input_type = InputType.POINTWISE
+    needs_item_text = True
+    item_vectors: torch.Tensor
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.combine = choice(config, "combine", ["mean", "last"])
+        self.decay = choice(config, "decay", list(DECAYS))
+        self.similarity = choice(config, "similarity", list(SIMILARITIES))
+        self.dim_reduction = choice(config, "dim_reduction", list(REDUCTIONS))
+        self.reduction_fit = choice(config, "reduction_fit", ["catalogue", "train"])
+
+        self.item_text = item_text_of(dataset, config)
+        spec = LLMSpec.from_config(config, key="llm", preferred=STAND_IN_LLM)
+        self.resolved = resolve_llm(spec, logger=self.logger)
+        found = encode_items(
+            self.item_text.texts,
+            self.resolved,
+            pooling=str(config["item_pooling"]),
+            max_tokens=int(config["item_max_tokens"]),
+            device=self.device,
+            cache_dir=config["embedding_cache_dir"],
+            show_progress=config["show_progress"],
+            logger=self.logger,
+        )
+        self.vector_info = found.info
+        # Items without training interactions get vectors like all others; how many there are belongs to the result.
+        self.train_counts: np.ndarray | None = getattr(dataset, "train_counts", None)
+        vectors = reduce_vectors(
+            found.vectors[1:],
+            self.dim_reduction,
+            int(config["reduced_dim"]),
+            fit_rows=self._trained_items() if self.reduction_fit == "train" else None,
+            classes=_classes(dataset, config) if self.dim_reduction == "lda" else None,
+            seed=int(config["seed"]),
+        )
+        # The authors normalise what they have reduced and nothing else.
+        self.normalized = bool(config["normalize"]) and self.dim_reduction != "none"
+        if self.normalized:
+            vectors = normalize_rows(vectors)
+        table = np.concatenate([np.zeros((1, vectors.shape[1])), vectors])
+        # Not saved: they come from the texts and the cached vectors, which the run records.
+        self.register_buffer("item_vectors", torch.from_numpy(table).float(), persistent=False)
+        self.to(self.device)
+
+    def _trained_items(self) -> np.ndarray:
+        if self.train_counts is None:
+            raise ConfigError("reduction_fit=train needs a dataset with train_counts (recbole_llm's HistoryDataset).")
+        return self.train_counts[1:] > 0
+
+    def forward(self, item_seq: torch.Tensor, item_seq_len: torch.Tensor) -> torch.Tensor:
+        """Session vectors s.
+
+        Parameters
+        ----------
+        item_seq : torch.LongTensor, shape (B, L), right padded with 0
+        item_seq_len : torch.LongTensor, shape (B,)
+
+        Returns
+        -------
+        torch.Tensor, shape (B, d)
+        """
+        return session_vectors(self.item_vectors, item_seq, item_seq_len, self.combine, self.decay)
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """There is no loss."""
+        raise ConfigError("LLMSeqSim has nothing to train: set epochs=0.")
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Score of ``ITEM_ID`` for every row, shape (B,)."""
+        sessions = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        items = self.item_vectors[interaction[self.ITEM_ID]]
+        return similarity(sessions[:, None], items[:, None], self.similarity)[:, 0, 0]
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
+        sessions = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        scores = similarity(sessions, self.item_vectors, self.similarity)
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result must say about the language model, the texts and the vectors."""
+        untrained = None if self.train_counts is None else int((self.train_counts[1:] == 0).sum())
+        return {
+            "llm": self.resolved.label(),
+            "llm_revision": self.resolved.revision,
+            "item_text": self.item_text.template,
+            "item_text_fingerprint": self.item_text.fingerprint(),
+            "items_without_text": self.item_text.n_missing,
+            "items_not_in_training": untrained,
+            "item_vectors": {
+                **self.vector_info,
+                "dim_reduction": self.dim_reduction,
+                "reduced_dim": self.item_vectors.shape[1],
+                "reduction_fit": self.reduction_fit,
+                "normalized": self.normalized,
+            },
+        }
+
+
+def _classes(dataset: Any, config: Any) -> list[str]:
+    """Class of each item but padding: the distinct words of ``lda_class_field``, in any order."""
+    field = config["lda_class_field"]
+    if not field:
+        raise ConfigError("dim_reduction=lda needs lda_class_field: the name of a field of the .item file.")
+    reading = {key: config[key] for key in ("field_separator", "seq_separator", "encoding")}
+    texts = item_text_of(dataset, {**reading, "item_text": "{" + str(field) + "}"}).texts
+    return [" ".join(sorted(set(text.split()))) for text in texts[1:]]
