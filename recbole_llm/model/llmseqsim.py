@@ -118,10 +118,9 @@ def similarity(sessions: torch.Tensor, items: torch.Tensor, kind: str) -> torch.
         sessions, items = functional.normalize(sessions, dim=-1), functional.normalize(items, dim=-1)
     if kind != "euclidean":
         return sessions @ items.transpose(-1, -2)
-    # |s|^2 - 2 s.e + |e|^2 loses the small distances, which are the ones that count, in single precision.
-    a, b = sessions.double(), items.double()
-    squares = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :] - 2 * (a @ b.transpose(-1, -2))
-    return (1 / (1 + squares.clamp(min=0).sqrt())).to(sessions.dtype)
+    # Through one product of matrices, which in single precision loses the small distances: the ones that count.
+    distance = torch.cdist(sessions.double(), items.double())
+    return distance.add_(1).reciprocal_().to(sessions.dtype)
 
 
 class LLMSeqSim(SequentialRecommender):
