@@ -169,7 +169,9 @@ class Config(RecBoleConfig):
         if final.get("load_col") is None:
             final["load_col"] = _default_columns(final, self._model_keys)
         if final.get("smoke"):
-            final.update({key: value for key, value in final["smoke_settings"].items() if self._may_replace(key)})
+            trains = final["epochs"] != 0  # LLMSeqSim does not, not even in a smoke run
+            settings = {key: value for key, value in final["smoke_settings"].items() if self._may_replace(key)}
+            final.update({key: value for key, value in settings.items() if trains or key != "epochs"})
             final["smoke_settings"] = {}  # applied: the merged settings, read from a file, must not apply them again
         self.merged = copy.deepcopy({key: value for key, value in final.items() if key != "MODEL_TYPE"})
         return final

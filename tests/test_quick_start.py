@@ -106,7 +106,15 @@ def test_mask_history_steers_and_both_are_given(shop, tiny):
 def test_no_training_evaluates_the_initial_weights(shop, tiny):
     result = run("SASRec", "shop", config_dict={**tiny, "epochs": 0})
     text = (Path(result["run_dir"]) / "results.json").read_text(encoding="utf-8")
-    assert json.loads(text, parse_constant=pytest.fail)["best_valid_score"] is None
+    report = json.loads(text, parse_constant=pytest.fail)
+    assert report["best_valid_score"] == report["best_valid_result"]["ndcg@5"]
+    assert report["updates"] == 0
+
+
+def test_a_smoke_run_trains_nothing_where_there_is_nothing_to_train(shop, tiny):
+    settings = {key: value for key, value in tiny.items() if key != "epochs"}
+    result = run("LLMSeqSim", "shop", config_dict={**settings, "smoke": True})
+    assert result["stages"][0]["updates"] == 0 and result["best_valid_score"] is not None
 
 
 def test_the_users_own_class(shop, tiny, monkeypatch):

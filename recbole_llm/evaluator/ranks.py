@@ -135,7 +135,7 @@ class RankCollector:
 
 
 def _first(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Items of the k highest scores, equal scores by smaller id; shape (B, k)."""
+    """Items of the k highest scores, equal scores by smaller id; 0 where fewer than k can be recommended. (B, k)."""
     lowest = torch.topk(scores, k).values[:, -1:]
     # topk leaves open which of the scores equal to the lowest it takes: take those with the smallest ids.
     above, equal = scores > lowest, scores == lowest
@@ -145,4 +145,5 @@ def _first(scores: torch.Tensor, k: int) -> torch.Tensor:
     ids = torch.arange(width, device=scores.device)
     items = width - torch.where(taken, width - ids, 0).topk(k).values
     order = scores.gather(1, items.clamp(max=width - 1)).sort(dim=1, descending=True, stable=True).indices
-    return items.gather(1, order)
+    items = items.gather(1, order)
+    return items.where(scores.gather(1, items.clamp(max=width - 1)) > -torch.inf, 0)

@@ -188,6 +188,9 @@ class RunTrainer(Trainer):
         self._total_steps = -(-batches // self.accumulate) * self.epochs
         if self.epochs == 0 or self.start_epoch == 0:
             self._save_best()
+        if self.epochs == 0 and valid_data is not None:
+            # Nothing is learned, but a tuner compares settings by their validation score.
+            self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress=show_progress)
         for epoch in range(self.start_epoch, self.epochs):
             start = time.perf_counter()
             loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
