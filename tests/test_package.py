@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.cfg").is_file(), reason="need
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """A wheel built offline from a copy, so that nothing is left in the checkout."""
-    if importlib.util.find_spec("build") is None:
+    found = importlib.util.find_spec("build")
+    if found is None or found.origin is None:  # a folder build/ in the checkout is not the package
         pytest.skip("needs the package `build`: pip install -e '.[dev]'")
     source = tmp_path_factory.mktemp("source") / "copy"
     out = tmp_path_factory.mktemp("wheel")
