@@ -75,9 +75,11 @@ def main() -> None:
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5, help="batches before the clock starts")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU; more than are idle make every row slower")
     parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    torch.set_num_threads(options.threads)
 
     table = []
     with tempfile.TemporaryDirectory() as folder:
