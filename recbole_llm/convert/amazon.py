@@ -112,7 +112,7 @@ def read(request: Request) -> Reading:
     # Both before the reviews are read, which takes minutes: a missing file should be known at once.
     sources = _reviews(request, release, category)
     metadata = _metadata(request, release, category)
-    table = Interactions(("rating",))
+    table = Interactions(("rating",), request.spill)
     for source in sources:
         _read_reviews(source, table, release, request)
     reading = Reading(table, sources=sources)

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from recbole_llm.convert.catalogue import Catalogue
+from recbole_llm.convert.filters import Selection
+from recbole_llm.convert.spill import value_name
 from recbole_llm.convert.table import IntArray, Interactions
 from recbole_llm.errors import DataError
 
@@ -125,25 +127,27 @@ class Renamed(NamedTuple):
 
 
 def write_interactions(
-    out: OutputFolder, table: Interactions, rows: IntArray, renamed: Renamed, progress: bool
+    out: OutputFolder, table: Interactions, chosen: Selection, renamed: Renamed, progress: bool
 ) -> None:
-    """Write the ``.inter`` file: the rows of ``table`` named in ``rows``, in that order."""
+    """Write the ``.inter`` file: the records of ``chosen``, in its order."""
     users = [renamed.users.get(raw, raw) for raw in table.users]
     items = [renamed.items.get(raw, raw) for raw in table.items]
     header = ["user_id:token", "item_id:token", *(f"{name}:float" for name in table.value_fields), "timestamp:float"]
 
     def chunks() -> Iterator[str]:
-        with tqdm(total=len(rows), desc=f"{out.name}.inter", disable=None if progress else True, leave=False) as bar:
-            for start in range(0, len(rows), _CHUNK):
-                part = rows[start : start + _CHUNK]
-                columns: list[Iterable[str]] = [
-                    map(users.__getitem__, table.user[part].tolist()),
-                    map(items.__getitem__, table.item[part].tolist()),
-                ]
-                columns += [_float_texts(table.values(name)[part]) for name in table.value_fields]
-                columns.append(_time_texts(table.time[part], table.time_scale))
-                yield "\n".join(map("\t".join, zip(*columns, strict=True))) + "\n"
-                bar.update(len(part))
+        total, title = chosen.counts.interactions, f"{out.name}.inter"
+        with tqdm(total=total, desc=title, disable=None if progress else True, leave=False) as bar:
+            for block in chosen.blocks():
+                for start in range(0, len(block), _CHUNK):
+                    part = block[start : start + _CHUNK]
+                    columns: list[Iterable[str]] = [
+                        map(users.__getitem__, part["user"].tolist()),
+                        map(items.__getitem__, part["item"].tolist()),
+                    ]
+                    columns += [_float_texts(part[value_name(place)]) for place in range(len(table.value_fields))]
+                    columns.append(_time_texts(part["time"], table.time_scale))
+                    yield "\n".join(map("\t".join, zip(*columns, strict=True))) + "\n"
+                    bar.update(len(part))
 
     out.write(".inter", header, chunks())
 

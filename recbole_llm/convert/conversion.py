@@ -20,14 +20,15 @@ from recbole_llm.convert.atomic import (
     write_interactions,
 )
 from recbole_llm.convert.catalogue import Catalogue
-from recbole_llm.convert.filters import Filters, count, occurrences, select
+from recbole_llm.convert.filters import Filters, Selection, choose
 from recbole_llm.convert.fingerprints import Fingerprints
 from recbole_llm.convert.lines import Skips
 from recbole_llm.convert.recipes import Recipe, get_recipe, recipes_for
 from recbole_llm.convert.report import Report
 from recbole_llm.convert.source_kinds import Reading, Request
 from recbole_llm.convert.sources import Bundle
-from recbole_llm.convert.table import IntArray, Interactions
+from recbole_llm.convert.spill import Spill
+from recbole_llm.convert.table import Interactions
 from recbole_llm.convert.text import renamed_ids
 from recbole_llm.errors import ConfigError, DataError
 
@@ -150,7 +151,7 @@ def convert(
         )
     check_target(target, overwrite)
     skips = Skips(on_error)
-    with Fingerprints() as fingerprints:
+    with Fingerprints() as fingerprints, Spill(target) as spill:
         request = Request(
             name=name,
             bundle=Bundle(_paths(input), fingerprints.start),
@@ -159,6 +160,7 @@ def convert(
             progress=progress,
             all_items=listed == "all",
             options=options,
+            spill=spill,
         )
         reading = read(request)
         table = reading.interactions
@@ -171,16 +173,16 @@ def convert(
             raise ConfigError(
                 "untitled=drop needs item titles, and none were given; name the metadata file (--metadata)."
             )
-        rows, steps = select(table, filters, titled)
-        if not len(rows):
+        selection = choose(table, filters, titled)
+        if not selection.counts.interactions:
             raise DataError(f"no interaction is left after the filters ({filters.text()}).")
         report = Report(
             name=name,
             output=target,
-            counts=count(table, rows),
+            counts=selection.counts,
             listed_items=0,
             untitled_items=0,
-            steps=steps,
+            steps=selection.steps,
             skipped=skips.counts,
             first_skipped=skips.first,
             renamed_ids=0,
@@ -200,28 +202,28 @@ def convert(
             notes=reading.notes,
         )
         with output_folder(target, overwrite) as out:
-            _write(out, report, reading, rows, progress)
+            _write(out, report, reading, selection, progress)
             report.sources = fingerprints.of(reading.sources)
             out.write_json(".conversion.json", report.as_dict())
             report.hashes = out.hashes
-    report.published = [
-        (entry, count(table, select(table, entry.filters, titled)[0]) if _fits(entry, options, titled) else None)
-        for entry in recipes_for(name)
-    ]
+        report.published = [
+            (entry, choose(table, entry.filters, titled).counts if _fits(entry, options, titled) else None)
+            for entry in recipes_for(name)
+        ]
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _write(out: OutputFolder, report: Report, reading: Reading, rows: IntArray, progress: bool) -> None:
+def _write(out: OutputFolder, report: Report, reading: Reading, selection: Selection, progress: bool) -> None:
     table, items, users = reading.interactions, reading.items, reading.users
     renamed = Renamed(
         renamed_ids(chain(table.users, (raw for raw in users.rows if raw not in table.users) if users else ())),
         renamed_ids(chain(table.items, (raw for raw in items.rows if raw not in table.items) if items else ())),
     )
     report.renamed_ids = len(renamed.users) + len(renamed.items)
-    write_interactions(out, table, rows, renamed, progress)
+    write_interactions(out, table, selection, renamed, progress)
     if items is not None:
-        kept = _in_use(table.items, table.item, rows)
+        kept = _in_use(table.items, selection.items)
         ids = [raw for raw in items.rows if raw in kept or report.settings["items"] == "all"]
         # Items without metadata come last, with empty text: RecBole may drop interactions with unlisted items.
         ids += [raw for raw in kept if raw not in items]
@@ -231,14 +233,14 @@ def _write(out: OutputFolder, report: Report, reading: Reading, rows: IntArray, 
     else:
         report.listed_items = report.counts.items
     if users is not None:
-        kept = _in_use(table.users, table.user, rows)
+        kept = _in_use(table.users, selection.users)
         write_catalogue(out, ".user", [raw for raw in users.rows if raw in kept], users, renamed.users)
     report.hashes = out.hashes
 
 
-def _in_use(ids: dict[str, int], codes: npt.NDArray[np.int32], rows: IntArray) -> dict[str, None]:
-    """Return the raw ids that occur in ``rows``, in order of first appearance in the input."""
-    return dict.fromkeys(compress(ids, (occurrences(codes, rows, len(ids)) > 0).tolist()))
+def _in_use(ids: dict[str, int], occur: npt.NDArray[np.bool_]) -> dict[str, None]:
+    """Return the raw ids whose codes occur, in order of first appearance in the input."""
+    return dict.fromkeys(compress(ids, occur.tolist()))
 
 
 def _paths(given: PathLike | Sequence[PathLike]) -> list[PathLike]:

@@ -71,7 +71,7 @@ def read(request: Request) -> Reading:
         raise DataError(f"{request.bundle}: the folder is empty.")
     columns = _columns(request, TableFile(sources[0], options.get("delimiter"), named["columns"]))
     values = (["rating"] if columns["rating_col"] else []) + (named["inter_fields"] or [])
-    table = Interactions(values)
+    table = Interactions(values, request.spill)
     for source in sources:
         file = TableFile(source, options.get("delimiter"), named["columns"])
         _read_log(file, table, columns, named["inter_fields"] or [], options.get("time_format"), request)

@@ -50,7 +50,7 @@ def read(request: Request) -> Reading:
 
 
 def _ratings(source: Source, separator: str, request: Request, header: bool = False) -> Interactions:
-    table = Interactions(("rating",))
+    table = Interactions(("rating",), request.spill)
 
     def take(lines: list[bytes]) -> None:
         users, items, ratings, times = split_fields(lines, separator, 4)

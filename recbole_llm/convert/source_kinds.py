@@ -7,6 +7,7 @@ from typing import Any
 from recbole_llm.convert.catalogue import Catalogue
 from recbole_llm.convert.lines import Skips
 from recbole_llm.convert.sources import Bundle, Source
+from recbole_llm.convert.spill import Spill
 from recbole_llm.convert.table import Interactions
 
 
@@ -28,6 +29,8 @@ class Request:
         Whether items without any interaction are read as well.
     options : dict
         Options of this kind of source only (``user_key``, ``columns`` ...).
+    spill : Spill
+        Where interactions go that are too many for the memory.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Request:
     progress: bool
     all_items: bool
     options: dict[str, Any]
+    spill: Spill
 
 
 @dataclass

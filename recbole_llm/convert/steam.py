@@ -91,7 +91,7 @@ def _read_reviews(source: Source, request: Request) -> Interactions:
     key = request.options.get("user_key") or "username"
     if key not in ("username", "user_id"):
         raise ConfigError(f"user_key is {key!r}; allowed are 'username' and 'user_id'.")
-    table = Interactions()
+    table = Interactions(spill=request.spill)
 
     def take(columns: Sequence[Sequence[Any]]) -> None:
         users, items, dates = columns
@@ -116,7 +116,7 @@ def _read_reviews(source: Source, request: Request) -> Interactions:
 
 
 def _read_australian(source: Source, request: Request) -> Interactions:
-    table = Interactions(("recommend",))
+    table = Interactions(("recommend",), request.spill)
     for number, record in each_record(source, request.skips, request.progress):
         user = record.get("user_id")
         for review in record.get("reviews") or ():

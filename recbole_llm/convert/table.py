@@ -1,4 +1,4 @@
-"""Interactions as compact columns: memory follows the number of interactions (24 bytes each), not their text."""
+"""Interactions as compact columns (24 bytes each, not their text), beyond a limit in a temporary file."""
 
 import math
 from array import array
@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from recbole_llm.convert.lines import LineError, shown
+from recbole_llm.convert.spill import RecordFile, Records, Spill, record_type, value_name
 
 IntArray = npt.NDArray[np.int64]
 _MAX_TIME = 2**63 - 1
+_PART = 1 << 16
 
 
 def interner() -> defaultdict[str, int]:
@@ -31,18 +33,30 @@ class Interactions:
         Raw id -> code, in order of first appearance; kept in memory once per distinct id.
     value_fields : tuple of str
         Names of the float columns beside the time, for instance ``('rating',)``.
+    time_scale : int
+        1: the times are the source's own integers; 1,000,000: it has fractions, kept to the microsecond.
+
+    Parameters
+    ----------
+    value_fields : sequence of str
+    spill : Spill, optional
+        Where more than :data:`~recbole_llm.convert.spill.ROWS` interactions go; without it all stay in memory.
     """
 
-    def __init__(self, value_fields: Sequence[str] = ()) -> None:
+    def __init__(self, value_fields: Sequence[str] = (), spill: Spill | None = None) -> None:
         self.users, self.items = interner(), interner()
         self.value_fields = tuple(value_fields)
-        self._user, self._item, self._time = array("i"), array("i"), array("q")
-        self._values = [array("d") for _ in self.value_fields]
-        # 1: the times are the source's own integers; 1,000,000: the source has fractions, kept to the microsecond.
+        self._clear()
+        self._spill = spill
+        self._spilled: RecordFile | None = None
         self.time_scale = 1
 
+    def _clear(self) -> None:
+        self._user, self._item, self._time = array("i"), array("i"), array("q")
+        self._values = [array("d") for _ in self.value_fields]
+
     def __len__(self) -> int:
-        return len(self._time)
+        return len(self._time) + (len(self._spilled) if self._spilled is not None else 0)
 
     def extend(
         self, users: Sequence[str], items: Sequence[str], times: Sequence[int], values: Sequence[Sequence[float]] = ()
@@ -56,16 +70,64 @@ class Interactions:
         self._item.extend(array("i", list(map(self.items.__getitem__, items))))
         for column, new in zip(self._values, values, strict=True):
             column.extend(array("d", new))
+        if self._spill is not None and self._spill.due(len(self._time)):
+            self._to_disk(self._spill)
+
+    def _to_disk(self, place: Spill) -> None:
+        if self._spilled is None:
+            self._spilled = self.new_file()
+        for start in range(0, len(self._time), _PART):
+            records = self.records(np.arange(start, min(start + _PART, len(self._time))))
+            records["number"] += len(self._spilled) - start
+            self._spilled.append(records)
+        self._clear()
 
     def to_fractions(self) -> None:
-        """Change the time unit to a millionth of the source's, once the first fraction is met."""
+        """Change the time unit to a millionth of the source's, once the first fraction is met.
+
+        Raises
+        ------
+        OverflowError
+            A time is too large for that; nothing is changed then.
+        """
         if self.time_scale == 1:
-            self.time_scale = 1_000_000
-            self._time = array("q", (value * self.time_scale for value in self._time))
+            scale = 1_000_000
+            times = array("q", (value * scale for value in self._time))
+            if self._spilled is not None:
+                scaled = self.new_file()
+                for block in self._spilled.blocks():
+                    if np.abs(block["time"]).max() > _MAX_TIME // scale:
+                        raise OverflowError("a time does not fit into 64 bits")
+                    block["time"] *= scale
+                    scaled.append(block)
+                self._spilled.close()
+                self._spilled = scaled
+            self._time, self.time_scale = times, scale
+
+    def new_file(self) -> RecordFile:
+        """Return a temporary file for records of this table."""
+        assert self._spill is not None
+        return self._spill.file(record_type(self.value_fields))
+
+    def on_disk(self) -> RecordFile | None:
+        """Return the file that holds all interactions, or None if all are in memory."""
+        if self._spilled is not None and len(self._time):
+            assert self._spill is not None
+            self._to_disk(self._spill)
+        return self._spilled
+
+    def records(self, rows: IntArray) -> Records:
+        """Return rows of a table in memory, as a temporary file would give them."""
+        records = np.empty(len(rows), dtype=record_type(self.value_fields))
+        records["time"], records["number"] = self.time[rows], rows
+        records["user"], records["item"] = self.user[rows], self.item[rows]
+        for place, name in enumerate(self.value_fields):
+            records[value_name(place)] = self.values(name)[rows]
+        return records
 
     @property
     def user(self) -> npt.NDArray[np.int32]:
-        """Codes of the users, one per interaction (a view, no copy)."""
+        """Codes of the users, one per interaction (a view, no copy); as the other columns, of a table in memory."""
         return np.frombuffer(self._user, dtype=np.int32)
 
     @property
