@@ -249,7 +249,7 @@ def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool)
     if not (resume and file.is_file()):
         getLogger().info(f"S3Rec pre-training: {config['pretrain_epochs']} epochs.")
         model = _build(config, train_data.dataset)
-        stage = rundir.Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False})
+        stage = rundir.Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False, "log_wandb": False})
         trainer = RunTrainer(stage, model, None)
         trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])
         torch.save({"state_dict": model.state_dict()}, file)

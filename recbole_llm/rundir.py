@@ -96,9 +96,6 @@ class Overlay:
     def __getitem__(self, key: str) -> Any:
         return self._values[key] if key in self._values else self._config[key]
 
-    def __getattr__(self, key: str) -> Any:
-        return self[key]
-
 
 # ---- folders
 
