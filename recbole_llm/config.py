@@ -66,6 +66,8 @@ class Config(RecBoleConfig):
     ----------
     merged : dict
         Every setting before RecBole derives others from it: what ``config.yaml`` of a run directory holds.
+    model_keys : set of str
+        What the property files of the model have.
     notices : list of str
         Warnings about the settings; also written into ``results.json``.
     """
@@ -135,7 +137,7 @@ class Config(RecBoleConfig):
         own_props = props_dir()
         self.internal_config_dict = {"MODEL_TYPE": model_class.type}  # type: ignore[attr-defined]
         self._default_types: dict[str, Any] = {}
-        self._model_keys: set[str] = set()
+        self.model_keys: set[str] = set()
         for path in (
             recbole_props / "overall.yaml",
             recbole_props / "model" / f"{model}.yaml",
@@ -150,7 +152,7 @@ class Config(RecBoleConfig):
                 content = property_file(path)
                 self.internal_config_dict.update(content)
                 if path.stem == model:
-                    self._model_keys.update(content)
+                    self.model_keys.update(content)
                 self._default_types.update({key: value for key, value in content.items() if value is not None})
         # RecBole's `load_col` names two ids and no time: a default that suits no sequential model, so not a choice.
         own_dataset = own_props / "dataset" / f"{dataset}.yaml"
@@ -167,7 +169,7 @@ class Config(RecBoleConfig):
         if final.get("loss_type") == "CE" and "train_neg_sample_args" not in self.external_config_dict:
             final["train_neg_sample_args"] = None
         if final.get("load_col") is None:
-            final["load_col"] = _default_columns(final, self._model_keys)
+            final["load_col"] = _default_columns(final, self.model_keys)
         if final.get("smoke"):
             trains = final["epochs"] != 0  # LLMSeqSim does not, not even in a smoke run
             settings = {key: value for key, value in final["smoke_settings"].items() if self._may_replace(key)}
@@ -271,7 +273,7 @@ class Config(RecBoleConfig):
             known.update(TRANSFORM_KEYS)
         unknown = [key for key in self.external_config_dict if key not in known]
         elsewhere = _keys_of_other_models() if unknown else {}
-        own_file = bool(self._model_keys)
+        own_file = bool(self.model_keys)
         for key in unknown:
             if key in elsewhere and not own_file:
                 continue  # a class of the user's own, which may well read it
@@ -332,7 +334,7 @@ class Config(RecBoleConfig):
         defaults = self.internal_config_dict
         sources = {**self.external_config_dict, **(defaults["smoke_settings"] if self.merged["smoke"] else {})}
         given = [key for key, value in self.merged.items() if key in sources and value != defaults.get(key)]
-        model = [key for key in self.merged if key in self._model_keys and key not in given]
+        model = [key for key in self.merged if key in self.model_keys and key not in given]
         training = [key for key in self.parameters["Training"] if key not in given and key not in model]
         lines = []
         for title, keys in (("Changed", given), ("Model", model), ("Training", training)):

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from recbole.utils import init_seed, set_color
 
-from recbole_llm import rundir
+from recbole_llm import rundir, submodel
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
+from recbole_llm.errors import CheckpointError, RecBoleLLMError
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.trainer import checkpoint
@@ -130,10 +130,10 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
 
     pretraining = {}
     with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
-        if _has_pretraining(config):
+        if submodel.has_pretraining(config):
             pretraining = _pretrain_s3rec(config, run_dir or Path(temporary), train_data, resume)
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-        model = _build(config, train_data.dataset)
+        model = submodel.build(config, train_data.dataset)
     if weights is not None:
         checkpoint.load_weights(model, weights)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -168,16 +168,6 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
         "stages": trainer.stage_results,
         "run_dir": None if run_dir is None else str(run_dir),
     }
-
-
-def _build(config: Config, dataset: HistoryDataset) -> Any:
-    """The model on its device; what a stock model says against its settings becomes an error of the settings."""
-    try:
-        return config.model_class(config, dataset).to(config["device"])
-    except ValueError as error:
-        if isinstance(error, RecBoleLLMError) or not config.model_class.__module__.startswith("recbole."):
-            raise
-        raise ConfigError(f"{config['model']} cannot be built with these settings: {error}") from error
 
 
 def _find_language_models(config: Config) -> None:
@@ -218,24 +208,12 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, 
             f"{config['data_path']} now gives {dataset.user_num - 1} and {dataset.item_num - 1}. Point data_path at "
             "the files it was trained on."
         )
-    if _has_pretraining(config):
-        config["train_stage"] = "pretrain"  # the fine-tuned weights come from the run directory
-    network = _build(config, train_data.dataset)
-    trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts)
-    for stage in trainer.stages[1:]:
-        network.start_stage(stage)
-    checkpoint.load_weights(network, run_dir / checkpoint.WEIGHTS)
-    if _has_pretraining(config):
-        config["train_stage"] = network.train_stage = "finetune"
-    network.eval()
+    network = submodel.restore(config, train_data.dataset, run_dir)
+    trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts, finished=True)
     return Run(config, dataset, network, trainer, train_data, valid_data, test_data)
 
 
 # ---- S3Rec: two models, one after the other
-
-
-def _has_pretraining(config: Config) -> bool:
-    return config["model"] == "S3Rec" and not config["pre_model_path"]
 
 
 def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool) -> dict[str, float]:
@@ -248,7 +226,7 @@ def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool)
     config["train_stage"] = "pretrain"
     if not (resume and file.is_file()):
         getLogger().info(f"S3Rec pre-training: {config['pretrain_epochs']} epochs.")
-        model = _build(config, train_data.dataset)
+        model = submodel.build(config, train_data.dataset)
         stage = rundir.Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False, "log_wandb": False})
         trainer = RunTrainer(stage, model, None)
         trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])

@@ -52,10 +52,17 @@ class RunTrainer(Trainer):
         Where weights, state and curves go; without it nothing is written and the last weights are evaluated.
     train_counts : numpy.ndarray, shape (item_num,), optional
         Training interactions per item, for popularity metrics.
+    finished : bool
+        The model has been through its stages: evaluate it only.
     """
 
     def __init__(
-        self, config: Any, model: Any, run_dir: Path | None = None, train_counts: np.ndarray | None = None
+        self,
+        config: Any,
+        model: Any,
+        run_dir: Path | None = None,
+        train_counts: np.ndarray | None = None,
+        finished: bool = False,
     ) -> None:
         # Not Trainer.__init__: it opens a TensorBoard writer in the current folder and evaluators that round.
         AbstractTrainer.__init__(self, config, model)
@@ -104,7 +111,10 @@ class RunTrainer(Trainer):
         self._total_steps = 0
         self._saved = False
         self._best_weights: dict[str, torch.Tensor] | None = None
-        self._start_stage(0)
+        if finished:
+            self._set_up_stage(len(self.stages) - 1)
+        else:
+            self._start_stage(0)
 
     def _worst_score(self) -> float:
         return -np.inf if self.valid_metric_bigger else np.inf
@@ -114,9 +124,12 @@ class RunTrainer(Trainer):
         return self.config[key] if value is None else value
 
     def _start_stage(self, stage: int) -> None:
-        self.stage = stage
         if hasattr(self.model, "start_stage"):
             self.model.start_stage(self.stages[stage])
+        self._set_up_stage(stage)
+
+    def _set_up_stage(self, stage: int) -> None:
+        self.stage = stage
         self.epochs = int(self._stage_setting("epochs"))
         self.eval_step = min(self.config["eval_step"], self.epochs)
         self.learning_rate = float(self._stage_setting("learning_rate"))

@@ -1,0 +1,176 @@
+"""A model inside a model: built from its own property file, or loaded from the run directory of a finished run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_llm import rundir
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
+from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.trainer import checkpoint
+
+# What decides which interactions a model has seen, and which number stands for which item.
+SAME_DATA = (
+    *("dataset", "time_order", "smoke", *rundir.FILTERS),
+    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"),
+)
+# What a loaded model takes from the run that loads it.
+PLACES = (
+    *("data_path", "use_gpu", "gpu_id", "embedding_cache_dir"),
+    *("llm_cache_dir", "llm_local_files_only", "llm_token", "show_progress"),
+)
+# Keys of the run as a whole, which an inner model must not see.
+OF_THE_RUN = frozenset({"model", "dataset", "config_files", "init_from", "resume", "load_col", "log_wandb"})
+
+
+def inner_config(name: str, config: Config, settings: Mapping[str, Any] | None = None) -> Config:
+    """Settings of a model that is built inside the model of ``config``.
+
+    Data, evaluation, seed and device are those of the run; what the property file of the outer model has is its own
+    and is not passed on.
+
+    Parameters
+    ----------
+    name : str
+        One of our models or of RecBole's sequential ones.
+    config : Config
+        Of the run.
+    settings : dict, optional
+        Departures from the inner model's property file.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown model, or a value that is not allowed.
+    """
+    shared = {
+        key: value
+        for key, value in config.external_config_dict.items()
+        if key in config.internal_config_dict and key not in config.model_keys | OF_THE_RUN
+    }
+    shared["MAX_ITEM_LIST_LENGTH"] = config["MAX_ITEM_LIST_LENGTH"]
+    return Config(name, config["dataset"], config_dict={**shared, **(settings or {})})
+
+
+def build(config: Config, dataset: HistoryDataset) -> Any:
+    """The model on its device; what a stock model says against its settings becomes an error of the settings."""
+    try:
+        return config.model_class(config, dataset).to(config["device"])
+    except ValueError as error:
+        if isinstance(error, RecBoleLLMError) or not config.model_class.__module__.startswith("recbole."):
+            raise
+        raise ConfigError(f"{config['model']} cannot be built with these settings: {error}") from error
+
+
+def has_pretraining(config: Config) -> bool:
+    """Whether S3Rec is still to be pre-trained; it then reads those weights from a file."""
+    return config["model"] == "S3Rec" and not config["pre_model_path"]
+
+
+def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> Any:
+    """The model of a finished run with its best weights, on its device, in evaluation mode.
+
+    Raises
+    ------
+    CheckpointError
+        If the weights are missing, damaged, or do not fit the data.
+    """
+    pretrained = has_pretraining(config)
+    if pretrained:
+        config["train_stage"] = "pretrain"  # the fine-tuned weights come from the run directory
+    model = build(config, dataset)
+    for stage in getattr(model, "training_stages", ()):
+        model.start_stage(stage)
+    checkpoint.load_weights(model, run_dir / checkpoint.WEIGHTS)
+    if pretrained:
+        config["train_stage"] = model.train_stage = "finetune"
+    return model.eval()
+
+
+def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -> Any:
+    """The frozen model of a finished run, for use inside the model of ``config``; its settings are in ``.config``.
+
+    Its inputs come from the batches of the outer run: pass them through :func:`newest` with its ``max_seq_length``.
+
+    Parameters
+    ----------
+    run_dir : str or pathlib.Path
+    config : Config
+        Of the outer run.
+    dataset : HistoryDataset
+        Training split of the outer run.
+
+    Raises
+    ------
+    CheckpointError
+        If the directory is no finished run, or one on other data, with another split or with longer histories.
+    """
+    run_dir = Path(run_dir)
+    report = rundir.read_results(run_dir)
+    places = {key: config.merged[key] for key in PLACES if key in config.merged}
+    inner = Config(None, None, [run_dir / "config.yaml"], places)
+    _check_same_data(run_dir, report, inner, config, dataset)
+    needed = {field for fields in (inner["load_col"] or {}).values() for field in fields}
+    loaded = {*dataset.flat.columns, *(() if dataset.item_feat is None else dataset.item_feat.columns)}
+    # A model such as FDSA reads item features that this run has not loaded.
+    own = dataset if needed <= loaded else HistoryDataset(inner).build()[0]
+    model = restore(inner, own, run_dir)
+    model.config = inner
+    return model.requires_grad_(False)
+
+
+def _check_same_data(
+    run_dir: Path, report: Mapping[str, Any], inner: Config, config: Config, dataset: HistoryDataset
+) -> None:
+    different = [key for key in SAME_DATA if inner[key] != config[key]]
+    if inner["eval_args"]["split"] != config["eval_args"]["split"]:
+        different.append("eval_args.split")
+    if different:
+        key = different[0]
+        raise CheckpointError(
+            f"{run_dir} was trained with another {', '.join(different)} ({inner[key.partition('.')[0]]!r} there, "
+            f"{config[key.partition('.')[0]]!r} here). Its items or its test set may be others: use the same settings."
+        )
+    now = {path.name: path for path in dataset.source_files}
+    for name, digest in report["dataset"]["files"].items():
+        if name.endswith(".inter") and name in now and file_sha256(now[name]) != digest:
+            raise CheckpointError(
+                f"{run_dir} was trained on another {name} than {now[name]}. Train it again on this file, or point "
+                "data_path at the one it was trained on."
+            )
+    if inner["MAX_ITEM_LIST_LENGTH"] > config["MAX_ITEM_LIST_LENGTH"]:
+        raise CheckpointError(
+            f"{run_dir} was trained on histories of MAX_ITEM_LIST_LENGTH={inner['MAX_ITEM_LIST_LENGTH']} items and "
+            f"would get {config['MAX_ITEM_LIST_LENGTH']} here: set MAX_ITEM_LIST_LENGTH to the same."
+        )
+
+
+def newest(interaction: Interaction, length_field: str, limit: int, suffix: str = "_list") -> Interaction:
+    """The same rows with only the newest ``limit`` entries of every list field; right padded.
+
+    Parameters
+    ----------
+    interaction : Interaction
+        With list fields of shape (B, L) or (B, L, width).
+    length_field : str
+        Field with the lengths, shape (B,).
+    limit : int
+    suffix : str
+        How names of list fields end.
+    """
+    length = interaction[length_field]
+    lists = {name: values for name, values in interaction.interaction.items() if name.endswith(suffix)}
+    if not lists or max(values.shape[1] for values in lists.values()) <= limit:
+        return interaction
+    skip = (length - limit).clamp(min=0)[:, None]
+    index = skip + torch.arange(limit, device=length.device)
+    cut = {}
+    for name, values in lists.items():
+        where = index.view(*index.shape, *[1] * (values.ndim - 2)).expand(*index.shape, *values.shape[2:])
+        cut[name] = values.gather(1, where)
+    return Interaction({**interaction.interaction, **cut, length_field: length.clamp(max=limit)})
