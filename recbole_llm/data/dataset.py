@@ -653,10 +653,14 @@ class HistoryDataset(SequentialDataset):
         return Interaction(tensors)
 
     @property
+    def train_positions(self) -> np.ndarray:
+        """Positions in :attr:`flat` of the interactions of this split, first items included."""
+        return torch.cat([self.inter_feat[POSITION], self._firsts()]).numpy()
+
+    @property
     def train_counts(self) -> np.ndarray:
         """How often each item stands in the rows of this split, first items included; shape (item_num,)."""
-        items = torch.cat([self.inter_feat[self.iid_field], self.flat[self.iid_field][self._firsts()]])
-        return np.bincount(items.numpy(), minlength=self.item_num)
+        return np.bincount(self.flat[self.iid_field][self.train_positions].numpy(), minlength=self.item_num)
 
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
