@@ -6,11 +6,13 @@ from left to right, so with right padding every state up to the last item is rig
 
 import math
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from recbole_llm.layer.packing import Packing
 
 
 def linear_recurrence(
@@ -87,33 +89,6 @@ def _scan(decay: torch.Tensor, inputs: torch.Tensor, chunk: int, reverse: bool =
         else:
             states[:, 1:, :-1].addcmul_(powers[:-1], states[:, :-1, -1:])
     return states.view(batch, chunks * chunk, width)[:, :length]
-
-
-class Packing(NamedTuple):
-    """Where the N real positions of a right-padded batch stand: all layers but the recurrence run on those alone.
-
-    ``places`` counts the positions row by row, shape (N,); the batch has ``rows`` rows of ``steps`` positions.
-    """
-
-    places: torch.Tensor
-    rows: int
-    steps: int
-
-    @classmethod
-    def of(cls, length: torch.Tensor) -> "Packing":
-        """From the number of real positions of every row, shape (B,)."""
-        steps = int(length.max())
-        mask = torch.arange(steps, device=length.device) < length[:, None]
-        return cls(mask.flatten().nonzero()[:, 0], len(length), steps)
-
-    def pad(self, packed: torch.Tensor) -> torch.Tensor:
-        """(N, D) -> (B, L, D), 0 elsewhere."""
-        padded = packed.new_zeros(self.rows * self.steps, packed.shape[1])
-        return padded.index_copy(0, self.places, packed).view(self.rows, self.steps, -1)
-
-    def pack(self, padded: torch.Tensor) -> torch.Tensor:
-        """(B, L or more, ...) -> (N, ...)."""
-        return padded[:, : self.steps].flatten(0, 1).index_select(0, self.places)
 
 
 class LRU(nn.Module):

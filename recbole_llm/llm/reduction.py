@@ -84,6 +84,24 @@ def normalize_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(norms == 0, 1.0, norms)
 
 
+def whiten(vectors: np.ndarray, fit_rows: np.ndarray | None = None) -> np.ndarray:
+    """Centred, uncorrelated columns of variance 1 over the fitted rows, shape (n, rank).
+
+    Directions without variance, such as those beyond the number of items, are left out.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray, shape (n, d)
+    fit_rows : numpy.ndarray of bool, shape (n,), optional
+        Default: all.
+    """
+    fitted = np.ones(len(vectors), dtype=bool) if fit_rows is None else fit_rows
+    components = _pca(np.asarray(vectors, dtype=np.float64), fitted, vectors.shape[1])
+    deviation = components[fitted].std(axis=0)
+    kept = deviation > 1e-6 * deviation.max()
+    return components[:, kept] / deviation[kept]
+
+
 def _pca(vectors: np.ndarray, fitted: np.ndarray, dim: int) -> np.ndarray:
     """Through the covariance (d, d): exact, where scikit-learn's default is randomised for many items."""
     mean = vectors[fitted].mean(axis=0)

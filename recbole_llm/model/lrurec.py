@@ -22,7 +22,8 @@ from torch.nn import functional
 from recbole_llm.data.dataset import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.cross_entropy import linear_cross_entropy
-from recbole_llm.layer.lru import LRU, Packing
+from recbole_llm.layer.lru import LRU
+from recbole_llm.layer.packing import Packing
 from recbole_llm.parameters import choice
 
 

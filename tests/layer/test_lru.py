@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from recbole_llm.layer.lru import LRU, Packing, linear_recurrence
+from recbole_llm.layer.lru import LRU, linear_recurrence
+from recbole_llm.layer.packing import Packing
 
 
 def loop(decay, inputs, state=None):

@@ -1,0 +1,205 @@
+"""Item vectors that a sequential model reads and scores with: random ids, or what a language model makes of texts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from recbole_llm.data.dataset import item_text_of
+from recbole_llm.errors import ConfigError
+from recbole_llm.llm.encoder import encode_items
+from recbole_llm.llm.reduction import REDUCTIONS, normalize_rows, reduce_vectors, whiten
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.parameters import choice
+
+# The encoders of arXiv 2402.01339 are paid services (ada-002, gecko@002); this one can be run anywhere.
+STAND_IN_LLM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class TextVectors:
+    """Reduced vectors of the catalogue's texts.
+
+    Attributes
+    ----------
+    vectors : torch.FloatTensor, shape (n_items, d)
+        Row 0, padding, is zero.
+    provenance : dict
+        What a result must say about language model, texts and vectors.
+    """
+
+    vectors: torch.Tensor
+    provenance: dict[str, Any]
+
+
+def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVectors:
+    """Encode the item texts, then reduce, whiten and normalise as the configuration says.
+
+    Parameters
+    ----------
+    config : Config
+        ``llm`` keys, ``item_pooling``, ``item_max_tokens``, ``dim_reduction``, ``reduced_dim``, ``reduction_fit``,
+        ``lda_class_field``, ``whiten``, ``normalize``.
+    dataset : recbole Dataset
+        A training split; its folder holds the ``.item`` file.
+    width : int
+        What ``reduced_dim: ~`` stands for.
+    logger : logging.Logger
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed, or a reduction without what it is fitted on.
+    """
+    method = choice(config, "dim_reduction", list(REDUCTIONS))
+    fit = choice(config, "reduction_fit", ["catalogue", "train"])
+    items = item_text_of(dataset, config)
+    resolved = resolve_llm(LLMSpec.from_config(config, key="llm", preferred=STAND_IN_LLM), logger=logger)
+    found = encode_items(
+        items.texts,
+        resolved,
+        pooling=str(config["item_pooling"]),
+        max_tokens=int(config["item_max_tokens"]),
+        device=config["device"],
+        cache_dir=config["embedding_cache_dir"],
+        show_progress=config["show_progress"],
+        logger=logger,
+    )
+    counts: np.ndarray | None = getattr(dataset, "train_counts", None)
+    if fit == "train" and counts is None:
+        raise ConfigError("reduction_fit=train needs a dataset with train_counts (recbole_llm's HistoryDataset).")
+    fit_rows = counts[1:] > 0 if fit == "train" and counts is not None else None
+    dim = width if config["reduced_dim"] is None else int(config["reduced_dim"])
+    vectors = reduce_vectors(
+        found.vectors[1:],
+        method,
+        dim,
+        fit_rows=fit_rows,
+        classes=item_classes(dataset, config) if method == "lda" else None,
+        seed=int(config["seed"]),
+    )
+    if config["whiten"]:
+        vectors = whiten(vectors, fit_rows)
+    if config["normalize"]:
+        vectors = normalize_rows(vectors)
+    table = torch.from_numpy(np.concatenate([np.zeros((1, vectors.shape[1])), vectors])).float()
+    return TextVectors(
+        table,
+        {
+            "llm": resolved.label(),
+            "llm_revision": resolved.revision,
+            "item_text": items.template,
+            "item_text_fingerprint": items.fingerprint(),
+            "items_without_text": items.n_missing,
+            "items_not_in_training": None if counts is None else int((counts[1:] == 0).sum()),
+            "item_vectors": {
+                **found.info,
+                "dim_reduction": method,
+                "reduced_dim": vectors.shape[1],
+                "reduction_fit": fit,
+                "whitened": bool(config["whiten"]),
+                "normalized": bool(config["normalize"]),
+            },
+        },
+    )
+
+
+def item_classes(dataset: Any, config: Any) -> list[str]:
+    """Class of each item but padding: the distinct words of ``lda_class_field``, in any order."""
+    field = config["lda_class_field"]
+    if not field:
+        raise ConfigError("dim_reduction=lda needs lda_class_field: the name of a field of the .item file.")
+    reading = {key: config[key] for key in ("field_separator", "seq_separator", "encoding")}
+    texts = item_text_of(dataset, {**reading, "item_text": "{" + str(field) + "}"}).texts
+    return [" ".join(sorted(set(text.split()))) for text in texts[1:]]
+
+
+class ItemTable(nn.Module):
+    """Vectors of all items, read as input and tied to the output.
+
+    A new table is a table of ids, with the parameter name of an ``nn.Embedding``. :meth:`start_from` brings text
+    vectors in.
+
+    Parameters
+    ----------
+    n_items : int
+        Padding included.
+    width : int
+        d.
+    extra_rows : int
+        Learned rows after the items, such as a mask token's.
+    """
+
+    def __init__(self, n_items: int, width: int, extra_rows: int = 0) -> None:
+        super().__init__()
+        self.n_items, self.width, self.extra_rows = n_items, width, extra_rows
+        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(n_items + extra_rows, width))
+        self.vectors: torch.Tensor | None = None
+        self.adaptor: nn.Module | None = None
+
+    def start_from(
+        self,
+        vectors: torch.Tensor,
+        adaptor: nn.Module | None = None,
+        freeze: bool = False,
+        residual_id: bool = False,
+        match_base: bool = False,
+    ) -> None:
+        """Put text vectors in the place of, or beside, the random ones that the model was initialised with.
+
+        Parameters
+        ----------
+        vectors : torch.FloatTensor, shape (n_items, d_text)
+        adaptor : nn.Module, optional
+            (n, d_text) -> (n, d). Without it d_text must not be above d; columns that the text leaves free stay random
+            ids, or zero where the text vectors are kept apart from the ids.
+        freeze : bool
+            The text vectors are not trained.
+        residual_id : bool
+            Add a trainable vector of each id, the random ones.
+        match_base : bool
+            Scale the text vectors to the standard deviation of the random ones.
+
+        Raises
+        ------
+        ConfigError
+            If the text vectors are too wide.
+        """
+        assert self.weight is not None
+        if adaptor is None and vectors.shape[1] > self.width:
+            raise ConfigError(
+                f"The text vectors have {vectors.shape[1]} columns and the model only {self.width}: reduce them "
+                "(dim_reduction, reduced_dim), widen the model, or choose an adaptor."
+            )
+        random = self.weight.detach()
+        if match_base:
+            vectors = vectors * (random[1 : self.n_items].std() / vectors[1:].std().clamp(min=1e-12))
+        if adaptor is None and not freeze and not residual_id:
+            random[: self.n_items, : vectors.shape[1]] = vectors
+            return
+        if adaptor is None:
+            vectors = nn.functional.pad(vectors, (0, self.width - vectors.shape[1]))
+        if freeze:
+            # Saved with the weights that were learned on it: another machine may rotate equal principal components.
+            self.register_buffer("vectors", vectors.to(random))
+        else:
+            self.vectors = nn.Parameter(vectors.to(random))
+        self.adaptor = adaptor
+        if not residual_id:
+            rest = random[self.n_items :].clone()
+            self.weight = nn.Parameter(rest) if len(rest) else None
+
+    def forward(self) -> torch.Tensor:
+        """The whole table with gradient, (n_items + extra_rows, d)."""
+        if self.vectors is None:
+            assert self.weight is not None
+            return self.weight
+        text = self.vectors if self.adaptor is None else self.adaptor(self.vectors)
+        if self.weight is None:
+            return text
+        if len(self.weight) == self.extra_rows:
+            return torch.cat([text, self.weight])
+        return nn.functional.pad(text, (0, 0, 0, self.extra_rows)) + self.weight

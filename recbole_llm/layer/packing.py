@@ -1,0 +1,41 @@
+"""The real positions of a padded batch, one after the other."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Packing(NamedTuple):
+    """Where the N real positions of a right-padded batch stand: all layers but the recurrence run on those alone.
+
+    ``places`` counts the positions row by row, shape (N,); the batch has ``rows`` rows of ``steps`` positions.
+    """
+
+    places: torch.Tensor
+    rows: int
+    steps: int
+
+    @classmethod
+    def of(cls, length: torch.Tensor) -> "Packing":
+        """From the number of real positions of every row, shape (B,)."""
+        steps = int(length.max())
+        mask = torch.arange(steps, device=length.device) < length[:, None]
+        return cls(mask.flatten().nonzero()[:, 0], len(length), steps)
+
+    def pad(self, packed: torch.Tensor) -> torch.Tensor:
+        """(N, D) -> (B, L, D), 0 elsewhere."""
+        padded = packed.new_zeros(self.rows * self.steps, packed.shape[1])
+        return padded.index_copy(0, self.places, packed).view(self.rows, self.steps, -1)
+
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """(B, L or more, ...) -> (N, ...)."""
+        return padded[:, : self.steps].flatten(0, 1).index_select(0, self.places)
+
+    def mask(self) -> torch.Tensor:
+        """Which positions are real, (B, L)."""
+        real = torch.zeros(self.rows * self.steps, dtype=torch.bool, device=self.places.device)
+        return real.index_fill(0, self.places, True).view(self.rows, self.steps)
+
+    def position(self) -> torch.Tensor:
+        """Place of each real position in its row, from 0; (N,)."""
+        return self.places % self.steps

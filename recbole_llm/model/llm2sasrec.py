@@ -1,0 +1,138 @@
+"""LLM2SASRec (Boz et al., arXiv 2402.01339): SASRec whose item table starts from reduced LLM vectors of the texts.
+
+    E      = reduce(LLM(text of item i)), trainable                                     (n_items, d)
+    x_t    = Dropout(LayerNorm(E[item_t] + P[t]))                                       (B, L, d)
+    h      = n_layers of causal self-attention and feed-forward network                 (B, L, d)
+    scores = h E^T
+    loss   = cross-entropy over all items, a target at every position
+
+Network, parameter names and initial weights are those of RecBole's SASRec. ``llm_init: False`` is the vanilla twin:
+the same network, trained the same way, without the text.
+"""
+
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.model.layers import TransformerEncoder
+from torch import nn
+
+from recbole_llm.data.dataset import NEXT
+from recbole_llm.layer.cross_entropy import linear_cross_entropy
+from recbole_llm.layer.item_table import ItemTable, text_vectors
+from recbole_llm.layer.packing import Packing
+from recbole_llm.layer.transformer import run_transformer
+from recbole_llm.parameters import choice
+
+
+class LLM2SASRec(SequentialRecommender):
+    """SASRec on an item table that a language model has initialised.
+
+    Parameters
+    ----------
+    config : Config
+        Keys of ``props/model/LLM2SASRec.yaml`` and the ``llm`` keys of ``props/overall.yaml``.
+    dataset : recbole Dataset
+        Its folder holds the ``.item`` file with the texts.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed.
+    """
+
+    train_view = "sequence"
+    needs_item_text = True
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        choice(config, "loss_type", ["CE"])
+        width, eps = int(config["hidden_size"]), float(config["layer_norm_eps"])
+        rate = float(config["hidden_dropout_prob"])
+        self.item_embedding = ItemTable(self.n_items, width)
+        self.position_embedding = nn.Embedding(self.max_seq_length, width)
+        self.trm_encoder = TransformerEncoder(
+            n_layers=int(config["n_layers"]),
+            n_heads=int(config["n_heads"]),
+            hidden_size=width,
+            inner_size=int(config["inner_size"]),
+            hidden_dropout_prob=rate,
+            attn_dropout_prob=float(config["attn_dropout_prob"]),
+            hidden_act=config["hidden_act"],
+            layer_norm_eps=eps,
+        )
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(rate)
+        self._initialise(float(config["initializer_range"]))
+        self.text_info: dict[str, Any] = {}
+        if config["llm_init"]:
+            text = text_vectors(config, dataset, width, self.logger)
+            self.text_info = text.provenance
+            self.item_embedding.start_from(
+                text.vectors,
+                freeze=bool(config["freeze_item_embedding"]),
+                residual_id=bool(config["residual_id"]),
+                match_base=choice(config, "init_scale", ["none", "match_base"]) == "match_base",
+            )
+        self.to(self.device)
+
+    def _initialise(self, std: float) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding, ItemTable)):
+                assert module.weight is not None
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Vectors of every prefix of the histories.
+
+        Parameters
+        ----------
+        table : torch.Tensor, shape (n_items, d)
+            :attr:`item_embedding`'s.
+        items : torch.LongTensor, shape (N,)
+            The real positions of the batch.
+        packing : Packing
+
+        Returns
+        -------
+        torch.Tensor, shape (N, d)
+        """
+        x = nn.functional.embedding(items, table) + self.position_embedding(packing.position())
+        return run_transformer(self.trm_encoder, self.dropout(self.LayerNorm(x)), packing, causal=True)
+
+    def _last(self, table: torch.Tensor, interaction: Interaction) -> torch.Tensor:
+        length = interaction[self.ITEM_SEQ_LEN]
+        packing = Packing.of(length)
+        hidden = self.forward(table, packing.pack(interaction[self.ITEM_SEQ]), packing)
+        return hidden[length.cumsum(0) - 1]
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Mean cross-entropy over the targets of the batch: one at every position, or one a row in other views."""
+        table = self.item_embedding()
+        if NEXT + self.ITEM_SEQ not in interaction:
+            hidden, target = self._last(table, interaction), interaction[self.POS_ITEM_ID]
+        else:
+            packing = Packing.of(interaction[self.ITEM_SEQ_LEN])
+            target = packing.pack(interaction[NEXT + self.ITEM_SEQ])
+            hidden = self.forward(table, packing.pack(interaction[self.ITEM_SEQ]), packing)
+        bias = table.new_zeros(self.n_items - 1)
+        return linear_cross_entropy(hidden, table[1 : self.n_items], bias, target - 1)
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Score of ``ITEM_ID`` for every row, shape (B,)."""
+        table = self.item_embedding()
+        return (self._last(table, interaction) * table[interaction[self.ITEM_ID]]).sum(-1)
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
+        table = self.item_embedding()
+        scores = self._last(table, interaction) @ table[: self.n_items].T
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result must say about the language model, the texts and the vectors."""
+        return self.text_info
