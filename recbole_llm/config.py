@@ -158,7 +158,7 @@ class Config(RecBoleConfig):
         own_dataset = own_props / "dataset" / f"{dataset}.yaml"
         if not own_dataset.is_file() or "load_col" not in property_file(own_dataset):
             self.internal_config_dict["load_col"] = None
-        self._report_unknown_keys(model)
+        self._report_unknown_keys()
         self._check_types()
 
     def _get_final_config_dict(self) -> dict[str, Any]:
@@ -265,26 +265,31 @@ class Config(RecBoleConfig):
 
     # Checks of what the user gave.
 
-    def _report_unknown_keys(self, model: str) -> None:
+    def _report_unknown_keys(self) -> None:
+        for key in self.external_config_dict:
+            text = self.no_effect(key)
+            if text:
+                self._notice(text)
+
+    def no_effect(self, key: str) -> str | None:
+        """Why setting a parameter would change nothing, with the nearest name; None for one that is read."""
         known = set(self.internal_config_dict) | UNLISTED_KEYS
         known.update(key for keys in self.parameters.values() for key in keys)
         known.update(getattr(self.model_class, "config_keys", ()))
         if self.external_config_dict.get("transform"):
             known.update(TRANSFORM_KEYS)
-        unknown = [key for key in self.external_config_dict if key not in known]
-        elsewhere = _keys_of_other_models() if unknown else {}
-        own_file = bool(self.model_keys)
-        for key in unknown:
-            if key in elsewhere and not own_file:
-                continue  # a class of the user's own, which may well read it
-            if key in elsewhere:
-                others = sorted(set(elsewhere[key]))
-                text = f"The parameter {key!r} has no effect on {model}; it belongs to {', '.join(others[:4])}"
-                self._notice(text + (" and others." if len(others) > 4 else "."))
-            else:
-                # A key that this model reads is the better guess.
-                hint = nearest(key, known) or nearest(key, elsewhere)
-                self._notice(f"The parameter {key!r} is not known and has no effect.{hint}")
+        if key in known:
+            return None
+        elsewhere = _keys_of_other_models()
+        if key in elsewhere:
+            if not self.model_keys:
+                return None  # a class of the user's own, which may well read it
+            others = sorted(set(elsewhere[key]))
+            text = f"The parameter {key!r} has no effect on {self.model}; it belongs to {', '.join(others[:4])}"
+            return text + (" and others." if len(others) > 4 else ".")
+        # A key that this model reads is the better guess.
+        hint = nearest(key, known) or nearest(key, elsewhere)
+        return f"The parameter {key!r} is not known and has no effect.{hint}"
 
     def _notice(self, text: str) -> None:
         self.notices.append(text)

@@ -8,7 +8,8 @@ does what ``python run_recbole_llm.py --model=LiteLLM4Rec --dataset=ml-100k --ep
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -77,21 +78,10 @@ def run(
     run_dir = resumed_from or (rundir.create(config) if saved else None)
     with rundir.logging_into(run_dir):
         try:
-            return _run(config, run_dir, resume=resumed_from is not None)
+            return experiment(config, run_dir, resume=resumed_from is not None)
         except RecBoleLLMError:
             rundir.discard_unused(run_dir)
             raise
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            state = run_dir is not None and checkpoint.state_folder(run_dir) is not None
-            kept = f" Finished epochs are kept in {run_dir}." if state else ""
-            raise OutOfMemoryError(
-                f"Out of memory ({str(error).splitlines()[0][:200]}). Lower "
-                f"train_batch_size={config['train_batch_size']} (with accumulate_grad_batches the optimizer sees the "
-                f"same batch), MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']} or, in evaluation, "
-                f"eval_score_memory_mb={config['eval_score_memory_mb']}; amp=bf16 halves activations.{kept}"
-            ) from error
         except KeyboardInterrupt:
             if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
                 getLogger().warning(f"Interrupted. Continue with: recbole-llm --resume={shlex.quote(str(run_dir))}")
@@ -105,12 +95,61 @@ class OutOfMemoryError(RecBoleLLMError, MemoryError):
     """The device or the process has no memory left."""
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+@contextmanager
+def _advice_when_out_of_memory(config: Config, run_dir: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        words = ("out of memory", "not enough memory", "can't allocate memory")
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+        if not known:
+            raise
+        state = run_dir is not None and checkpoint.state_folder(run_dir) is not None
+        kept = f" Finished epochs are kept in {run_dir}." if state else ""
+        raise OutOfMemoryError(
+            f"Out of memory ({str(error).splitlines()[0][:200]}). Lower "
+            f"train_batch_size={config['train_batch_size']} (with accumulate_grad_batches the optimizer sees the "
+            f"same batch), MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']} or, in evaluation, "
+            f"eval_score_memory_mb={config['eval_score_memory_mb']}; amp=bf16 halves activations.{kept}"
+        ) from error
 
 
-def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
+def prepare(config: Config) -> tuple[HistoryDataset, list[HistoryDataset]]:
+    """The dataset and its training, validation and test splits."""
+    dataset = HistoryDataset(config)
+    return dataset, dataset.build()
+
+
+def experiment(
+    config: Config,
+    run_dir: Path | None,
+    resume: bool = False,
+    prepare: Callable[[Config], tuple[HistoryDataset, list[HistoryDataset]]] = prepare,
+    on_validation: Callable[[RunTrainer], None] | None = None,
+    evaluate_test: bool = True,
+) -> dict[str, Any]:
+    """What :func:`run` does once settings and run directory are there.
+
+    Parameters
+    ----------
+    config : Config
+    run_dir : pathlib.Path, optional
+    resume : bool
+        Continue from the training state in ``run_dir``.
+    prepare : callable
+        Gives dataset and splits; a study shares them among its trials.
+    on_validation : callable
+        Called with the trainer after every validation and after its state was saved; it may end the run by raising.
+    evaluate_test : bool
+        False leaves the test set alone: ``test_result`` is then None.
+    """
+    with _advice_when_out_of_memory(config, run_dir):
+        return _experiment(config, run_dir, resume, prepare, on_validation, evaluate_test)
+
+
+def _experiment(
+    config: Config, run_dir: Path | None, resume: bool, prepare: Any, on_validation: Any, evaluate_test: bool
+) -> dict[str, Any]:
     logger = getLogger()
     watch = {"start": time.perf_counter()}
     init_seed(config["seed"], config["reproducibility"])
@@ -123,8 +162,8 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
     _find_language_models(config)
     watch["found"] = time.perf_counter()
 
-    dataset = HistoryDataset(config)
-    train_data, valid_data, test_data = prepare_data(config, dataset)
+    dataset, splits = prepare(config)
+    train_data, valid_data, test_data = prepare_data(config, dataset, splits)
     logger.info(dataset)
     watch["data"] = time.perf_counter()
 
@@ -144,9 +183,15 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
     trainer = RunTrainer(config, model, run_dir, train_data.dataset.train_counts)
     if resume:
         trainer.resume()
-    trainer.fit(train_data, valid_data, saved=run_dir is not None, show_progress=config["show_progress"])
+    trainer.fit(
+        train_data,
+        valid_data,
+        saved=run_dir is not None,
+        show_progress=config["show_progress"],
+        callback_fn=(lambda epoch, score: on_validation(trainer)) if on_validation else None,
+    )
     start = time.perf_counter()
-    test_result = trainer.evaluate(test_data, show_progress=config["show_progress"])
+    test_result = trainer.evaluate(test_data, show_progress=config["show_progress"]) if evaluate_test else None
     trainer.seconds["test"] += time.perf_counter() - start
 
     seconds = {
@@ -164,7 +209,7 @@ def _run(config: Config, run_dir: Path | None, resume: bool) -> dict[str, Any]:
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": trainer.best_valid_result,
         "test_result": test_result,
-        "test_result_unmasked": trainer.unmasked_result,
+        "test_result_unmasked": trainer.unmasked_result if evaluate_test else None,
         "stages": trainer.stage_results,
         "run_dir": None if run_dir is None else str(run_dir),
     }

@@ -114,10 +114,15 @@ def create(config: Config) -> Path:
             continue  # two runs in the same second
         except OSError as error:
             raise ConfigError(f"checkpoint_dir={str(parent)!r} cannot be written: {error}.") from error
-    settings = {key: value for key, value in config.merged.items() if key not in SECRETS | {"resume"}}
-    text = yaml.dump(_plain(settings), Dumper=ParameterDumper, sort_keys=True, allow_unicode=True)
-    (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+    write_settings(run_dir / "config.yaml", config.merged)
     return run_dir
+
+
+def write_settings(file: Path, settings: Mapping[str, Any], comment: str = "") -> None:
+    """Settings as YAML that ``--config_files`` takes, without access tokens."""
+    shown = {key: value for key, value in settings.items() if key not in SECRETS | {"resume"}}
+    text = yaml.dump(plain(shown), Dumper=ParameterDumper, sort_keys=True, allow_unicode=True)
+    file.write_text(comment + text, encoding="utf-8")
 
 
 def discard_unused(run_dir: Path | None) -> None:
@@ -126,12 +131,12 @@ def discard_unused(run_dir: Path | None) -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def _plain(value: Any) -> Any:
-    """The same value in types that YAML and JSON have."""
+def plain(value: Any) -> Any:
+    """The same value in the types that YAML and JSON have."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
@@ -141,7 +146,7 @@ def same_experiment(settings: Mapping[str, Any], other: Mapping[str, Any]) -> bo
     """Whether two merged configurations ask for the same numbers."""
 
     def essence(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in _plain(values).items() if k not in CIRCUMSTANCES and v is not None}
+        return {k: v for k, v in plain(values).items() if k not in CIRCUMSTANCES and v is not None}
 
     return essence(settings) == essence(other)
 
@@ -163,7 +168,7 @@ def find_resumable(config: Config) -> Path | None:
             raise CheckpointError(f"{run_dir} holds no training state: it was stopped before its first epoch ended.")
         if not same_experiment(settings, config.merged):
             changed = sorted(
-                k for k in {*settings, *config.merged} if _plain(settings.get(k)) != _plain(config.merged.get(k))
+                k for k in {*settings, *config.merged} if plain(settings.get(k)) != plain(config.merged.get(k))
             )
             changed = [key for key in changed if key not in CIRCUMSTANCES]
             raise CheckpointError(
@@ -231,7 +236,7 @@ def report(
     """Everything that ``results.json`` holds: figures with the protocol and the provenance they need."""
     model = trainer.model
     ranks = trainer.ranks if test_result is not None else None
-    return _plain(
+    return plain(
         {
             "model": config["model"],
             "model_class": f"{type(model).__module__}.{type(model).__qualname__}",

@@ -95,7 +95,7 @@ def test_config_yaml_replays(finished, caplog):
     caplog.clear()
     config = Config(config_file_list=[run_dir / "config.yaml"])
     original = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["settings"]
-    replayed = {key: value for key, value in rundir._plain(config.merged).items() if key not in rundir.SECRETS}
+    replayed = {key: value for key, value in rundir.plain(config.merged).items() if key not in rundir.SECRETS}
     assert replayed == original
     assert config["epochs"] == 2  # and not what a smoke run sets by default
     assert config["llm_revision"] == "1234567"

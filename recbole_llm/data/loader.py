@@ -143,15 +143,24 @@ class FullSortLoader(_ArrayLoader, FullSortEvalDataLoader):
         return interaction, self._dataset.history(index), torch.arange(len(index)), interaction[self.iid_field]
 
 
-def prepare_data(config: Any, dataset: HistoryDataset) -> tuple[TrainLoader, Any, Any]:
+def prepare_data(
+    config: Any, dataset: HistoryDataset, splits: list[HistoryDataset] | None = None
+) -> tuple[TrainLoader, Any, Any]:
     """Split a dataset and make its loaders, as RecBole's ``data_preparation`` does.
+
+    Parameters
+    ----------
+    config : Config
+    dataset : HistoryDataset
+    splits : list of HistoryDataset, optional
+        What ``dataset.build()`` gave, where it was called before; a dataset can be built once.
 
     Returns
     -------
     train, valid, test : loaders
         ``valid`` or ``test`` is None where the split leaves it empty.
     """
-    splits = dataset.build()
+    splits = dataset.build() if splits is None else splits
     samplers = create_samplers(config, dataset, splits)
     train = TrainLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])
     loaders = []
