@@ -1,0 +1,267 @@
+"""Items from a generating language model: beam search, free or along a trie of item codes, and its exact oracle.
+
+A beam's score is the sum of the log-probabilities of its tokens, the end token included. Probabilities are not
+renormalised inside the trie, so the score of an item is that of teacher forcing its code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import LogitsProcessor
+from transformers.modeling_outputs import BaseModelOutput
+
+from recbole_llm.errors import ConfigError
+
+# Scores at or below this belong to no sequence: generate() marks beams that could not be filled with -1e9.
+NOTHING = -1e8
+# Scores of the items that no beam reached lie below this, one apart; float32 counts exactly up to 2**24.
+UNREACHED = -1e6
+
+
+class Trie:
+    """Codes of the catalogue as tensors: edges (node, token) -> node, sorted, so that a step is one binary search.
+
+    Parameters
+    ----------
+    codes : sequence of sequences of int
+        Token ids by internal item id, each with its end token; ``codes[0]``, padding, is left out.
+    vocab_size : int
+
+    Raises
+    ------
+    ConfigError
+        Two items share a code, a code is empty, or one is the beginning of another.
+    """
+
+    def __init__(self, codes: Sequence[Sequence[int]], vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.max_length = max(len(code) for code in codes[1:])
+        edges: dict[int, int] = {}
+        item_of = [0]
+        for item, code in enumerate(codes[1:], start=1):
+            node = 0
+            for token in code:
+                key = node * vocab_size + token
+                if key not in edges:
+                    edges[key] = len(item_of)
+                    item_of.append(0)
+                node = edges[key]
+            if node == 0:
+                raise ConfigError(f"item_index: internal item {item} has no tokens.")
+            if item_of[node]:
+                raise ConfigError(f"item_index: internal items {item_of[node]} and {item} have the same tokens.")
+            item_of[node] = item
+        keys = torch.tensor(sorted(edges))
+        child = torch.tensor([edges[key] for key in keys.tolist()])
+        count = torch.bincount(keys // vocab_size, minlength=len(item_of))
+        self.item_of = torch.tensor([*item_of, 0])  # the last node, one more than there are, is where strangers end
+        if bool((count[self.item_of[:-1] > 0] > 0).any()):
+            raise ConfigError("item_index: the tokens of one item are the beginning of another's; give them an end.")
+        self.keys, self.child = keys, child
+        self.count = functional.pad(count, (0, 1))
+        self.first = self.count.cumsum(0) - self.count
+
+    def to(self, device: Any) -> "Trie":
+        """Move the tensors."""
+        for name in ("item_of", "keys", "child", "count", "first"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def walk(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Node after reading tokens from the root; (N, T) -> (N,). Tokens after an item has ended do not count."""
+        stranger = len(self.item_of) - 1
+        node = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+        for token in tokens.unbind(1):
+            key = node * self.vocab_size + token
+            place = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
+            there = self.keys[place] == key
+            ended = self.item_of[node] > 0
+            node = torch.where(ended, node, torch.where(there, self.child[place], stranger))
+        return node
+
+    def mask(self, scores: torch.Tensor, node: torch.Tensor) -> torch.Tensor:
+        """``scores`` (N, V) with every token but those that lead on from ``node`` (N,) at ``-inf``."""
+        count = self.count[node]
+        row = torch.repeat_interleave(torch.arange(len(node), device=node.device), count)
+        place = torch.arange(len(row), device=node.device) - (count.cumsum(0) - count)[row] + self.first[node][row]
+        token = self.keys[place] % self.vocab_size
+        masked = torch.full_like(scores, -torch.inf)
+        masked[row, token] = scores[row, token]
+        return masked
+
+
+class TrieConstraint(LogitsProcessor):
+    """Keeps generate() on the trie; the first ``skip`` tokens of a sequence are not part of a code."""
+
+    def __init__(self, trie: Trie, skip: int = 1) -> None:
+        self.trie, self.skip = trie, skip
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """See :class:`transformers.LogitsProcessor`."""
+        return self.trie.mask(scores, self.trie.walk(input_ids[:, self.skip :]))
+
+
+@dataclass
+class DecodingCounts:
+    """What beams turned out to be, over all rows since the last reset."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, **numbers: int) -> None:
+        """Add to the counts."""
+        for name, number in numbers.items():
+            self.counts[name] = self.counts.get(name, 0) + int(number)
+
+    def rates(self) -> dict[str, float]:
+        """Shares of beams that are no item, repeat one or are in the history; and of list places that no beam took."""
+        beams = max(self.counts.get("beams", 0), 1)
+        shares = {f"{name}_rate": self.counts.get(name, 0) / beams for name in ("invalid", "duplicate", "seen")}
+        return {**shares, "filled_rate": self.counts.get("filled", 0) / max(self.counts.get("places", 0), 1)}
+
+
+def beam_search(
+    model: Any,
+    encoder_hidden: torch.Tensor,
+    attention_mask: torch.Tensor,
+    trie: Trie,
+    beams: int,
+    constrained: bool,
+    max_length: int | None = None,
+    length_penalty: float = 0.0,
+    early_stopping: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items of the best beams, by transformers' ``generate``.
+
+    Parameters
+    ----------
+    model : transformers encoder-decoder model
+    encoder_hidden : torch.Tensor, shape (B, T, d)
+        Output of the encoder.
+    attention_mask : torch.Tensor, shape (B, T)
+        What the decoder may attend to.
+    trie : Trie
+        Codes of the catalogue.
+    beams : int
+    constrained : bool
+        Whether every step stays on the trie.
+    max_length : int, optional
+        New tokens at most; default: the longest code.
+    length_penalty : float
+        A beam's score is divided by its length to this power; 0 ranks by probability.
+    early_stopping : bool
+        Stop as soon as there are ``beams`` finished sequences, as P5 and POD do.
+
+    Returns
+    -------
+    item : torch.LongTensor, shape (B, beams)
+        0 where a beam is no item of the catalogue.
+    score : torch.Tensor, shape (B, beams)
+        Descending.
+    """
+    processors = [TrieConstraint(trie)] if constrained else []
+    output = model.generate(
+        encoder_outputs=BaseModelOutput(last_hidden_state=encoder_hidden),
+        attention_mask=attention_mask,
+        logits_processor=processors,
+        num_beams=beams,
+        num_return_sequences=beams,
+        max_new_tokens=trie.max_length if max_length is None else max_length,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+        do_sample=False,
+        use_cache=True,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    item = trie.item_of[trie.walk(output.sequences[:, 1:])]
+    score = output.sequences_scores
+    return (item * (score > NOTHING)).view(-1, beams), score.view(-1, beams)
+
+
+def exact_scores(
+    model: Any,
+    encoder_hidden: torch.Tensor,
+    attention_mask: torch.Tensor,
+    codes: Sequence[Sequence[int]],
+    chunk: int = 256,
+) -> torch.Tensor:
+    """Log-probability of every item's code by teacher forcing: the oracle of beam search, for small catalogues.
+
+    Returns
+    -------
+    torch.Tensor, shape (B, n_items)
+        Column 0 is ``-inf``.
+    """
+    start = model.config.decoder_start_token_id
+    rows = []
+    for hidden, mask in zip(encoder_hidden, attention_mask, strict=True):
+        parts = [torch.full((1,), -torch.inf, device=hidden.device)]
+        for first in range(1, len(codes), chunk):
+            group = [torch.tensor(code) for code in codes[first : first + chunk]]
+            labels = torch.nn.utils.rnn.pad_sequence(group, batch_first=True, padding_value=-100).to(hidden.device)
+            inputs = functional.pad(labels.clamp(min=0), (1, -1), value=start)
+            logits = model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=hidden.expand(len(group), -1, -1)),
+                attention_mask=mask.expand(len(group), -1),
+                decoder_input_ids=inputs,
+                use_cache=False,
+            ).logits.float()
+            losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+            parts.append(-losses.sum(1))
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+def item_scores(item: torch.Tensor, score: torch.Tensor, fill: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Scores of the whole catalogue from beams: an item has that of its best beam, the others follow in random order.
+
+    No two items that no beam reached are tied, so that a list's tail is neither the smallest ids nor the same for
+    everybody.
+
+    Parameters
+    ----------
+    item, score : torch.Tensor, shape (B, beams)
+        From :func:`beam_search`.
+    fill : torch.LongTensor, shape (n_items - 1,)
+        A permutation of 0 .. n_items - 2.
+    shift : torch.LongTensor, shape (B,)
+        Where in the permutation each row begins.
+
+    Returns
+    -------
+    torch.Tensor, shape (B, n_items)
+        Column 0 is ``-inf``.
+    """
+    rank = (fill + shift[:, None]) % len(fill)
+    scores = functional.pad(UNREACHED - rank.to(score.dtype), (1, 0), value=-torch.inf)
+    reached = torch.where(item > 0, score, -torch.inf)
+    best = torch.full_like(scores, -torch.inf).scatter_reduce(1, item, reached, "amax", include_self=True)
+    best[:, 0] = -torch.inf
+    return torch.where(best > -torch.inf, best, scores)
+
+
+def count_beams(counts: DecodingCounts, item: torch.Tensor, history: torch.Tensor, k: int) -> None:
+    """Count invalid, repeated and already-seen items among beams.
+
+    Parameters
+    ----------
+    counts : DecodingCounts
+    item : torch.LongTensor, shape (B, beams)
+    history : torch.LongTensor, shape (B, L), padded with 0
+    k : int
+        Length of the lists that are read.
+    """
+    valid = item > 0
+    ordered = item.sort(1).values
+    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
+    seen = (item[:, :, None] == history[:, None, :]).any(2) & valid
+    distinct = valid.sum(1) - repeated.sum(1)
+    # One transfer for all of them.
+    numbers = torch.stack([(~valid).sum(), repeated.sum(), seen.sum(), (k - distinct).clamp(min=0).sum()]).tolist()
+    invalid, duplicate, known, filled = numbers
+    counts.add(
+        beams=item.numel(), invalid=invalid, duplicate=duplicate, seen=known, filled=filled, places=len(item) * k
+    )
