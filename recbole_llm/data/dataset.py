@@ -667,15 +667,19 @@ def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.array([], dtype=object)
 
 
-def item_text_of(dataset: Dataset, config: Any) -> ItemText:
-    """Text of every item of any RecBole dataset, by internal id; template and fields as ``item_text`` says."""
+def item_text_of(dataset: Dataset, config: Any, title_only: bool = False) -> ItemText:
+    """Text of every item of any RecBole dataset, by internal id; template and fields as ``item_text`` says.
+
+    ``title_only``: as ``item_title`` says, by default the title and the year.
+    """
     return load_item_text(
         Path(dataset.dataset_path) / f"{dataset.dataset_name}.item",
         dataset.field2id_token[dataset.iid_field],
         item_field=dataset.iid_field,
-        template=config["item_text"],
+        template=config["item_title"] if title_only else config["item_text"],
         field_separator=config["field_separator"],
         seq_separator=config["seq_separator"],
         encoding=config["encoding"] or "utf-8",
         logger=dataset.logger,
+        title_only=title_only,
     )

@@ -90,6 +90,7 @@ def load_item_text(
     seq_separator: str = " ",
     encoding: str = "utf-8",
     logger: logging.Logger | None = None,
+    title_only: bool = False,
 ) -> ItemText:
     """Read an atomic ``.item`` file and return one text per internal item id.
 
@@ -113,6 +114,8 @@ def load_item_text(
         `seq_separator` is white space and by ``", "`` otherwise.
     logger : logging.Logger, optional
         Takes the warnings; this module's logger by default.
+    title_only : bool
+        The default rule takes the title and the year and nothing else: how a prompt names an item.
 
     Returns
     -------
@@ -137,7 +140,7 @@ def load_item_text(
     path = Path(item_file)
     rows = _rows(path, field_separator, encoding)
     header = _read_header(path, rows, item_field, field_separator)
-    render, resolved, fields = _compile(template, header, path, item_field, seq_separator)
+    render, resolved, fields = _compile(template, header, path, item_field, seq_separator, title_only)
 
     wanted = {str(token): i for i, token in enumerate(tokens) if i > 0}
     texts = [""] * len(tokens)
@@ -182,8 +185,9 @@ def load_item_text(
         without_row = sum(token not in seen for token in missing)
         logger.warning(
             "%d of %d items have no text (%d have no line in %s, for %d the fields of the template are empty), e.g. "
-            "%s. They get a zero vector.",
+            "%s. They get %s.",
             *(len(missing), len(tokens) - 1, without_row, path, len(missing) - without_row, ", ".join(missing[:10])),
+            "their id as title" if title_only else "a zero vector",
         )
     return ItemText(texts, resolved, len(missing), missing[:10], fields)
 
@@ -258,11 +262,16 @@ def _nearest(name: str, names: list[str]) -> str:
     return f" Did you mean {lower[close[0]]!r}?" if close else ""
 
 
-def _default_template(header: dict[str, str], item_field: str, path: Path) -> str:
+def _default_template(header: dict[str, str], item_field: str, path: Path, title_only: bool) -> str:
     by_name = {name.lower(): name for name, kind in header.items() if kind in TEXT_TYPES and name != item_field}
     title = next((by_name[name] for name in TITLE_FIELDS if name in by_name), None)
     year = next((by_name[name] for name in YEAR_FIELDS if name in by_name), None)
-    others = [by_name[name] for name in OTHER_FIELDS if name in by_name]
+    if title_only and title is None:
+        raise ConfigError(
+            f"item_title: {path} has no field that looks like a title (it has {', '.join(header)}). Name the fields "
+            'to use, e.g. item_title: "{my_field}".'
+        )
+    others = [by_name[name] for name in OTHER_FIELDS if name in by_name and not title_only]
     if title is None and not others:
         others = [name for name, kind in header.items() if kind == "token_seq"]
     if title is None and not others:
@@ -277,21 +286,27 @@ def _default_template(header: dict[str, str], item_field: str, path: Path) -> st
 
 
 def _compile(
-    template: str | Sequence[str] | None, header: dict[str, str], path: Path, item_field: str, seq_separator: str
+    template: str | Sequence[str] | None,
+    header: dict[str, str],
+    path: Path,
+    item_field: str,
+    seq_separator: str,
+    title_only: bool = False,
 ) -> tuple[Callable[[list[str], int], str], str, tuple[str, ...]]:
     """Return a function (cells, line number) -> text, the resolved template and the fields it uses."""
+    key = "item_title" if title_only else "item_text"
     if template is None:
-        template = _default_template(header, item_field, path)
+        template = _default_template(header, item_field, path, title_only)
     elif not isinstance(template, str):
         template = ", ".join(f"{{{name}}}" for name in template)
-    literals, slots = _parse(template)
+    literals, slots = _parse(template, key)
     if not slots:
         raise ConfigError(
-            f"item_text: {template!r} names no field, so every item would have the same text. Fields of "
+            f"{key}: {template!r} names no field, so every item would have the same text. Fields of "
             f"{path}: {', '.join(header)}; write them in braces, e.g. '{{title}}'."
         )
     for name, spec in slots:
-        _check_slot(name, spec, template, header, path)
+        _check_slot(name, spec, template, header, path, key)
     columns = {name: i for i, name in enumerate(header)}
     joiner = " " if seq_separator.isspace() else ", "
     skeletons: dict[tuple[bool, ...], list[str]] = {}
@@ -317,7 +332,7 @@ def _compile(
     return render, template, tuple(dict.fromkeys(name for name, _ in slots))
 
 
-def _parse(template: str) -> tuple[list[str], list[tuple[str, str]]]:
+def _parse(template: str, key: str) -> tuple[list[str], list[tuple[str, str]]]:
     """Split a template into n + 1 literals and n (field, format) slots; nothing is evaluated."""
     literals, slots = [""], []
     try:
@@ -331,27 +346,25 @@ def _parse(template: str) -> tuple[list[str], list[tuple[str, str]]]:
             literals.append("")
     except ValueError as error:
         raise ConfigError(
-            f"item_text: {template!r} is not a valid template ({error}). Write fields as {{name}} or "
+            f"{key}: {template!r} is not a valid template ({error}). Write fields as {{name}} or "
             "{name:.2f}, and a brace that is meant as text as {{ or }}."
         ) from None
     return literals, slots
 
 
-def _check_slot(name: str, spec: str, template: str, header: dict[str, str], path: Path) -> None:
+def _check_slot(name: str, spec: str, template: str, header: dict[str, str], path: Path, key: str) -> None:
     if name not in header:
         raise ConfigError(
-            f"item_text: {template!r} uses the field {name!r}, which {path} does not have. It has "
+            f"{key}: {template!r} uses the field {name!r}, which {path} does not have. It has "
             f"{', '.join(header)}.{_nearest(name, list(header))}"
         )
     if header[name] not in TEXT_TYPES:
-        raise ConfigError(
-            f"item_text: {name!r} is of type {header[name]}; a text can be made of {', '.join(TEXT_TYPES)}."
-        )
+        raise ConfigError(f"{key}: {name!r} is of type {header[name]}; a text can be made of {', '.join(TEXT_TYPES)}.")
     try:
         format(1.0 if header[name] == "float" else "x", spec)
     except ValueError as error:
         raise ConfigError(
-            f"item_text: the format {spec!r} does not suit {name!r} of type {header[name]} ({error})."
+            f"{key}: the format {spec!r} does not suit {name!r} of type {header[name]} ({error})."
         ) from None
 
 

@@ -62,6 +62,16 @@ def test_default_template_needs_a_text_field(item_file):
         load_item_text(item_file("item_id:token\tprice:float\n1\t2\n"), ["[PAD]", "1"])
 
 
+def test_titles_are_title_and_year_only(item_file):
+    text = load_item_text(item_file(), TOKENS, title_only=True)
+    assert text.template == "{movie_title} ({release_year})"
+    assert text.texts[2] == "Toy Story (1995)"
+    with pytest.raises(ConfigError, match="item_title: .* no field that looks like a title.*genre"):
+        load_item_text(item_file("item_id:token\tgenre:token\n1\t2\n"), ["[PAD]", "1"], title_only=True)
+    with pytest.raises(ConfigError, match="item_title: '{name}' uses the field 'name'"):
+        load_item_text(item_file(), TOKENS, template="{name}", title_only=True)
+
+
 def test_template_as_list_and_with_formats(item_file):
     path = item_file()
     assert load_item_text(path, TOKENS, template=["movie_title", "class"]).texts[2] == (

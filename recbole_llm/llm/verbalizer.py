@@ -1,0 +1,85 @@
+"""From the words that mark candidates to token ids whose logits are their scores."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from recbole_llm.errors import ConfigError
+
+
+def label_words(words: Sequence[str] | None, count: int) -> list[str]:
+    """``count`` words that mark candidates: the given ones, or the letters from A on.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer words than candidates, or two are equal.
+    """
+    known = list(string.ascii_uppercase) if words is None else [str(word) for word in words]
+    if len(known) < count:
+        given = f"label_words has {len(known)}" if words is not None else "there are 26 letters"
+        raise ConfigError(
+            f"n_candidates={count} is too many: {given}. List as many label_words, each one token behind the prompt, "
+            "such as [A, B, ..., Z, a, b, ...]."
+        )
+    if len(set(known)) < len(known):
+        raise ConfigError(f"label_words={known!r} holds a word twice.")
+    return known[:count]
+
+
+def ids_in_context(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[int]:
+    """The token that each word is directly behind a prompt: what a model is trained to answer.
+
+    Raises
+    ------
+    ConfigError
+        If a word is not one token there, if it changes the tokens before it, or if two words share one.
+    """
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    after = tokenizer([prompt + word for word in words], add_special_tokens=False)["input_ids"]
+    for word, ids in zip(words, after, strict=True):
+        if ids[:-1] != before:
+            found = tokenizer.convert_ids_to_tokens(ids[-3:])
+            raise ConfigError(
+                f"label_words: {word!r} is not one token of its own behind the prompt for {_name(tokenizer)} (the "
+                f"text ends with the tokens {found}). Choose other label_words, or let the prompt end with a line "
+                "break."
+            )
+    return _distinct(tokenizer, words, [ids[-1] for ids in after])
+
+
+def ids_alone(tokenizer: Any, words: Sequence[str]) -> list[int]:
+    """The token that each word is by itself: what LlamaRec's released code reads.
+
+    A tokenizer that puts a blank before every text, such as Llama 2's, gives another token here than behind a line
+    break, which training never touches.
+
+    Raises
+    ------
+    ConfigError
+        If a word is not one token, or if two words share one.
+    """
+    ids = tokenizer(list(words), add_special_tokens=False)["input_ids"]
+    for word, row in zip(words, ids, strict=True):
+        if len(row) != 1:
+            raise ConfigError(
+                f"verbalizer=original: {word!r} has {len(row)} tokens for {_name(tokenizer)}; it must be one. Use "
+                "verbalizer=in_context."
+            )
+    return _distinct(tokenizer, words, [row[0] for row in ids])
+
+
+def _distinct(tokenizer: Any, words: Sequence[str], ids: list[int]) -> list[int]:
+    for number, (word, token) in enumerate(zip(words, ids, strict=True)):
+        if token in ids[:number]:
+            raise ConfigError(
+                f"label_words: {words[ids.index(token)]!r} and {word!r} are the same token for {_name(tokenizer)}. "
+                "Choose other label_words."
+            )
+    return ids
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
