@@ -14,7 +14,7 @@ from recbole_llm.data.dataset import POSITION, HistoryDataset
 from recbole_llm.errors import DataError
 from recbole_llm.parameters import choice
 
-VIEWS = ("prefix", "segment", "sequence")
+VIEWS = ("prefix", "segment", "p5", "sequence")
 
 
 def view_of(config: Any, model_class: type) -> str:
@@ -32,10 +32,12 @@ class TrainRows:
     ----------
     dataset : HistoryDataset
         A training split.
-    view : {'prefix', 'segment', 'sequence'}
+    view : {'prefix', 'segment', 'p5', 'sequence'}
         ``prefix``: every training interaction that has one before it (RecBole's augmentation).
         ``segment``: one random segment per user and epoch, as POD samples (its ``utils.py``): over the user's m
         training items, start ~ U{0..m-2}, end ~ U{start+1..m-1}; the last item is the target.
+        ``p5``: one row per user and epoch as P5 samples: the target is one of the last four training items, the
+        history starts at one of the first three.
         ``sequence``: each user's training items in consecutive windows, anchored at the newest item, with a target at
         every position; every training interaction that has one before it is a target once.
     seed : int
@@ -74,7 +76,7 @@ class TrainRows:
 
     def __len__(self) -> int:
         """Rows per epoch."""
-        return len(self._first) if self.view == "segment" else len(self._position)
+        return len(self._first) if self.view in ("segment", "p5") else len(self._position)
 
     def generator(self, epoch: int) -> torch.Generator:
         """Random numbers of one epoch: a function of the seed and the epoch, not of what was drawn before."""
@@ -83,9 +85,16 @@ class TrainRows:
 
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """``(position, length)`` of this epoch's rows, each a LongTensor of shape (rows,), not shuffled."""
-        if self.view != "segment":
+        if self.view not in ("segment", "p5"):
             return self._position, self._length
         items = self._last - self._first + 1
+        if self.view == "p5":
+            # Counted from 0: the last input item is at most the one before the last, and not the first if that is
+            # possible; the first input item comes before the last one.
+            earliest = torch.minimum(torch.maximum(items - 4, torch.tensor(1)), items - 2).clamp(min=0)
+            target = earliest + 1 + _uniform(items - 1 - earliest, generator)
+            start = _uniform((target - 1).clamp(1, 3), generator)
+            return self._first + target, torch.minimum(target - start, torch.tensor(self.max_length))
         start = _uniform(items - 1, generator)
         end = start + 1 + _uniform(items - 1 - start, generator)
         return self._first + end, torch.minimum(end - start, torch.tensor(self.max_length))

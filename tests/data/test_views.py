@@ -66,11 +66,36 @@ def test_golden_pod_segment_sampling(histories, make_dataset):
             assert np.mean(ends >= 48 - 5) == pytest.approx(0.34, abs=0.01)  # uniform ends would give .11
 
 
-def test_segments_stay_within_training_items(histories, make_dataset):
+def test_golden_pod_p5_sequence_sampling(histories, make_dataset):
+    golden = np.load(GOLDEN.with_name("p5_sequence_sampling.npz"))
+    lengths = [5, 6, 7, 8, 30]
+    users, epochs = 40, 250
+    histories(np.repeat(lengths, users))
+    dataset = make_dataset(MAX_ITEM_LIST_LENGTH=100).build()[0]
+    rows = TrainRows(dataset, "p5", seed=3)
+    draws = []
+    for epoch in range(epochs):
+        position, length = rows.draw(rows.generator(epoch))
+        target = depth_of(dataset, position) + 1
+        draws.append(np.stack([target - length.numpy(), target - 1, target], axis=1))
+    for place, n in enumerate(lengths):
+        own = golden["n"] == n
+        expected = np.stack([golden[name][own] for name in ("first", "last", "target")], axis=1)
+        mine = np.concatenate([draw[place * users : (place + 1) * users] for draw in draws])
+        outcomes, counts = np.unique(mine, axis=0, return_counts=True)
+        order = np.lexsort(expected.T[::-1])
+        assert np.array_equal(outcomes, expected[order])
+        wanted = golden["prob"][own][order] * users * epochs
+        freedom = max(len(wanted) - 1, 1)
+        assert ((counts - wanted) ** 2 / wanted).sum() < freedom + 4 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("view", ["segment", "p5"])
+def test_segments_stay_within_training_items(histories, make_dataset, view):
     lengths = [2, 3, 4, 5, 9, 30]
     histories(lengths)
     train = make_dataset(MAX_ITEM_LIST_LENGTH=50).build()[0]
-    rows = TrainRows(train, "segment", seed=1)
+    rows = TrainRows(train, view, seed=1)
     assert len(rows) == len(lengths)
     # RecBole leaves no test item of two interactions, and no validation item of three.
     last = np.array([1, 1, 1, 2, 6, 27])
