@@ -7,7 +7,6 @@ does what ``python run_recbole_llm.py --model=LiteLLM4Rec --dataset=ml-100k --ep
 
 import shlex
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from recbole_llm.errors import CheckpointError, RecBoleLLMError
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.trainer import checkpoint
-from recbole_llm.trainer.trainer import RunTrainer, peak_memory_mb
+from recbole_llm.trainer.meter import Meter
+from recbole_llm.trainer.trainer import RunTrainer
 
 
 @dataclass
@@ -76,7 +76,7 @@ def run(
     rundir.log_to_console(config["state"])
     resumed_from = rundir.find_resumable(config) if saved else None
     run_dir = resumed_from or (rundir.create(config) if saved else None)
-    with rundir.logging_into(run_dir):
+    with rundir.held(run_dir), rundir.logging_into(run_dir):
         try:
             return experiment(config, run_dir, resume=resumed_from is not None)
         except RecBoleLLMError:
@@ -151,7 +151,7 @@ def _experiment(
     config: Config, run_dir: Path | None, resume: bool, prepare: Any, on_validation: Any, evaluate_test: bool
 ) -> dict[str, Any]:
     logger = getLogger()
-    watch = {"start": time.perf_counter()}
+    meter = Meter(config["device"])
     init_seed(config["seed"], config["reproducibility"])
     logger.info(set_color("Protocol", "pink") + f": {rundir.protocol(config)}")
     logger.info(config.summary())
@@ -159,26 +159,26 @@ def _experiment(
     weights = Path(config["init_from"]) / checkpoint.WEIGHTS if config["init_from"] else None
     if weights is not None and not weights.is_file():
         raise CheckpointError(f"init_from={config['init_from']!r} is no run directory: there is no {weights}.")
-    _find_language_models(config)
-    watch["found"] = time.perf_counter()
-
-    dataset, splits = prepare(config)
-    train_data, valid_data, test_data = prepare_data(config, dataset, splits)
+    with meter.phase("model"):
+        _find_language_models(config)
+    with meter.phase("data"):
+        dataset, splits = prepare(config)
+        train_data, valid_data, test_data = prepare_data(config, dataset, splits)
+    if run_dir is not None:
+        rundir.stamp_data(run_dir, config, dataset)
     logger.info(dataset)
-    watch["data"] = time.perf_counter()
 
-    pretraining = {}
     with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
         if submodel.has_pretraining(config):
-            pretraining = _pretrain_s3rec(config, run_dir or Path(temporary), train_data, resume)
+            _pretrain_s3rec(config, run_dir or Path(temporary), train_data, resume, meter)
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-        model = submodel.build(config, train_data.dataset)
+        with meter.phase("model"):
+            model = submodel.build(config, train_data.dataset)
     if weights is not None:
         checkpoint.load_weights(model, weights)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(f"{config['model']}: {trainable:,} trainable parameters")
     logger.debug(model)
-    watch["model"] = time.perf_counter()
 
     trainer = RunTrainer(config, model, run_dir, train_data.dataset.train_counts)
     if resume:
@@ -190,17 +190,10 @@ def _experiment(
         show_progress=config["show_progress"],
         callback_fn=(lambda epoch, score: on_validation(trainer)) if on_validation else None,
     )
-    start = time.perf_counter()
-    test_result = trainer.evaluate(test_data, show_progress=config["show_progress"]) if evaluate_test else None
-    trainer.seconds["test"] += time.perf_counter() - start
+    with trainer.meter.phase("test"):
+        test_result = trainer.evaluate(test_data, show_progress=config["show_progress"]) if evaluate_test else None
 
-    seconds = {
-        "data": watch["data"] - watch["found"],
-        "model": watch["model"] - watch["data"] + watch["found"] - watch["start"] - pretraining.get("pretrain", 0.0),
-        **trainer.seconds,
-        **pretraining,
-    }
-    report = rundir.report(config, dataset, trainer, test_result, seconds, peak_memory_mb(config["device"]))
+    report = rundir.report(config, dataset, trainer, test_result, meter)
     if run_dir is not None:
         rundir.write_results(run_dir, report, trainer)
     rundir.print_summary(config, report, run_dir)
@@ -261,13 +254,12 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, 
 # ---- S3Rec: two models, one after the other
 
 
-def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool) -> dict[str, float]:
+def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool, meter: Meter) -> None:
     """RecBole leaves S3Rec's two stages to the user and cannot read its own checkpoint under today's torch.
 
     The pre-trained weights go through a file, since S3Rec reads one, that holds tensors only.
     """
     file = folder / "pretrained.pth"
-    start = time.perf_counter()
     config["train_stage"] = "pretrain"
     if not (resume and file.is_file()):
         getLogger().info(f"S3Rec pre-training: {config['pretrain_epochs']} epochs.")
@@ -275,6 +267,7 @@ def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool)
         stage = rundir.Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False, "log_wandb": False})
         trainer = RunTrainer(stage, model, None)
         trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])
+        meter.seconds["pretrain"] = trainer.meter.seconds.get("train", 0.0)
+        meter.peak_memory_mb["pretrain"] = trainer.meter.peak_memory_mb.get("train", 0.0)
         torch.save({"state_dict": model.state_dict()}, file)
     config["train_stage"], config["pre_model_path"] = "finetune", str(file)
-    return {"pretrain": time.perf_counter() - start}

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 import yaml
@@ -28,7 +29,9 @@ from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.parameters import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.meter import Meter
 
+LOCK, DATA_STAMP = "lock", "data.json"
 PACKAGES = ("recbole-llm", "recbole", "torch", "transformers", "sentence-transformers", "numpy", "pandas")
 FILTERS = (
     *("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter", "threshold"),
@@ -125,9 +128,56 @@ def write_settings(file: Path, settings: Mapping[str, Any], comment: str = "") -
     file.write_text(comment + text, encoding="utf-8")
 
 
+@contextmanager
+def held(run_dir: Path | None) -> Iterator[None]:
+    """Mark a run as alive while the body runs, so that no other process continues it at the same time."""
+    if run_dir is None:
+        yield
+        return
+    lock = filelock.FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise CheckpointError(f"{run_dir} is being run by another process.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (run_dir / LOCK).unlink(missing_ok=True)
+
+
+def _is_alive(run_dir: Path) -> bool:
+    """Whether another process is running it now."""
+    if not (run_dir / LOCK).is_file():
+        return False
+    try:
+        with filelock.FileLock(run_dir / LOCK, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def stamp_data(run_dir: Path, config: Config, dataset: Any) -> None:
+    """Keep the hashes of the data files, so that a run is not continued on other data."""
+    hashes = {path.name: file_sha256(path) for path in _files_read(dataset, config.model_class)}
+    (run_dir / DATA_STAMP).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+
+
+def same_data(hashes: Mapping[str, str], config: Config) -> bool:
+    """Whether the files of a configuration's dataset still have these SHA-256 sums by file name."""
+    files = {Path(config["data_path"]) / name: expected for name, expected in hashes.items()}
+    return all(path.is_file() and file_sha256(path) == expected for path, expected in files.items())
+
+
+def _stamp_fits(run_dir: Path, config: Config) -> bool:
+    file = run_dir / DATA_STAMP
+    return not file.is_file() or same_data(json.loads(file.read_text(encoding="utf-8")), config)
+
+
 def discard_unused(run_dir: Path | None) -> None:
     """Remove the directory of a run that failed before it had anything to keep."""
-    if run_dir is not None and {path.name for path in run_dir.iterdir()} <= {"config.yaml", "run.log"}:
+    unused = {"config.yaml", "run.log", LOCK, DATA_STAMP}
+    if run_dir is not None and {path.name for path in run_dir.iterdir()} <= unused:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
@@ -166,6 +216,8 @@ def find_resumable(config: Config) -> Path | None:
             raise CheckpointError(f"{run_dir} is finished; its results are in {run_dir / 'results.json'}.")
         if checkpoint.state_folder(run_dir) is None:
             raise CheckpointError(f"{run_dir} holds no training state: it was stopped before its first epoch ended.")
+        if not _stamp_fits(run_dir, config):
+            raise CheckpointError(f"{run_dir} was started on other data: the files in {config['data_path']} changed.")
         if not same_experiment(settings, config.merged):
             changed = sorted(
                 k for k in {*settings, *config.merged} if plain(settings.get(k)) != plain(config.merged.get(k))
@@ -179,7 +231,12 @@ def find_resumable(config: Config) -> Path | None:
     pattern = glob.escape(f"{config['model']}-{config['dataset']}-") + "*"
     for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
         unfinished = not (run_dir / "results.json").is_file() and checkpoint.state_folder(run_dir) is not None
-        if unfinished and same_experiment(_settings_of(run_dir), config.merged):
+        if (
+            unfinished
+            and same_experiment(_settings_of(run_dir), config.merged)
+            and _stamp_fits(run_dir, config)
+            and not _is_alive(run_dir)
+        ):
             return run_dir
     logging.getLogger().info("There is no unfinished run with these settings; starting a new one.")
     return None
@@ -230,11 +287,15 @@ def report(
     dataset: Any,
     trainer: Any,
     test_result: Mapping[str, float] | None,
-    seconds: Mapping[str, float],
-    peak_mb: float,
+    meter: Meter,
 ) -> dict[str, Any]:
-    """Everything that ``results.json`` holds: figures with the protocol and the provenance they need."""
+    """Everything that ``results.json`` holds: figures with the protocol and the provenance they need.
+
+    ``meter`` measured what came before the trainer.
+    """
     model = trainer.model
+    seconds = {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds}
+    peaks = {**meter.peak_memory_mb, **trainer.meter.peak_memory_mb}
     ranks = trainer.ranks if test_result is not None else None
     return plain(
         {
@@ -268,7 +329,7 @@ def report(
                 "interactions": len(dataset.flat),
                 "train_rows": len(dataset.inter_feat),
                 "filters": {key: config[key] for key in FILTERS if config[key] is not None},
-                "files": {path.name: file_sha256(path) for path in _files_read(dataset, model)},
+                "files": {path.name: file_sha256(path) for path in _files_read(dataset, type(model))},
             },
             "language_models": model.provenance() if hasattr(model, "provenance") else None,
             "parameters": {
@@ -276,7 +337,8 @@ def report(
                 "all": sum(p.numel() for p in model.parameters()),
             },
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
-            "peak_memory_mb": round(peak_mb),
+            "peak_memory_mb": round(max(peaks.values())),
+            "phase_peak_memory_mb": {name: round(value) for name, value in peaks.items()},
             "environment": environment(config["device"]),
             "notices": config.notices,
             "command": _without_secrets(sys.argv),
@@ -285,7 +347,7 @@ def report(
     )
 
 
-def _files_read(dataset: Any, model: Any) -> list[Path]:
+def _files_read(dataset: Any, model: type) -> list[Path]:
     """The atomic files of a run; the texts of items come from a file that the dataset itself may not load."""
     items = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     text = [items] if getattr(model, "needs_item_text", False) and items.is_file() else []
@@ -349,6 +411,7 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
     """``test_ranks.npz`` and then ``results.json``, whose presence says that the run is finished."""
     if trainer.ranks is not None:
         ranks, dataset = trainer.ranks, trainer.test_dataset
+        counts = trainer.train_counts
         np.savez_compressed(
             run_dir / "test_ranks.npz",
             user=dataset.id2token(dataset.uid_field, ranks.user).astype(str),
@@ -356,11 +419,18 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
             rank_masked=ranks.masked,
             rank_unmasked=ranks.unmasked,
             history_length=ranks.history_length,
-            target_popularity=trainer.train_counts[ranks.target],
+            target_popularity=counts[ranks.target],
+            target_popularity_rank=popularity_rank(counts)[ranks.target],
         )
     temporary = run_dir / "results.json.tmp"
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
     os.replace(temporary, run_dir / "results.json")
+
+
+def popularity_rank(counts: np.ndarray) -> np.ndarray:
+    """1 + the number of items with more training interactions; shape (item_num,), item 0 is padding."""
+    ascending = np.sort(counts[1:])
+    return 1 + len(ascending) - np.searchsorted(ascending, counts, side="right")
 
 
 def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:

@@ -90,6 +90,48 @@ def test_ranks_recompute_the_metrics(finished):
     assert (ranks["rank_masked"] <= ranks["rank_unmasked"]).all()
 
 
+def test_popularity_rank():
+    counts = np.array([0, 5, 9, 0, 5, 1])
+    assert rundir.popularity_rank(counts)[1:].tolist() == [2, 1, 5, 2, 4]
+
+
+def test_memory_and_popularity_rank_of_a_run(finished):
+    run_dir, _ = finished
+    report = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    assert set(report["phase_peak_memory_mb"]) == {"data", "model", "train", "valid", "test"}
+    assert max(report["phase_peak_memory_mb"].values()) == report["peak_memory_mb"]
+    ranks = np.load(run_dir / "test_ranks.npz")
+    order = np.argsort(ranks["target_popularity_rank"])
+    assert (np.diff(ranks["target_popularity"][order]) <= 0).all()
+    assert 1 <= ranks["target_popularity_rank"].min() <= ranks["target_popularity_rank"].max() <= 12
+
+
+def test_a_run_that_is_alive_is_left_alone(finished):
+    run_dir, _ = finished
+    assert not (run_dir / rundir.LOCK).exists()
+    with rundir.held(run_dir):
+        assert rundir._is_alive(run_dir)
+        with pytest.raises(CheckpointError, match="is being run by another process"), rundir.held(run_dir):
+            pass
+    assert not rundir._is_alive(run_dir)
+    (run_dir / "results.json").unlink()
+    config = Config(config_file_list=[run_dir / "config.yaml"], config_dict={"resume": True})
+    assert rundir.find_resumable(config) == run_dir
+    with rundir.held(run_dir):
+        assert rundir.find_resumable(config) is None
+
+
+def test_other_data_are_not_resumed(finished, isolated):
+    run_dir, _ = finished
+    (run_dir / "results.json").unlink()
+    with (isolated / "dataset" / "shop" / "shop.item").open("a", encoding="utf-8") as file:
+        file.write("i99\tanother\tred\n")
+    settings = {"config_file_list": [run_dir / "config.yaml"]}
+    assert rundir.find_resumable(Config(**settings, config_dict={"resume": True})) is None
+    with pytest.raises(CheckpointError, match="was started on other data"):
+        rundir.find_resumable(Config(**settings, config_dict={"resume": str(run_dir)}))
+
+
 def test_config_yaml_replays(finished, caplog):
     run_dir, result = finished
     caplog.clear()

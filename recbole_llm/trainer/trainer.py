@@ -1,8 +1,6 @@
 """Training and evaluation of one model, over RecBole's trainer."""
 
 import csv
-import resource
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.ranks import RankCollector, Ranks
 from recbole_llm.parameters import SECRETS, choice, nearest
 from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.schedule import SCHEDULES, autocast_dtype, learning_rate_factor, parameter_groups
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
@@ -101,7 +100,7 @@ class RunTrainer(Trainer):
         self.stage_results: list[dict[str, Any]] = []
         self.curve: list[dict[str, Any]] = []
         self.train_loss_dict: dict[int, float] = {}
-        self.seconds = {"train": 0.0, "valid": 0.0, "test": 0.0}
+        self.meter = Meter(self.device)
         self.ranks: Ranks | None = None
         self.unmasked_result: OrderedDict[str, float] | None = None
         self.item_tensor = None
@@ -203,12 +202,13 @@ class RunTrainer(Trainer):
             self._save_best()
         if self.epochs == 0 and valid_data is not None:
             # Nothing is learned, but a tuner compares settings by their validation score.
-            self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress=show_progress)
+            with self.meter.phase("valid"):
+                self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
         for epoch in range(self.start_epoch, self.epochs):
             start = time.perf_counter()
-            loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
+            with self.meter.phase("train"):
+                loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
             seconds = time.perf_counter() - start
-            self.seconds["train"] += seconds
             self.train_loss_dict[epoch] = sum(loss) if isinstance(loss, tuple) else loss
             if verbose:
                 self.logger.info(self._generate_train_loss_output(epoch, start, start + seconds, loss))
@@ -240,9 +240,9 @@ class RunTrainer(Trainer):
 
     def _validate(self, epoch: int, valid_data: Any, row: dict[str, Any], verbose: bool, show_progress: bool) -> bool:
         start = time.perf_counter()
-        score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+        with self.meter.phase("valid"):
+            score, result = self._valid_epoch(valid_data, show_progress=show_progress)
         seconds = time.perf_counter() - start
-        self.seconds["valid"] += seconds
         self.best_valid_score, self.cur_step, stop, better = early_stopping(
             score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
         )
@@ -415,7 +415,8 @@ class RunTrainer(Trainer):
             "best_epoch": self.best_epoch,
             "stage_results": self.stage_results,
             "curve": self.curve,
-            "seconds": self.seconds,
+            "seconds": self.meter.seconds,
+            "peak_memory_mb": self.meter.peak_memory_mb,
             "scaler": self.scaler.state_dict(),
             "stopped": self.cur_step > self.stopping_step,
         }
@@ -438,7 +439,8 @@ class RunTrainer(Trainer):
         if values["best_valid_result"] is not None:
             self.best_valid_result = OrderedDict(values["best_valid_result"])
         self.best_epoch, self.stage_results = values["best_epoch"], values["stage_results"]
-        self.curve, self.seconds = values["curve"], values["seconds"]
+        self.curve, self.meter.seconds = values["curve"], values["seconds"]
+        self.meter.peak_memory_mb = values.get("peak_memory_mb", {})
         self.scaler.load_state_dict(values["scaler"])
         self.logger.info(
             f"Resuming {self.run_dir}: stage {self.stages[self.stage]!r}, epoch {values['next_epoch']} comes next."
@@ -478,11 +480,3 @@ def _start_wandb(config: Any) -> Any:
         raise MissingExtraError("log_wandb=True needs the package wandb: pip install wandb.") from error
     settings = {key: value for key, value in config.merged.items() if key not in SECRETS}
     return wandb.init(project=config["wandb_project"], config=settings)
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Highest memory use so far in MB: of the GPU if there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
