@@ -18,6 +18,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole.utils import EvaluatorType, InputType, ModelType, set_color
 
 from recbole_llm.errors import ConfigError
+from recbole_llm.layer.item_loss import check_loss_type
 from recbole_llm.parameters import SECRETS, TEXT_KEYS, ParameterLoader, choice, load_yaml, nearest, parse_value
 from recbole_llm.registry import RECBOLE_ROOT, get_model, own_models, property_file, props_dir, stock_models
 
@@ -39,7 +40,7 @@ MAPPING_KEYS = frozenset({"val_interval", "load_col", "unload_col", "unused_col"
 # Smallest allowed number.
 AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_score_memory_mb", "accumulate_grad_batches"), 1),
-    **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "smoke_users", "smoke_interactions"), 1),
+    **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "smoke_users", "smoke_interactions", "num_negatives"), 1),
     **dict.fromkeys(("epochs", "pretrain_epochs", "stopping_step", "worker", "seed", "metric_decimal_place"), 0),
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_ratio"), 0),
 }
@@ -191,6 +192,8 @@ class Config(RecBoleConfig):
         if final["data_path"] != default_path and folder.parent != Path(str(final["data_path"])).expanduser():
             self._notice(f"There is no {self.dataset} in data_path={final['data_path']!r}; RecBole's copy is used.")
         final["data_path"] = str(folder)
+        if "loss" in self.model_keys:
+            check_loss_type(final.get("loss_type"), self.model)
         if hasattr(self.model_class, "input_type"):
             final["MODEL_INPUT_TYPE"] = self.model_class.input_type
         else:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
+from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
 from recbole_llm.llm.encoder import encode_items
 from recbole_llm.llm.pooling import pool_tokens, resolve_pooling
@@ -68,10 +69,14 @@ class LiteLLM4Rec(SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        choice(config, "loss_type", ["CE"])
+        self.item_loss = ItemLoss.from_config(config, dataset)
         self.item_llm_mode = choice(config, "item_llm_mode", list(STAGES))
         self.seq_pool = choice(config, "seq_pool", ["mean", "last"])
         self.task = choice(config, "task", ["sequential", "topn"])
+        if self.task == "topn" and self.item_loss.loss != "ce":
+            raise ConfigError(
+                f"loss={self.item_loss.loss!r} contradicts task='topn', which has candidates: use loss=ce."
+            )
         self.topn_input = choice(config, "topn_input", ["history_candidates", "candidates"])
         self.joint = self.item_llm_mode.startswith("joint")
         self.training_stages = STAGES[self.item_llm_mode][-1:] if self.task == "topn" else STAGES[self.item_llm_mode]
@@ -317,12 +322,11 @@ class LiteLLM4Rec(SequentialRecommender):
         return self.forward(item_seq, length, candidates)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Mean cross-entropy of the target over the catalogue (Eq. 6), or over the candidates of the top-N task."""
+        """Mean loss of the target: cross-entropy over the catalogue (Eq. 6), or over the top-N task's candidates."""
         h = self._sequence_vectors(interaction)
         target = interaction[self.POS_ITEM_ID]
         if self.task == "sequential":
-            # Padding is no item: its column stays out of the softmax.
-            return functional.cross_entropy(functional.linear(h, self.head.weight[1:]), target - 1)
+            return self.item_loss(h, self.head.weight, target)
         candidates = interaction[CANDIDATES]
         logits = torch.einsum("bd,bcd->bc", h, self.head.weight[candidates])
         return functional.cross_entropy(logits, (candidates == target[:, None]).long().argmax(1))

@@ -5,7 +5,7 @@
     y   = LayerNorm(Dropout(Re(C h + c)) + x)                   (B, L, D)
     z   = LayerNorm(Dropout(W2 Dropout(GELU(W1 y))) + y)        (B, L, D)              Eq. 8
     scores = z E^T + item bias, after n_layers blocks of y and z
-    loss = cross-entropy over all items, a target at every position
+    loss = cross-entropy over all items, a target at every position; others: recbole_llm/layer/item_loss.py
 
 As the authors' code: gamma also at the first step (not in Eq. 5), one GELU (two in Eq. 8), id 0 is a class of the
 softmax and a row of E like any other, and starts no history. Padding is on the right here, so no mask is needed.
@@ -21,10 +21,9 @@ from torch.nn import functional
 
 from recbole_llm.data.dataset import NEXT
 from recbole_llm.errors import ConfigError
-from recbole_llm.layer.cross_entropy import linear_cross_entropy
+from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.lru import LRU
 from recbole_llm.layer.packing import Packing
-from recbole_llm.parameters import choice
 
 
 class LRURec(SequentialRecommender):
@@ -46,7 +45,7 @@ class LRURec(SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        choice(config, "loss_type", ["CE"])
+        self.item_loss = ItemLoss.from_config(config, dataset, pad_class=True)
         width, rate = int(config["hidden_size"]), float(config["dropout"])
         r_min, r_max = float(config["r_min"]), float(config["r_max"])
         if not 0 < r_min < r_max < 1:
@@ -117,7 +116,7 @@ class LRURec(SequentialRecommender):
     # ---- training
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Mean cross-entropy over the targets of the batch.
+        """Mean loss over the targets of the batch.
 
         With ``train_view: sequence`` every item has the next one as its target; with ``prefix`` and ``segment`` a row
         has one target, at its end.
@@ -135,7 +134,7 @@ class LRURec(SequentialRecommender):
                 first = item_seq[length < self.max_seq_length, 0]
                 hidden = torch.cat([hidden, self.forward(torch.zeros_like(first)[:, None])[0][:, 0]])
                 target = torch.cat([target, first])
-        return linear_cross_entropy(hidden, self.item_embedding.weight, self.item_bias, target)
+        return self.item_loss(hidden, self.item_embedding.weight, target, self.item_bias)
 
     # ---- evaluation and serving
 

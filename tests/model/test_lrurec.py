@@ -267,7 +267,15 @@ def test_sizes(build):
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.3}
 
 
-@pytest.mark.parametrize("more", [{}, {"amp": "bf16"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"amp": "bf16"},
+        {"loss": "sampled_softmax", "num_negatives": 8},
+        {"loss": "gbce", "num_negatives": 8, "gbce_t": 0.0, "epochs": 40},
+    ],
+)
 def test_learns_a_cycle(tmp_path, more):
     write_cycle(tmp_path / "data")
     settings = {"data_path": str(tmp_path / "data"), "train_batch_size": 8, "learning_rate": 1e-2, "epochs": 15}

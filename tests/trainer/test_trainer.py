@@ -194,7 +194,8 @@ class Stop(Exception):
         ("LiteLLM4Rec", {"item_llm_mode": "two_stage"}, 5),  # in the first epoch of the second stage
         ("LiteLLM4Rec", {"item_llm_mode": "two_stage"}, 6),
         ("LiteLLM4Rec", {"item_llm_mode": "joint", "learning_rate": 0.01}, 3),
-        ("GRU4Rec", {"loss_type": "BPR", "worker": 0}, 3),  # sampled negatives
+        ("GRU4Rec", {"loss_type": "BPR", "worker": 0}, 3),  # negatives of RecBole's sampler
+        ("LRURec", {"loss": "sampled_softmax", "num_negatives": 5, "negatives": "per_target"}, 3),  # and of the loss
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(settings, model, more, stop_at, monkeypatch):

@@ -1,0 +1,295 @@
+"""What a model learns from: the next item against the catalogue, by one of three losses.
+
+With hidden states h (N, d), item vectors E (n_items, d), scores s_i = h E_i (+ b_i) and the target t of each row:
+
+``ce``
+    -log softmax(s)_t over the whole catalogue.
+``sampled_softmax``
+    The same with the normaliser estimated from K sampled negatives S (Bengio and Senecal, 2008):
+    ``-s_t + log(exp(s_t) + sum_{j in S, j != t} exp(s_j - log m_j))``, where m_j is how often item j is expected among
+    the K draws (the logQ correction). The sum is an unbiased estimate of that over all items but t.
+``gbce``
+    Generalised binary cross-entropy (Petrov and Macdonald, RecSys 2023, arXiv 2308.07192): K uniform negatives,
+    alpha = K / (items - 1), beta = alpha (t (1 - 1 / alpha) + 1 / alpha) and
+    ``-(beta log sigmoid(s_t) + sum_j log(1 - sigmoid(s_j))) / (K + 1)``. t = 0 is binary cross-entropy.
+
+Padding (item 0) is never sampled. Draws come from torch's global generator of the device, which a run seeds and a
+checkpoint keeps.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from recbole_llm.errors import ConfigError
+from recbole_llm.layer.cross_entropy import at_once, linear_cross_entropy
+from recbole_llm.parameters import choice
+
+# Keys of the configuration and what they are where a model's property file does not have them.
+LOSS_DEFAULTS: dict[str, Any] = {
+    "loss": "ce",
+    "num_negatives": 256,
+    "negatives": "auto",
+    "negative_distribution": "uniform",
+    "negative_alpha": 1.0,
+    "logq": True,
+    "gbce_t": 0.75,
+}
+# Gathering one vector takes the time of so many scores from a matrix product (measured on a CPU).
+WHOLE_TABLE = 64
+LOSSES = ("ce", "sampled_softmax", "gbce")
+DISTRIBUTIONS = ("uniform", "popularity", "in_batch")
+
+
+class ItemLoss(nn.Module):
+    """Loss of hidden states against a table of item vectors.
+
+    Parameters
+    ----------
+    n_items : int
+        Rows of the table, padding included.
+    loss : {"ce", "sampled_softmax", "gbce"}
+    num_negatives : int
+        K, at least 1. Shared uniform negatives are distinct and never more than there are items: then they are all
+        items, and sampled softmax is cross-entropy.
+    negatives : {"auto", "shared", "per_target"}
+        One set of negatives for all rows of a batch (a matrix product), or one for each row. A row's target among its
+        negatives is left out. "auto" is shared for sampled softmax and per target for gBCE, which hardly learns from
+        shared ones: every row of a batch pushes the same few items down at once.
+    negative_distribution : {"uniform", "popularity", "in_batch"}
+        Of the draws: over the catalogue; by training targets, every item at least as one; or the targets of other rows
+        (K of them at most), of the same distribution.
+    negative_alpha : float
+        Exponent of the popularity.
+    logq : bool
+        Whether sampled softmax corrects for the distribution of the draws.
+    gbce_t : float
+        Calibration of gBCE, between 0 and 1: 1 gives probabilities as calibrated as without sampling.
+    target_counts : numpy.ndarray, shape (n_items,), optional
+        How often each item is a target in training; needed for "popularity" and "in_batch".
+    pad_class : bool
+        Whether item 0 is a class of the full softmax.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed, or two that contradict each other.
+    """
+
+    share: torch.Tensor
+    cumulative: torch.Tensor
+
+    def __init__(
+        self,
+        n_items: int,
+        loss: str = "ce",
+        num_negatives: int = 256,
+        negatives: str = "auto",
+        negative_distribution: str = "uniform",
+        negative_alpha: float = 1.0,
+        logq: bool = True,
+        gbce_t: float = 0.75,
+        target_counts: np.ndarray | None = None,
+        pad_class: bool = False,
+    ) -> None:
+        super().__init__()
+        given = {"loss": loss, "negatives": negatives, "negative_distribution": negative_distribution}
+        self.loss = choice(given, "loss", LOSSES)
+        choice(given, "negatives", ["auto", "shared", "per_target"])
+        self.per_target = negatives == "per_target" or (negatives == "auto" and loss == "gbce")
+        self.distribution = choice(given, "negative_distribution", DISTRIBUTIONS)
+        self.n_real = n_items - 1
+        self.logq, self.gbce_t, self.pad_class = bool(logq), float(gbce_t), pad_class
+        if num_negatives < 1:
+            raise ConfigError(f"num_negatives={num_negatives!r} is too small: at least 1 is needed.")
+        if not 0 <= self.gbce_t <= 1:
+            raise ConfigError(f"gbce_t={gbce_t!r} must lie between 0 (binary cross-entropy) and 1 (calibrated).")
+        if loss == "gbce" and negative_distribution != "uniform":
+            raise ConfigError(
+                f"negative_distribution={negative_distribution!r} contradicts loss='gbce', whose calibration "
+                "holds for uniform negatives only: use uniform, or loss=sampled_softmax."
+            )
+        if loss != "ce" and negative_distribution == "in_batch" and self.per_target:
+            raise ConfigError(
+                "negative_distribution='in_batch' has one set of negatives for a batch: drop negatives=per_target."
+            )
+        self.num_negatives = int(num_negatives)
+        if self.distribution == "uniform" and not self.per_target:
+            self.num_negatives = min(self.num_negatives, self.n_real)
+        if loss != "ce" and self.distribution != "uniform":
+            if target_counts is None:
+                raise ConfigError(f"negative_distribution={negative_distribution!r} needs counts of training targets.")
+            # One at least: an item that is never drawn would never be pushed down.
+            weight = np.maximum(np.asarray(target_counts, dtype=np.float64)[1:], 1.0) ** float(negative_alpha)
+            share = np.concatenate([[0.0], weight / weight.sum()])
+            self.register_buffer("share", torch.from_numpy(share), persistent=False)
+            self.register_buffer("cumulative", torch.from_numpy(share.cumsum()), persistent=False)
+
+    @classmethod
+    def from_config(cls, config: Any, dataset: Any, pad_class: bool = False) -> "ItemLoss":
+        """The loss that a configuration asks for; keys that it does not have take :data:`LOSS_DEFAULTS`.
+
+        Parameters
+        ----------
+        config : Config
+        dataset : recbole Dataset
+            The training split.
+        pad_class : bool
+            As the class's.
+
+        Raises
+        ------
+        ConfigError
+            Also where RecBole's ``loss_type`` asks for something else than ``loss`` does.
+        """
+        check_loss_type(config["loss_type"], config["model"])
+        values = {key: default if config[key] is None else config[key] for key, default in LOSS_DEFAULTS.items()}
+        counts = None
+        if values["loss"] != "ce" and values["negative_distribution"] != "uniform":
+            counts = np.bincount(np.asarray(dataset.inter_feat[dataset.iid_field]), minlength=dataset.item_num)
+        return cls(dataset.item_num, **values, target_counts=counts, pad_class=pad_class)
+
+    def forward(
+        self, hidden: torch.Tensor, table: torch.Tensor, target: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean loss over the rows.
+
+        Parameters
+        ----------
+        hidden : torch.Tensor, shape (N, d), N at least 1
+        table : torch.Tensor, shape (n_items, d)
+            Row 0 is padding.
+        target : torch.LongTensor, shape (N,)
+            Items from 1 on.
+        bias : torch.Tensor, shape (n_items,), optional
+
+        Returns
+        -------
+        torch.Tensor, scalar
+        """
+        if self.loss == "ce":
+            return linear_cross_entropy(hidden, table, bias, target, pad_class=self.pad_class)
+        items, expected = self.draw(target)
+        if self.per_target:
+            scores = scores_of(hidden, table, torch.cat([target[:, None], items], dim=1))
+            positive, negative = scores[:, 0], scores[:, 1:]
+        else:
+            # One look into the table, and so one gradient of its size.
+            of_target, of_items = functional.embedding(torch.cat([target, items]), table).split(
+                [len(target), len(items)]
+            )
+            positive, negative = (hidden * of_target).sum(-1), hidden @ of_items.T
+        wide = torch.promote_types(positive.dtype, torch.float32)  # 16 bits under autocast
+        positive, negative = positive.to(wide), negative.to(wide)
+        if bias is not None:
+            positive, negative = positive + bias[target], negative + bias[items]
+        hit = items == target[:, None]
+        if self.loss == "gbce":
+            others = functional.softplus(negative).masked_fill(hit, 0.0).sum(1)
+            return ((self.beta * functional.softplus(-positive) + others) / (self.num_negatives + 1)).mean()
+        if self.logq:
+            negative = negative - expected.log().to(wide)
+        logits = torch.cat([positive[:, None], negative.masked_fill(hit, -torch.inf)], dim=1)
+        return functional.cross_entropy(logits, torch.zeros_like(target))
+
+    @property
+    def beta(self) -> float:
+        """Power of the positive's probability in gBCE: between the sampling rate (t = 1) and 1 (t = 0)."""
+        alpha = min(self.num_negatives / (self.n_real - 1), 1.0)
+        return alpha * (self.gbce_t * (1 - 1 / alpha) + 1 / alpha)
+
+    def draw(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negatives of a batch.
+
+        Parameters
+        ----------
+        target : torch.LongTensor, shape (N,)
+
+        Returns
+        -------
+        items : torch.LongTensor, shape (K,) shared or (N, K) per target
+        expected : torch.Tensor, float64, of the same shape, or of one element
+            How often the item is expected among the K draws.
+        """
+        device, count = target.device, self.num_negatives
+        if self.distribution == "in_batch":
+            items = target[torch.randperm(len(target), device=device)[:count]]
+            return items, len(items) * self.share[items]
+        if self.distribution == "popularity":
+            size = (len(target), count) if self.per_target else (count,)
+            at = torch.rand(size, dtype=torch.float64, device=device)
+            items = torch.searchsorted(self.cumulative, at, right=True).clamp(1, self.n_real)
+            return items, count * self.share[items]
+        if self.per_target:
+            # From the items but the target: what lies above it moves up by one.
+            items = torch.randint(1, self.n_real, (len(target), count), device=device)
+            items += items >= target[:, None]
+            rate = count / (self.n_real - 1)
+        else:
+            items = 1 + torch.randperm(self.n_real, device=device)[:count]
+            rate = count / self.n_real
+        return items, torch.tensor(rate, dtype=torch.float64, device=device)
+
+
+def check_loss_type(loss_type: Any, model: Any) -> None:
+    """ConfigError where RecBole's ``loss_type`` is set for a model that takes ``loss``."""
+    if loss_type not in (None, "CE"):
+        raise ConfigError(
+            f"loss_type={loss_type!r} is RecBole's key, and {model} does not take its loss from there: leave it at "
+            f"'CE' and set loss to one of {', '.join(LOSSES)} (num_negatives, gbce_t and so on go with it)."
+        )
+
+
+def scores_of(hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    """Scores of some items for every row; the (N, K, d) vectors of the items are never held at once.
+
+    Parameters
+    ----------
+    hidden : torch.Tensor, shape (N, d)
+    table : torch.Tensor, shape (n_items, d)
+    items : torch.LongTensor, shape (N, K)
+
+    Returns
+    -------
+    torch.Tensor, shape (N, K)
+    """
+    with torch.autocast(hidden.device.type, enabled=False):  # it gathers more than it multiplies
+        return _ScoresOf.apply(hidden.to(table.dtype), table, items)
+
+
+class _ScoresOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(hidden, table, items)
+        rows, whole = _piece(table, items)
+        parts = []
+        for h, i in zip(hidden.split(rows), items.split(rows), strict=True):
+            parts.append((h @ table.T).gather(1, i) if whole else torch.bmm(table[i], h[..., None]).squeeze(-1))
+        return torch.cat(parts)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, table, items = ctx.saved_tensors
+        grad_hidden, grad_table = torch.empty_like(hidden), torch.zeros_like(table)
+        rows, whole = _piece(table, items)
+        for start in range(0, len(hidden), rows):
+            h, i, g = hidden[start : start + rows], items[start : start + rows], grad[start : start + rows]
+            if whole:
+                scores = h.new_zeros(len(h), len(table)).scatter_add_(1, i, g)
+                grad_hidden[start : start + rows] = scores @ table
+                grad_table.addmm_(scores.T, h)
+            else:
+                grad_hidden[start : start + rows] = torch.bmm(g[:, None], table[i]).squeeze(1)
+                grad_table.index_add_(0, i.reshape(-1), (g[..., None] * h[:, None]).flatten(0, 1))
+        return grad_hidden, grad_table, None
+
+
+def _piece(table: torch.Tensor, items: torch.Tensor) -> tuple[int, bool]:
+    """Rows to score at once, and whether all items are scored for them: that is faster where the table is small."""
+    (n_items, width), wanted = table.shape, items.shape[1]
+    whole = n_items <= WHOLE_TABLE * wanted
+    return max(1, at_once(table) // (n_items if whole else wanted * width)), whole
