@@ -41,9 +41,12 @@ MAPPING_KEYS = frozenset({"val_interval", "load_col", "unload_col", "unused_col"
 AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_score_memory_mb", "accumulate_grad_batches"), 1),
     **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "smoke_users", "smoke_interactions", "num_negatives"), 1),
+    **dict.fromkeys(("temporal_session_valid_max", "temporal_session_folds"), 1),
     **dict.fromkeys(("epochs", "pretrain_epochs", "stopping_step", "worker", "seed", "metric_decimal_place"), 0),
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_ratio"), 0),
 }
+PROTOCOLS = ("eval_args", "loo", "temporal_session")
+LEAVE_ONE_OUT = {"LS": "valid_and_test"}
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -241,6 +244,43 @@ class Config(RecBoleConfig):
             )
         final["valid_metric_bigger"] = not is_smaller_better(final["valid_metric"].partition("@")[0].lower())
         final["eval_args"] = _evaluation_arguments(final["eval_args"])
+        self._check_protocol()
+
+    def _check_protocol(self) -> None:
+        final = self.final_config_dict
+        protocol = choice(final, "protocol", PROTOCOLS)
+        split = final["eval_args"]["split"]
+        if protocol == "loo" and split != LEAVE_ONE_OUT:
+            raise ConfigError(
+                f"protocol=loo contradicts eval_args.split={split!r}: drop one of them (protocol=eval_args takes the "
+                "split of eval_args)."
+            )
+        if protocol != "temporal_session":
+            for key, value in self.external_config_dict.items():
+                if key.startswith("temporal_session_") and value != self.internal_config_dict.get(key):
+                    self._notice(f"{key} has no effect without protocol=temporal_session.")
+            return
+        if split != LEAVE_ONE_OUT:
+            raise ConfigError(
+                f"protocol=temporal_session makes a split of its own, and eval_args.split={split!r} asks for another: "
+                "leave split out of eval_args, or set protocol=eval_args."
+            )
+        if not 0 < final["temporal_session_test_ratio"] < 1:
+            raise ConfigError(
+                f"temporal_session_test_ratio={final['temporal_session_test_ratio']!r} must lie between 0 and 1."
+            )
+        if not 0 <= final["temporal_session_valid_ratio"] < 1:
+            raise ConfigError(
+                f"temporal_session_valid_ratio={final['temporal_session_valid_ratio']!r} must be at least 0 and below "
+                "1."
+            )
+        fold, folds = final["temporal_session_fold"], final["temporal_session_folds"]
+        if fold is not None and (type(fold) is not int or not 1 <= fold <= folds):
+            raise ConfigError(
+                f"temporal_session_fold={fold!r} is not a choice. Allowed: ~ (the test sessions) and 1 to {folds} "
+                "(temporal_session_folds)."
+            )
+        final["eval_args"]["split"] = {"temporal_session": final["temporal_session_test_ratio"]}
 
     def _init_device(self) -> None:
         """Choose the device without touching ``CUDA_VISIBLE_DEVICES``."""
@@ -358,7 +398,7 @@ class Config(RecBoleConfig):
 
 def _evaluation_arguments(arguments: Any) -> dict[str, Any]:
     """``eval_args`` with what is left out filled in; ConfigError for what a sequential model cannot be tested by."""
-    defaults = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+    defaults = {"split": dict(LEAVE_ONE_OUT), "order": "TO", "group_by": "user", "mode": "full"}
     if not isinstance(arguments, dict):
         raise ConfigError(f"eval_args={arguments!r} must be a mapping such as {defaults!r}.")
     for key in arguments:

@@ -174,6 +174,7 @@ def _experiment(
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
         with meter.phase("model"):
             model = submodel.build(config, train_data.dataset)
+    _notice_untrained_users(config, model, dataset)
     if weights is not None:
         checkpoint.load_weights(model, weights)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -206,6 +207,16 @@ def _experiment(
         "stages": trainer.stage_results,
         "run_dir": None if run_dir is None else str(run_dir),
     }
+
+
+def _notice_untrained_users(config: Config, model: Any, dataset: HistoryDataset) -> None:
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    of_users = any(table.num_embeddings == dataset.user_num != dataset.item_num for table in tables)
+    if config["protocol"] == "temporal_session" and of_users:
+        config.notices.append(
+            f"{config['model']} learns a vector per user, and under protocol=temporal_session no tested user was "
+            "trained on: those vectors are random."
+        )
 
 
 def _find_language_models(config: Config) -> None:

@@ -270,6 +270,8 @@ def protocol(config: Config) -> str:
     arguments = config["eval_args"]
     (kind, how), *_ = arguments["split"].items()
     split = "leave-one-out" if kind == "LS" and how == "valid_and_test" else f"{kind}={how}"
+    if kind == "temporal_session":
+        split = _temporal_session(config)
     ranking = "full ranking" if arguments["mode"]["test"] == "full" else f"sampled ({arguments['mode']['test']})"
     if config["task"] == "topn":
         ranking = f"ranked among {config['topn_negatives']} sampled items (top-N task)"
@@ -280,6 +282,17 @@ def protocol(config: Config) -> str:
         f"{config['MAX_ITEM_LIST_LENGTH']} items of history, seed {config['seed']}, best epoch by "
         f"{config['valid_metric']}"
     )
+
+
+def _temporal_session(config: Config) -> str:
+    share, ranks = config["temporal_session_test_ratio"], " BY RANK TIMES" * config["allow_rank_times"]
+    tested = f"last {share:.0%} of the sessions tested"
+    if config["temporal_session_fold"] is not None:
+        tested = (
+            f"tuning fold {config['temporal_session_fold']} of {config['temporal_session_folds']} within the first "
+            f"{1 - share:.0%} of the sessions"
+        )
+    return f"temporal session split{ranks} ({tested}, items unseen in training dropped)"
 
 
 def report(
@@ -304,6 +317,7 @@ def report(
             "smoke": bool(config["smoke"]),
             "protocol": {
                 "text": protocol(config),
+                "name": config["protocol"],
                 "mask_history": config["mask_history"],
                 "eval_args": config["eval_args"],
                 "time_order": config["time_order"],
@@ -327,7 +341,8 @@ def report(
                 "users": dataset.user_num - 1,
                 "items": dataset.item_num - 1,
                 "interactions": len(dataset.flat),
-                "train_rows": len(dataset.inter_feat),
+                "train_rows": trainer.train_rows,
+                "temporal_session": dataset.sessions.counts if dataset.sessions else None,
                 "filters": {key: config[key] for key in FILTERS if config[key] is not None},
                 "files": {path.name: file_sha256(path) for path in _files_read(dataset, type(model))},
             },

@@ -17,7 +17,8 @@ from recbole_llm.trainer import checkpoint
 # What decides which interactions a model has seen, and which number stands for which item.
 SAME_DATA = (
     *("dataset", "time_order", "smoke", *rundir.FILTERS),
-    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"),
+    *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "protocol"),
+    *(f"temporal_session_{key}" for key in ("test_ratio", "valid_ratio", "valid_max", "seed", "fold", "folds")),
 )
 # What a loaded model takes from the run that loads it.
 PLACES = (

@@ -68,6 +68,7 @@ def test_smoke(model, isolated):
     report = json.loads((Path(result["run_dir"]) / "results.json").read_text(encoding="utf-8"))
     assert report["smoke"] is True
     assert report["dataset"]["users"] == 8
+    assert report["dataset"]["train_rows"] == report["dataset"]["interactions"] - 3 * 8
     assert report["notices"] == []
     loaded = load_run(result["run_dir"])
     assert loaded.trainer.evaluate(loaded.test_data) == result["test_result"]

@@ -17,6 +17,7 @@ from recbole_llm.convert.sources import Source
 from recbole_llm.convert.table import IntArray, Interactions
 from recbole_llm.convert.text import MISSING_WORDS
 from recbole_llm.convert.times import parse_times
+from recbole_llm.data.sessions import are_ranks
 from recbole_llm.errors import DataError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -434,7 +435,7 @@ def _check_order(table: Interactions, findings: list[Finding]) -> None:
     lengths = ends - starts + 1
     users = len(starts)
 
-    if _are_ranks(by_time, starts, lengths, table.time_scale):
+    if table.time_scale == 1 and are_ranks(by_time, starts):
         text = "the times of every user are 0, 1, 2 ...: right for leave-one-out, meaningless across users "
         text += "(no temporal split, no time-aware model)"
         findings.append(Finding("rank_times", "warning", text))
@@ -466,11 +467,6 @@ def _check_order(table: Interactions, findings: list[Finding]) -> None:
         )
         text += "next item to anything that reads ids, such as generative indices)"
         findings.append(Finding("leaky_ids", "warning", text))
-
-
-def _are_ranks(by_time: IntArray, starts: IntArray, lengths: IntArray, scale: int) -> bool:
-    ranks = np.arange(len(by_time)) - np.repeat(starts, lengths)
-    return scale == 1 and len(by_time) > 1 and bool((by_time == ranks).all())
 
 
 def _float32_changes(

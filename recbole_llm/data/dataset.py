@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm.data.atomic import read_header, read_table
 from recbole_llm.data.item_text import ItemText, load_item_text
+from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, are_ranks, split_sessions
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.parameters import choice, nearest
 
@@ -104,16 +105,23 @@ class HistoryDataset(SequentialDataset):
         User ``u`` owns ``flat[offsets[u]:offsets[u + 1]]``.
     source_files : list of pathlib.Path
         The atomic files that were read.
+    catalogue_size : int
+        Distinct items with an interaction, before a split takes any out.
+    sessions : SessionSplit, optional
+        Under ``protocol: temporal_session``, which user is in which part; :attr:`flat` then lacks what it took out.
 
     Raises
     ------
     DataError
-        For a missing or damaged file, a missing field, a time that is missing, or filters that leave nothing.
+        For a missing or damaged file, a missing field, a time that is missing or of the wrong kind, or filters that
+        leave nothing.
     """
 
     inter_feat: Any  # a DataFrame while it is filtered, an Interaction of rows after `build`
     flat: Interaction
     offsets: np.ndarray
+    catalogue_size: int
+    sessions: SessionSplit | None = None
 
     def __init__(self, config: Any) -> None:
         self.source_files: list[Path] = []
@@ -185,6 +193,23 @@ class HistoryDataset(SequentialDataset):
                 "The dataset name, the folder and the file must have the same name."
             )
         super()._load_inter_feat(token, dataset_path)
+        if self.config["protocol"] == "temporal_session" and not self.config["allow_rank_times"]:
+            self._refuse_ranks()
+
+    def _refuse_ranks(self) -> None:
+        """Before any filter leaves gaps in the ranks."""
+        users = pd.factorize(self.inter_feat[self.uid_field])[0]
+        times = self.inter_feat[self.time_field].to_numpy()
+        by_time = stable_order(times)
+        order = by_time[stable_order(users[by_time])]
+        starts = np.flatnonzero(np.r_[True, np.diff(users[order]) != 0])
+        if are_ranks(times[order], starts):
+            raise DataError(
+                f"protocol=temporal_session needs times that can be compared between users, but in "
+                f"{self.source_files[0]} every user's {self.time_field!r} is a rank (0, 1, 2, ...): the sessions that "
+                "end last would be the longest ones. Convert the data with its timestamps (recbole-llm convert), use "
+                "leave-one-out (protocol=loo), or set allow_rank_times=True if that is what you want."
+            )
 
     def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
         """Read an atomic file; ids as categories, text as arrays of words, numbers in full precision."""
@@ -433,11 +458,14 @@ class HistoryDataset(SequentialDataset):
         """DataFrames to tensors; then sort histories and define the rows, without building their lists."""
         Dataset._change_feat_format(self)
         self._aug_presets()
-        order = self._history_order()
+        times = self._order_times()
+        order = self._history_order(times)
         self._exact_time = None
-        self.flat = take(self.inter_feat, torch.from_numpy(order))
+        self._set_flat(take(self.inter_feat, torch.from_numpy(order)))
+        self.catalogue_size = len(torch.unique(self.flat[self.iid_field]))
+        if self.config["protocol"] == "temporal_session":
+            self._split_sessions(times[order])
         users = self.flat[self.uid_field].numpy()
-        self.offsets = np.concatenate([[0], np.cumsum(np.bincount(users, minlength=self.user_num))]).astype(np.int64)
         positions = np.arange(len(users), dtype=np.int64)
         depth = positions - self.offsets[users]  # how many interactions the user had before this one
         rows = positions[depth > 0]
@@ -449,6 +477,52 @@ class HistoryDataset(SequentialDataset):
         columns = take(self.flat, torch.from_numpy(rows)).interaction
         columns |= {self.item_list_length_field: torch.from_numpy(length), POSITION: torch.from_numpy(rows)}
         self.inter_feat = HistoryRows(columns, self)
+
+    def _set_flat(self, flat: Interaction) -> None:
+        self.flat = flat
+        counts = np.bincount(flat[self.uid_field].numpy(), minlength=self.user_num)
+        self.offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def _split_sessions(self, times: np.ndarray) -> None:
+        """Assign users to parts and take out what no model could know."""
+        config = self.config
+        self.sessions = split_sessions(
+            self.flat[self.iid_field].numpy(),
+            times,
+            self.offsets,
+            test_ratio=config["temporal_session_test_ratio"],
+            valid_ratio=config["temporal_session_valid_ratio"],
+            valid_max=config["temporal_session_valid_max"],
+            seed=config["temporal_session_seed"],
+            fold=config["temporal_session_fold"],
+            folds=config["temporal_session_folds"],
+        )
+        counts = self.sessions.counts
+        self.logger.info("Temporal session split: " + ", ".join(f"{k} {n:,}" for k, n in counts.items()))
+        empty = [
+            name
+            for name in ("train", "valid", "test")
+            if counts[f"{name}_sessions"] == 0 and (name != "valid" or config["temporal_session_valid_ratio"] > 0)
+        ]
+        if empty:
+            raise DataError(
+                f"protocol=temporal_session leaves no {empty[0]} session of {self.dataset_name!r} ({counts}). Use "
+                "more data, or change temporal_session_test_ratio or temporal_session_valid_ratio (0: no validation)."
+            )
+        self._set_flat(take(self.flat, torch.from_numpy(np.flatnonzero(self.sessions.kept))))
+
+    def build(self) -> list["HistoryDataset"]:
+        """Training, validation and test split, as ``protocol`` and ``eval_args`` say."""
+        if self.config["protocol"] != "temporal_session":
+            return super().build()
+        self._change_feat_format()
+        assert self.sessions is not None
+        user, position = self.inter_feat[self.uid_field].numpy(), self.inter_feat[POSITION].numpy()
+        part = self.sessions.part[user]
+        last = position == self.offsets[user + 1] - 1
+        self._drop_unused_col()
+        rows = [part == TRAIN, (part == VALID) & last, (part == TEST) & last]
+        return [self.copy(take(self.inter_feat, torch.from_numpy(np.flatnonzero(chosen)))) for chosen in rows]
 
     @staticmethod
     def _sort_key(interaction: Interaction, field: str) -> np.ndarray:
@@ -465,13 +539,14 @@ class HistoryDataset(SequentialDataset):
         if not np.all(key[1:] >= key[:-1]):
             self.inter_feat = take(self.inter_feat, torch.from_numpy(stable_order(key)))
 
-    def _history_order(self) -> np.ndarray:
-        users = self.inter_feat[self.uid_field].numpy()
+    def _order_times(self) -> np.ndarray:
         if self.config["time_order"] == "recbole":
-            times = self._sort_key(self.inter_feat, self.time_field)
-        else:
-            assert self._exact_time is not None, "a sequential dataset without time is refused when it is read"
-            times = self._exact_time
+            return self._sort_key(self.inter_feat, self.time_field)
+        assert self._exact_time is not None, "a sequential dataset without time is refused when it is read"
+        return self._exact_time
+
+    def _history_order(self, times: np.ndarray) -> np.ndarray:
+        users = self.inter_feat[self.uid_field].numpy()
         # Two stable sorts: by time, then by user, so that equal times keep file order.
         by_time = stable_order(times)
         return by_time[stable_order(users[by_time])]

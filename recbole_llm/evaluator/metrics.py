@@ -141,6 +141,7 @@ def compute(
     train_counts: np.ndarray | None,
     target: np.ndarray | None = None,
     all_counts: np.ndarray | None = None,
+    catalogue_size: int | None = None,
 ) -> dict[str, float]:
     """Means over rows of every metric of the configuration, unrounded.
 
@@ -157,8 +158,10 @@ def compute(
     target : numpy.ndarray, shape (rows,), optional
         The item that was to be found; needed for Serendipity.
     all_counts : numpy.ndarray, shape (item_num,), optional
-        Interactions per item in the whole dataset: the catalogue of CatalogCoverage, and the popularity of the other
-        two under ``popularity_counts: all``.
+        Interactions per item in training, validation and test: the popularity of Serendipity and Novelty under
+        ``popularity_counts: all``.
+    catalogue_size : int, optional
+        Items of CatalogCoverage's denominator; by default those with a count in ``all_counts``.
     """
     result: dict[str, float] = {}
     for metric in config["metrics"]:
@@ -174,15 +177,16 @@ def compute(
                 assert target is not None and all_counts is not None, f"{name} needs targets and counts of all items"
                 counts = all_counts if config["popularity_counts"] == "all" else train_counts
                 for k in config["topk"]:
-                    result[f"{name}@{k}"] = _beyond_accuracy(name, k, lists[:, :k], target, counts, all_counts)
+                    n_items = catalogue_size or int((all_counts > 0).sum())
+                    result[f"{name}@{k}"] = _beyond_accuracy(name, k, lists[:, :k], target, counts, n_items)
     return result
 
 
 def _beyond_accuracy(
-    name: str, k: int, lists: np.ndarray, target: np.ndarray, counts: np.ndarray, all_counts: np.ndarray
+    name: str, k: int, lists: np.ndarray, target: np.ndarray, counts: np.ndarray, n_items: int
 ) -> float:
     if name == "catalogcoverage":
-        return catalog_coverage(lists, int((all_counts > 0).sum()))
+        return catalog_coverage(lists, n_items)
     values = serendipity(lists, target, counts, k) if name == "serendipity" else novelty(lists, counts)
     return float(values.mean())
 

@@ -88,6 +88,7 @@ class RunTrainer(Trainer):
             self.clip_grad_norm = {"max_norm": self.clip_grad_norm}
         self.amp_dtype = autocast_dtype(config["amp"], config["enable_amp"], self.device)
         self.train_counts = train_counts
+        self.train_rows: int | None = None
 
         self.stages = list(getattr(model, "training_stages", [TRAIN_STAGE]))
         self.stage = 0
@@ -166,6 +167,7 @@ class RunTrainer(Trainer):
         Parameters are RecBole's. ``saved=False`` writes nothing; the best weights are then kept in memory.
         """
         self._saved = saved and self.run_dir is not None
+        self.train_rows = len(train_data.dataset)
         if self.train_counts is None:
             self.train_counts = train_data.dataset.train_counts
         if self.config["train_neg_sample_args"].get("dynamic", False):
@@ -371,7 +373,11 @@ class RunTrainer(Trainer):
         assert self.train_counts is not None and self.ranks is not None, "popularity metrics need train_counts"
         dataset = self.test_dataset
         all_counts = np.bincount(dataset.flat[dataset.iid_field].numpy(), minlength=dataset.item_num)
-        return OrderedDict(metrics.compute(self.config, rank, lists, self.train_counts, self.ranks.target, all_counts))
+        return OrderedDict(
+            metrics.compute(
+                self.config, rank, lists, self.train_counts, self.ranks.target, all_counts, dataset.catalogue_size
+            )
+        )
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, OrderedDict[str, float]]:
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress) or OrderedDict()

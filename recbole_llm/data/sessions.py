@@ -1,0 +1,127 @@
+"""The temporal session split of Boz et al. (arXiv 2402.01339): later users are tested on what earlier ones did.
+
+A session is everything a user did. Sessions stand in the order of their last event; the last of them are tested, with
+all items but the last as prompt and the last as target. No user is in two parts, and no test target is older than a
+training event.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+UNUSED, TRAIN, VALID, TEST = range(4)
+
+
+@dataclass(frozen=True)
+class SessionSplit:
+    """Which session belongs to which part.
+
+    Attributes
+    ----------
+    part : numpy.ndarray of int8, shape (users,)
+        ``TRAIN``, ``VALID``, ``TEST`` or ``UNUSED``.
+    kept : numpy.ndarray of bool, shape (interactions,)
+        Interactions that stay: those with an item that training has not seen are taken out of the other parts.
+    counts : dict of str to int
+        Sessions, interactions and items of the parts, and what was taken out.
+    """
+
+    part: np.ndarray
+    kept: np.ndarray
+    counts: dict[str, int]
+
+
+def are_ranks(times: np.ndarray, starts: np.ndarray) -> bool:
+    """Whether every user's times are 0, 1, 2, ... or 1, 2, 3, ...: an order within users, not across them.
+
+    Parameters
+    ----------
+    times : numpy.ndarray, shape (interactions,)
+        Sorted within each user, users one after the other.
+    starts : numpy.ndarray of int, shape (users,)
+        Where each user begins.
+    """
+    if len(times) < 2 or times[0] not in (0, 1):
+        return False
+    lengths = np.diff(np.append(starts, len(times)))
+    return bool(np.array_equal(times, np.arange(len(times)) - np.repeat(starts, lengths) + times[0]))
+
+
+def split_sessions(
+    items: np.ndarray,
+    times: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    test_ratio: float = 0.2,
+    valid_ratio: float = 0.1,
+    valid_max: int = 500,
+    seed: int = 0,
+    fold: int | None = None,
+    folds: int = 3,
+) -> SessionSplit:
+    """Divide sessions into training, validation and test.
+
+    The last ``ceil(test_ratio * n)`` sessions are tested, the others train. Of those, a random share validates and is
+    not trained on. Items that no training session has are taken out of test sessions (validation sessions count as
+    training here: the authors hold them out later); items that the remaining training sessions do not have are taken
+    out of validation sessions. Sessions with fewer than two items left predict nothing and are dropped. A session of
+    one item is never counted.
+
+    Parameters
+    ----------
+    items, times : numpy.ndarray, shape (interactions,)
+        In order of user and time.
+    offsets : numpy.ndarray of int, shape (users + 1,)
+        User ``u`` owns ``items[offsets[u]:offsets[u + 1]]``.
+    test_ratio : float
+    valid_ratio : float
+        Share of the training sessions, 0 for none,
+    valid_max : int
+        and at most so many of them.
+    seed : int
+        Of the choice of the validation sessions.
+    fold : int, optional
+        For tuning without a look at the test sessions: the training sessions are cut into ``folds + 1`` equal bins in
+        time; the first ``fold`` of them train, the next one is tested, the rest and the test sessions are left out.
+    folds : int
+
+    Returns
+    -------
+    SessionSplit
+    """
+    lengths = np.diff(offsets)
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    sessions = np.flatnonzero(lengths >= 2)
+    # Sessions that end at the same time stay in the order of their first appearance in the file.
+    sessions = sessions[np.argsort(times[offsets[sessions + 1] - 1], kind="stable")]
+    # Rounded first: 0.2 of 20 sessions is not 5.
+    n_test = int(np.ceil(round(test_ratio * len(sessions), 9)))
+    train, test = sessions[: len(sessions) - n_test], sessions[len(sessions) - n_test :]
+    if fold is not None:
+        bins = np.array_split(train, folds + 1)
+        train, test = np.concatenate(bins[:fold]), bins[fold]
+    n_valid = min(valid_max, max(1, int(valid_ratio * len(train)))) if valid_ratio > 0 and len(train) else 0
+    valid = np.random.default_rng(seed).permutation(train)[:n_valid]
+
+    part = np.full(len(lengths), UNUSED, dtype=np.int8)
+    part[train], part[valid], part[test] = TRAIN, VALID, TEST
+    of = part[users]
+    n_items = int(items.max()) + 1 if len(items) else 0
+    trained = np.bincount(items[of == TRAIN], minlength=n_items) > 0
+    known = trained | (np.bincount(items[of == VALID], minlength=n_items) > 0)
+    kept = (of == TRAIN) | ((of == VALID) & trained[items]) | ((of == TEST) & known[items])
+    unseen = {kind: int(((of == kind) & ~kept).sum()) for kind in (VALID, TEST)}
+    part[np.bincount(users[kept], minlength=len(lengths)) < 2] = UNUSED
+    kept &= part[users] != UNUSED
+
+    of = np.where(kept, part[users], UNUSED)
+    counts = {}
+    for name, kind, drawn in (("train", TRAIN, None), ("valid", VALID, valid), ("test", TEST, test)):
+        counts[f"{name}_sessions"] = int((part == kind).sum())
+        counts[f"{name}_interactions"] = int((of == kind).sum())
+        if drawn is None:
+            counts[f"{name}_items"] = int(trained.sum())
+        else:
+            counts[f"{name}_unseen_interactions_dropped"] = unseen[kind]
+            counts[f"{name}_sessions_dropped"] = len(drawn) - counts[f"{name}_sessions"]
+    return SessionSplit(part, kept, counts)
