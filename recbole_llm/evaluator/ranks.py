@@ -7,6 +7,9 @@ import torch
 
 from recbole_llm.errors import RecBoleLLMError
 
+# Scores that are ranked at once on a CPU.
+CPU_SCORES = 2**17
+
 
 class ScoreError(RecBoleLLMError, ArithmeticError):
     """A model returned scores that cannot be ranked."""
@@ -78,9 +81,7 @@ class RankCollector:
         scores = scores.float()
         scores[:, 0] = -torch.inf
         own = scores.gather(1, target[:, None])
-        before = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
-        equal = scores == own
-        unmasked = 1 + (scores > own).sum(1) + (equal & before).sum(1)
+        unmasked, equal, broken = _places(scores, own, target)
 
         seen = scores[rows, items]
         own_seen, target_seen = own[rows, 0], target[rows]
@@ -96,9 +97,9 @@ class RankCollector:
             masked=masked,
             unmasked=unmasked,
             history_length=torch.zeros_like(unmasked).index_add_(0, rows, torch.ones_like(rows)),
-            tied=equal.sum(1) > 1,
+            tied=equal > 1,
             repeated=repeated,
-            broken=torch.isnan(scores).any(1),
+            broken=broken,
         )
         if self.list_length:
             k = min(self.list_length, scores.shape[1])
@@ -132,6 +133,24 @@ class RankCollector:
             tied=float(whole["tied"].mean()),
             targets_in_history=int((whole["repeated"] > 0).sum()),
         )
+
+
+def _places(
+    scores: torch.Tensor, own: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rank of each target, how many scores equal its own, and whether any is NaN; each of shape (B,).
+
+    On a CPU in pieces that its cache holds: counts take eight bytes a score on the way.
+    """
+    rows = max(1, CPU_SCORES // scores.shape[1]) if scores.device.type == "cpu" else len(scores)
+    ids = torch.arange(scores.shape[1], device=scores.device)
+    parts = []
+    for part, mine, item in zip(scores.split(rows), own.split(rows), target.split(rows), strict=True):
+        equal = part == mine
+        rank = 1 + (part > mine).sum(1) + (equal & (ids < item[:, None])).sum(1)
+        parts.append((rank, equal.sum(1), part.amax(1).isnan()))
+    rank, equal, broken = (torch.cat(values) for values in zip(*parts, strict=True))
+    return rank, equal, broken
 
 
 def _first(scores: torch.Tensor, k: int) -> torch.Tensor:

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import torch
 
+# More groups than this are not neighbours of one length but rows in no order.
+MAX_GROUPS = 16
+
 
 class Packing(NamedTuple):
     """Where the N real positions of a right-padded batch stand: all layers but the recurrence run on those alone.
@@ -14,13 +17,14 @@ class Packing(NamedTuple):
     places: torch.Tensor
     rows: int
     steps: int
+    lengths: torch.Tensor
 
     @classmethod
     def of(cls, length: torch.Tensor) -> "Packing":
         """From the number of real positions of every row, shape (B,)."""
         steps = int(length.max())
         mask = torch.arange(steps, device=length.device) < length[:, None]
-        return cls(mask.flatten().nonzero()[:, 0], len(length), steps)
+        return cls(mask.flatten().nonzero()[:, 0], len(length), steps, length)
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
         """(N, D) -> (B, L, D), 0 elsewhere."""
@@ -39,3 +43,15 @@ class Packing(NamedTuple):
     def position(self) -> torch.Tensor:
         """Place of each real position in its row, from 0; (N,)."""
         return self.places % self.steps
+
+    def groups(self) -> list["Packing"]:
+        """Neighbouring rows of about the same length as packings of their own, in order.
+
+        Few of them where the rows are sorted by length; all of the rows where padding costs less than a group.
+        """
+        length = self.lengths
+        size = (2 * length.clamp(min=4).float().log2()).ceil()  # steps of a factor of 1.4
+        _, rows = size.unique_consecutive(return_counts=True)
+        if len(rows) > MAX_GROUPS:
+            return [self]
+        return [Packing.of(part) for part in length.split(rows.tolist())]

@@ -4,7 +4,7 @@
     x_t    = Dropout(LayerNorm(E[item_t] + P[t]))                                       (B, L, d)
     h      = n_layers of causal self-attention and feed-forward network                 (B, L, d)
     scores = h E^T
-    loss   = cross-entropy over all items, a target at every position
+    loss   = cross-entropy over all items, a target at every position; others: recbole_llm/layer/item_loss.py
 
 Network, parameter names and initial weights are those of RecBole's SASRec. ``llm_init: False`` is the vanilla twin:
 the same network, trained the same way, without the text.
@@ -19,7 +19,8 @@ from recbole.model.layers import TransformerEncoder
 from torch import nn
 
 from recbole_llm.data.dataset import NEXT
-from recbole_llm.layer.cross_entropy import linear_cross_entropy
+from recbole_llm.layer.dropout import dropout
+from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_table import ItemTable, text_vectors
 from recbole_llm.layer.packing import Packing
 from recbole_llm.layer.transformer import run_transformer
@@ -47,7 +48,7 @@ class LLM2SASRec(SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        choice(config, "loss_type", ["CE"])
+        self.item_loss = ItemLoss.from_config(config, dataset)
         width, eps = int(config["hidden_size"]), float(config["layer_norm_eps"])
         rate = float(config["hidden_dropout_prob"])
         self.item_embedding = ItemTable(self.n_items, width)
@@ -101,25 +102,26 @@ class LLM2SASRec(SequentialRecommender):
         torch.Tensor, shape (N, d)
         """
         x = nn.functional.embedding(items, table) + self.position_embedding(packing.position())
-        return run_transformer(self.trm_encoder, self.dropout(self.LayerNorm(x)), packing, causal=True)
+        x = dropout(self.LayerNorm(x), self.dropout.p, self.training)
+        return run_transformer(self.trm_encoder, x, packing, causal=True)
 
     def _last(self, table: torch.Tensor, interaction: Interaction) -> torch.Tensor:
-        length = interaction[self.ITEM_SEQ_LEN]
+        length, order = interaction[self.ITEM_SEQ_LEN].sort()
         packing = Packing.of(length)
-        hidden = self.forward(table, packing.pack(interaction[self.ITEM_SEQ]), packing)
-        return hidden[length.cumsum(0) - 1]
+        hidden = self.forward(table, packing.pack(interaction[self.ITEM_SEQ][order]), packing)
+        return hidden[length.cumsum(0)[order.argsort()] - 1]
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Mean cross-entropy over the targets of the batch: one at every position, or one a row in other views."""
+        """Mean loss over the targets of the batch: one at every position, or one a row in other views."""
         table = self.item_embedding()
         if NEXT + self.ITEM_SEQ not in interaction:
             hidden, target = self._last(table, interaction), interaction[self.POS_ITEM_ID]
         else:
-            packing = Packing.of(interaction[self.ITEM_SEQ_LEN])
-            target = packing.pack(interaction[NEXT + self.ITEM_SEQ])
-            hidden = self.forward(table, packing.pack(interaction[self.ITEM_SEQ]), packing)
-        bias = table.new_zeros(self.n_items - 1)
-        return linear_cross_entropy(hidden, table[1 : self.n_items], bias, target - 1)
+            length, order = interaction[self.ITEM_SEQ_LEN].sort()
+            packing = Packing.of(length)
+            target = packing.pack(interaction[NEXT + self.ITEM_SEQ][order])
+            hidden = self.forward(table, packing.pack(interaction[self.ITEM_SEQ][order]), packing)
+        return self.item_loss(hidden, table, target)
 
     def predict(self, interaction: Interaction) -> torch.Tensor:
         """Score of ``ITEM_ID`` for every row, shape (B,)."""

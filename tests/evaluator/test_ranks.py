@@ -45,7 +45,9 @@ def collect(scores, user, target, history, chunk=ROWS, list_length=0):
 
 @pytest.mark.parametrize("kind", ["distinct", "ties", "constant", "infinite"])
 @pytest.mark.parametrize("k", [1, 5, ITEMS + 3])
-def test_ranks_and_lists_equal_a_sorted_list(kind, k):
+@pytest.mark.parametrize("at_once", [1, 5 * ITEMS, 10**6])
+def test_ranks_and_lists_equal_a_sorted_list(kind, k, at_once, monkeypatch):
+    monkeypatch.setattr("recbole_llm.evaluator.ranks.CPU_SCORES", at_once)
     scores, user, target, history = case(kind)
     ranks = collect(scores, user, target, history, list_length=k)
     assert ranks.user.tolist() == user.tolist()
