@@ -74,7 +74,7 @@ def _context(attention: MultiHeadAttention, qkv: torch.Tensor, packing: Packing,
 def _dropped_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, rate: float
 ) -> torch.Tensor:
-    """(B, h, L, d/h) each. Torch has no fused kernel with dropout on a CPU; what it runs instead looks at every row."""
+    """(B, h, L, d/h) each. Torch has no fused kernel with dropout on a CPU, and its other way searches all rows."""
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
     if mask is None:
         steps = scores.shape[-1]
