@@ -331,6 +331,7 @@ def report(
             "test_result": test_result,
             "test_masked": trainer.masked_result if ranks else None,
             "test_unmasked": trainer.unmasked_result if ranks else None,
+            "model_report": trainer.model_report if ranks else None,
             "tied_targets": ranks.tied if ranks else None,
             "targets_in_history": ranks.targets_in_history if ranks else None,
             "stages": trainer.stage_results,

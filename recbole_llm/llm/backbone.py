@@ -24,6 +24,7 @@ __all__ = [
     "hidden_size",
     "load_config",
     "load_encoder",
+    "load_seq2seq",
     "load_tokenizer",
     "resolve_dtype",
     "resolve_llm",
@@ -128,16 +129,61 @@ def load_encoder(
     return module.eval()
 
 
+def load_seq2seq(
+    resolved: ResolvedLLM, pretrained: bool = True, dropout: float | None = None, feed_forward: int | None = None
+) -> torch.nn.Module:
+    """Return a T5 with its decoder and language-model head, in evaluation mode on the CPU.
+
+    Parameters
+    ----------
+    resolved, pretrained, dropout
+        As in :func:`load_encoder`.
+    feed_forward : int, optional
+        Another inner width of the feed-forward networks, whose weights are then random (LightLM).
+
+    Raises
+    ------
+    ModelNotFoundError
+        Weights or configuration are missing, damaged or do not belong together.
+    ConfigError
+        The model is no T5, or a value is not allowed.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    if resolved.family != "t5":
+        raise ConfigError(
+            f"llm: {resolved.name} is no T5, but this model needs an encoder with a decoder.{remedies()} "
+            "tiny-random-t5 is there for trials."
+        )
+    config = load_config(resolved)
+    if dropout is not None:
+        _set_dropout(config, dropout, resolved.name)
+    if feed_forward is not None:
+        config.d_ff = feed_forward
+    options: dict[str, Any] = {"trust_remote_code": resolved.spec.trust_remote_code}
+    weight_type = resolve_dtype(resolved, None, config)
+    if not pretrained or resolved.source == "random":
+        with fixed_seed() if pretrained else nullcontext():
+            module = AutoModelForSeq2SeqLM.from_config(config, **options).to(weight_type)
+    else:
+        if feed_forward is not None:
+            options["ignore_mismatched_sizes"] = True
+        module = _load_weights(resolved, config, weight_type, options, AutoModelForSeq2SeqLM)
+    return module.eval()
+
+
 def _auto_class(family: str) -> Any:
     from transformers import AutoModel, AutoModelForTextEncoding
 
     return AutoModelForTextEncoding if family == "t5" else AutoModel
 
 
-def _load_weights(resolved: ResolvedLLM, config: Any, dtype: torch.dtype, options: dict[str, Any]) -> torch.nn.Module:
+def _load_weights(
+    resolved: ResolvedLLM, config: Any, dtype: torch.dtype, options: dict[str, Any], auto_class: Any = None
+) -> torch.nn.Module:
     try:
         with quiet_transformers():
-            module, report = _auto_class(resolved.family).from_pretrained(
+            module, report = (auto_class or _auto_class(resolved.family)).from_pretrained(
                 resolved.path,
                 config=config,
                 dtype=dtype,

@@ -1,6 +1,6 @@
 """Prompts put together from words that were tokenised once: templates with a user and a history.
 
-A template is plain text with ``{history}`` and, if the user is named, ``{user}``; punctuation may follow either at
+A template is plain text with ``{history}``, ``{user}`` or both; punctuation may follow either at
 once (``{history},``). Tokenizers split at blanks first, so a prompt's tokens are those of its words side by side; the
 last item of a history takes the punctuation with it, because a tokenizer may join a digit and a comma.
 """
@@ -79,8 +79,9 @@ class PromptTable:
     templates : list of str
     items, users : list of str
         Words by internal id; entry 0, padding, is not used.
-    separator : str
-        Between two items of a history, for instance ``" "`` or ``" , "``.
+    separators : list of str
+        Between two items of a history, for instance ``" "`` or ``" , "``. Every template comes with each of them:
+        template ``t`` with separator ``s`` has the number ``t * len(separators) + s``.
     rule : {'entity', 'word', 'none'}
         Whole-word ids: POD's, P5's, or all 0.
     items_are_entities : bool
@@ -89,7 +90,7 @@ class PromptTable:
     Raises
     ------
     ConfigError
-        For a template without ``{history}`` or with something else in braces.
+        For a template with neither or with something else in braces.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class PromptTable:
         templates: Sequence[str],
         items: Sequence[str],
         users: Sequence[str],
-        separator: str = " ",
+        separators: Sequence[str] = (" ",),
         rule: str = "entity",
         items_are_entities: bool = False,
     ) -> None:
@@ -110,8 +111,9 @@ class PromptTable:
         self._inside: list[list[bool]] = []
         self._base: dict[Any, int] = {}
         self._words = {"user": list(users), "history": list(items)}
-        self.templates = [self._parse(template) for template in templates]
-        self.separator = self._text(separator.strip(), leading=True) if separator.strip() else None
+        self._pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        between = [self._text(text.strip(), leading=True) if text.strip() else None for text in separators]
+        self.templates = [(parts, text) for parts in map(self._parse, templates) for text in between]
         lengths = torch.tensor([len(tokens) for tokens in self._flat])
         self.count = torch.cat([lengths, torch.zeros(1, dtype=torch.long)])  # the last entry is the absent segment
         self.first = self.count.cumsum(0) - self.count
@@ -119,13 +121,14 @@ class PromptTable:
         self.tokens = torch.tensor([token for tokens in self._flat for token in tokens])
         self.starts = torch.tensor([mark for marks in self._starts for mark in marks])
         self.inside = torch.tensor([mark for marks in self._inside for mark in marks])
-        del self._flat, self._starts, self._inside, self._words
+        del self._flat, self._starts, self._inside, self._words, self._pieces
 
     def _parse(self, template: str) -> list[tuple[str, int, int]]:
         """Parts of a template: (text, segment, -), (user, base, -) or (history, base inside, base at the end)."""
         words = template.split()
-        if sum("{history}" in word for word in words) != 1 or template.count("{user}") > 1:
-            raise ConfigError(f"templates: {template!r} must hold {{history}} once and {{user}} at most once.")
+        times = [template.count(f"{{{kind}}}") for kind in ("user", "history")]
+        if max(times) != 1:
+            raise ConfigError(f"templates: {template!r} must hold {{user}} or {{history}} or both, each once.")
         parts: list[tuple[str, int, int]] = []
         text: list[str] = []
         for word in words:
@@ -183,7 +186,7 @@ class PromptTable:
             return [False] * len(tokens), [False] * len(tokens)
         if self.rule == "entity" and whole:
             return [place == 0 for place in range(len(tokens))], [True] * len(tokens)
-        pieces = self.tokenizer.convert_ids_to_tokens(tokens)
+        pieces = [self._pieces[token] for token in tokens]
         return (entity_marks if self.rule == "entity" else word_marks)(pieces)
 
     def build(
@@ -265,7 +268,8 @@ class PromptTable:
         for number in template.unique().tolist():
             chosen = (template == number).nonzero().flatten()
             columns, flags = [], []
-            for kind, base, end in self.templates[number]:
+            parts, separator = self.templates[number]
+            for kind, base, end in parts:
                 if kind == "text":
                     columns.append(torch.full((len(chosen), 1), base))
                 elif kind == "user":
@@ -273,12 +277,12 @@ class PromptTable:
                 else:
                     items = torch.where(last[chosen], end, base) + history[chosen]
                     items = torch.where(here[chosen], items, self.absent)
-                    if self.separator is not None:
-                        between = torch.where(here[chosen] & ~last[chosen], self.separator, self.absent)
+                    if separator is not None:
+                        between = torch.where(here[chosen] & ~last[chosen], separator, self.absent)
                         items = torch.stack([items, between], dim=2).flatten(1)
                     columns.append(items)
                 flags.append(torch.full(columns[-1].shape, ITEM if kind == "history" else 0))
-                if kind == "history" and self.separator is not None:
+                if kind == "history" and separator is not None:
                     flags[-1][:, 1::2] = SEPARATOR
             rows.extend(torch.cat(columns, dim=1).unbind(0))
             marks.extend(torch.cat(flags, dim=1).unbind(0))

@@ -346,6 +346,8 @@ class RunTrainer(Trainer):
         self.tot_item_num = eval_data.dataset.item_num
         if self.item_tensor is None:
             self.item_tensor = eval_data.dataset.get_item_feature().to(self.device)
+        if hasattr(self.model, "start_evaluation"):
+            self.model.start_evaluation()
         collector = RankCollector(max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0)
         full = isinstance(eval_data, FullSortEvalDataLoader)
         for batch in self._progress(eval_data, "Evaluate   ", show_progress):
@@ -365,6 +367,7 @@ class RunTrainer(Trainer):
         masked = self._metrics(self.ranks.masked, self.ranks.masked_lists)
         unmasked = self._metrics(self.ranks.unmasked, self.ranks.unmasked_lists)
         self.masked_result, self.unmasked_result = masked, unmasked
+        self.model_report = self.model.evaluation_report() if hasattr(self.model, "evaluation_report") else None
         return masked if self.config["mask_history"] else unmasked
 
     def _metrics(self, rank: np.ndarray, lists: np.ndarray | None) -> OrderedDict[str, float]:

@@ -69,7 +69,7 @@ def whole(tokenizer, user, history, length, template, separator):
 @pytest.mark.parametrize("separator", [" ", " -> "])
 def test_prompts_from_words_equal_prompts_tokenised_whole(kind, separator):
     tokenizer = TOKENIZERS[kind]()
-    table = PromptTable(tokenizer, TEMPLATES, ITEMS, USERS, separator)
+    table = PromptTable(tokenizer, TEMPLATES, ITEMS, USERS, [separator])
     prompts = table.build(*batch(), max_tokens=500)
     expected = whole(tokenizer, *batch(), separator)
     lengths = prompts.attention_mask.sum(1).tolist()
@@ -121,7 +121,7 @@ def test_golden_pod_batches_with_the_real_tokenizer(tmp_path):
 
 def test_too_long_prompts_lose_their_oldest_items_and_keep_the_rest():
     tokenizer = pieces_tokenizer()
-    table = PromptTable(tokenizer, TEMPLATES, ITEMS, USERS, " -> ")
+    table = PromptTable(tokenizer, TEMPLATES, ITEMS, USERS, [" -> "])
     user, history, length, template = (values[2:3] for values in batch())
     full = whole(tokenizer, user, history, length, template, " -> ")[0]
     newest = whole(tokenizer, user, history[:, 2:], length - 2, template, " -> ")[0]
@@ -131,6 +131,25 @@ def test_too_long_prompts_lose_their_oldest_items_and_keep_the_rest():
     assert right.input_ids[0].tolist() == [*full[: len(newest) - 1], 1]
     with pytest.raises(ConfigError, match="max_prompt_tokens=5"):
         table.build(user, history, length, template, max_tokens=5)
+
+
+def test_every_template_comes_with_every_separator():
+    tokenizer = pieces_tokenizer()
+    table = PromptTable(tokenizer, TEMPLATES, ITEMS, USERS, [" , ", " -> "])
+    user, history, length, template = batch()
+    prompts = table.build(user, history, length, 2 * template + torch.tensor([0, 1, 1, 0]), max_tokens=500)
+    lengths = prompts.attention_mask.sum(1).tolist()
+    for row, separator in enumerate([" , ", " -> ", " -> ", " , "]):
+        expected = whole(tokenizer, user, history, length, template, separator)[row]
+        assert prompts.input_ids[row, : lengths[row]].tolist() == expected
+
+
+def test_a_prompt_may_do_without_a_history():
+    table = PromptTable(pieces_tokenizer(), ["What is {user} to buy?"], ITEMS, USERS)
+    user, history, length, template = batch()
+    prompts = table.build(user, history, length, 0 * template, max_tokens=500)
+    expected = pieces_tokenizer()("What is user_23 to buy?").input_ids
+    assert prompts.input_ids[1, : len(expected)].tolist() == expected
 
 
 def test_titles_are_one_entity_each():
@@ -148,8 +167,8 @@ def test_titles_are_one_entity_each():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("no items", "must hold {history} once"),
-        ("{history} and {history}", "must hold {history} once"),
+        ("no items", "must hold {user} or {history}"),
+        ("{history} and {history}", "must hold {user} or {history}"),
         ("{history} {item}", "only {user} and {history}"),
         ("<{history}>", "nothing may stand right before"),
     ],

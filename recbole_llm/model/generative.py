@@ -1,0 +1,362 @@
+"""What P5, POD and LightLM share: a T5 that reads a prompt with the user and the history and writes the next item.
+
+    x    = [soft prompts, E[tokens] + W[whole-word ids]]        (B, P + T, d)
+    z    = encoder(x)                                           (B, P + T, d)
+    loss = -log p(code of the target, end token | z)            the decoder, teacher forced
+    list = the best beams of the decoder that are items
+
+With ``head: projection`` (the w/o_d steps of arXiv 2402.09543, Sec. 3.3) the decoder is gone and scores are
+W_proj mean(z), trained with cross-entropy over the catalogue; with ``item_repr: title`` (w/o_d_TID) the history shows
+titles in place of codes.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import nn
+from torch.nn import functional
+from transformers.modeling_outputs import BaseModelOutput
+
+from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.dataset import item_text_of
+from recbole_llm.errors import ConfigError
+from recbole_llm.llm.backbone import load_encoder, load_seq2seq, load_tokenizer
+from recbole_llm.llm.decoding import (
+    DecodingCounts,
+    Trie,
+    beam_search,
+    count_beams,
+    exact_scores,
+    item_scores,
+)
+from recbole_llm.llm.item_index import SCHEMES, Histories, ItemIndex, build_item_index
+from recbole_llm.llm.prompt_table import RULES, Prompts, PromptTable
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.parameters import choice
+
+PAPER_LLM = "google-t5/t5-small"
+CODE_BYTES = 64  # codes are stored in rows of a multiple of this many bytes
+
+
+class GenerativeRecommender(SequentialRecommender):
+    """A T5 over prompts; its subclasses are property files more than code.
+
+    Parameters
+    ----------
+    config : Config
+        Keys of the model's property file and the ``llm`` keys of ``props/overall.yaml``.
+    dataset : HistoryDataset
+        A training split: item indexes are built from it.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed, or a language model that is no T5.
+    """
+
+    needs_item_text = True
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        choice(config, "loss_type", ["CE"])
+        self.task = choice(config, "task", ["sequential", "topn"])
+        self.head_kind = choice(config, "head", ["decoder", "projection"])
+        self.item_repr = choice(config, "item_repr", ["index", "title"])
+        self.decoding = choice(config, "decoding", ["unconstrained", "trie", "exact"])
+        self.loss_reduction = choice(config, "loss_reduction", ["token", "sample"])
+        self.prompt_cut = choice(config, "prompt_cut", ["oldest", "right"])
+        self.whole_word_rule = choice(config, "whole_word", list(RULES))
+        self.whole_word_at_test = bool(config["whole_word_at_test"])
+        self.pad_in_loss = bool(config["pad_in_loss"])
+        self.unmasked_cross_attention = bool(config["unmasked_cross_attention"])
+        self.max_prompt_tokens = int(config["max_prompt_tokens"])
+        self.beams, self.length_penalty = int(config["beams"]), float(config["length_penalty"])
+        self.early_stopping = bool(config["early_stopping"])
+        self.max_new_tokens = config["max_new_tokens"] and int(config["max_new_tokens"])
+        self.k = max(config["topk"])
+        if self.head_kind == "decoder" and self.beams < self.k and self.decoding != "exact":
+            raise ConfigError(f"beams={self.beams} give no list of topk={self.k} items; set beams={self.k} or more.")
+        templates = list(config["topn_templates"] if self.task == "topn" else config["templates"])
+        self.n_templates, self.n_separators = len(templates), len(config["separators"])
+        test = config["topn_test_template"] if self.task == "topn" else config["test_template"]
+        if isinstance(test, str):
+            templates.append(test)
+            self.test_template = self.n_templates
+        elif isinstance(test, int) and 0 <= test < self.n_templates:
+            self.test_template = test
+        else:
+            raise ConfigError(
+                f"test_template={test!r} is neither a template nor the number of one of the {self.n_templates} "
+                f"templates (0 to {self.n_templates - 1})."
+            )
+        self._templates, self._separators = templates, list(config["separators"])
+        self._item_prefix, self._target_prefix = str(config["item_prefix"] or ""), str(config["target_prefix"] or "")
+
+        spec = LLMSpec.from_config(config, key="llm", preferred=PAPER_LLM)
+        scratch = choice(config, "rec_llm_init", ["pretrained", "scratch"]) == "scratch"
+        self.resolved = resolve_llm(spec, logger=self.logger, weights=not scratch)
+        self.scratch = scratch
+        self.tokenizer = load_tokenizer(self.resolved)
+        self.item_text = item_text_of(dataset, config)
+        index = build_item_index(
+            choice(config, "item_index", list(SCHEMES)),
+            Histories.of(dataset),
+            int(config["item_index_seed"]),
+            self.item_text.texts,
+            **self._index_options(config),
+        )
+        if index.leak == "leaky":
+            self.logger.warning(
+                f"item_index={index.scheme} is LEAKY: its numbers follow the test items, so that even 'largest number "
+                "of the history plus one' finds them. Rows with it do not compare with anything else."
+            )
+        if index.new_tokens:
+            self.tokenizer.add_tokens(index.new_tokens)
+
+        rate = config["dropout"] if config["dropout"] is None else float(config["dropout"])
+        self.t5: Any
+        if self.head_kind == "decoder":
+            width = config["feed_forward_size"]
+            self.t5 = load_seq2seq(self.resolved, not scratch, rate, width and int(width))
+            self.d = self.t5.config.d_model
+        else:
+            self.t5 = load_encoder(self.resolved, pretrained=not scratch, dropout=rate)
+            self.d = self.t5.config.d_model
+            self.projection = nn.Linear(self.d, self.n_items, bias=False)
+        if index.new_tokens and len(self.tokenizer) > self.t5.get_input_embeddings().num_embeddings:
+            self.t5.resize_token_embeddings(len(self.tokenizer))
+        if config["digit_embedding_range"] is not None:
+            self._redraw_digits(float(config["digit_embedding_range"]))
+        self.whole_word_embedding = nn.Embedding(int(config["whole_word_size"]), self.d)
+        nn.init.normal_(self.whole_word_embedding.weight, std=float(config["whole_word_std"]))
+        count = int(config["soft_prompts"])
+        self.soft_prompt = nn.Parameter(torch.empty(count, self.d).uniform_(-0.1, 0.1)) if count else None
+        self.register_buffer("index_codes", self._as_bytes(index))
+        self._use_index(index)
+        self.counts = DecodingCounts()
+        # A draw of its own, so that a model's random numbers do not depend on the tail of its lists.
+        fill = torch.randperm(self.n_items - 1, generator=torch.Generator().manual_seed(int(config["seed"])))
+        self.register_buffer("fill", fill, persistent=False)
+        self.to(self.device)
+
+    @staticmethod
+    def _index_options(config: Any) -> dict[str, Any]:
+        clusters = {"clusters": config["item_index_clusters"], "cluster_size": config["item_index_cluster_size"]}
+        quantisation = {
+            "factors": config["item_index_factors"],
+            "subspaces": config["item_index_subspaces"],
+            "codewords": config["item_index_codewords"],
+        }
+        options = {"collaborative": clusters, "sci": clusters, "gci": quantisation}.get(config["item_index"], {})
+        return {name: int(value) for name, value in options.items() if value is not None}
+
+    def _redraw_digits(self, bound: float) -> None:
+        """Embeddings of number tokens start anew from U(-bound, bound) (LightLM)."""
+        pieces = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
+        numbers = [token for token, piece in enumerate(pieces) if piece and piece.lstrip("\u2581").isdigit()]
+        table = self.t5.get_input_embeddings().weight
+        with torch.no_grad():
+            table[numbers] = torch.empty(len(numbers), table.shape[1]).uniform_(-bound, bound)
+
+    # ---- item index: part of what a run must keep, whatever a later version of a clustering finds
+
+    def _as_bytes(self, index: ItemIndex) -> torch.Tensor:
+        """Codes of items and then users as rows of UTF-8."""
+        rows = [code.encode() for code in (*index.items, *index.users)]
+        width = -(-max(map(len, rows)) // CODE_BYTES) * CODE_BYTES
+        table = np.zeros((len(rows), width), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            table[place, : len(row)] = np.frombuffer(row, dtype=np.uint8)
+        return torch.from_numpy(table)
+
+    def _use_index(self, index: ItemIndex) -> None:
+        self.index = index
+        shown = index.items if self.item_repr == "index" else self.item_text.texts
+        mark = (self._item_prefix, "") if self.item_repr == "index" else ("[", "]")
+        self.prompt_table = PromptTable(
+            self.tokenizer,
+            self._templates,
+            [mark[0] + text + mark[1] for text in shown],
+            [f"user_{code}" for code in index.users],
+            separators=self._separators,
+            rule=self.whole_word_rule,
+            items_are_entities=self.item_repr == "title",
+        )
+        end = [self.tokenizer.eos_token_id]
+        targets = [self._target_prefix + code for code in index.items]
+        self.codes = [tokens + end for tokens in self.tokenizer(targets, add_special_tokens=False).input_ids]
+        self.codes[0] = []
+        vocabulary = max(self.t5.get_input_embeddings().num_embeddings, len(self.tokenizer))
+        self.trie = Trie(self.codes, vocabulary) if self.head_kind == "decoder" else None
+        longest = max(map(len, self.codes))
+        labels = torch.full((self.n_items, longest), -100)
+        for item, code in enumerate(self.codes):
+            labels[item, : len(code)] = torch.tensor(code, dtype=torch.long)
+        self.register_buffer("labels", labels, persistent=False)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        stored = state_dict.get(prefix + "index_codes")
+        if (
+            stored is not None
+            and stored.shape == self.index_codes.shape
+            and not torch.equal(stored.cpu(), self.index_codes.cpu())
+        ):
+            texts = [bytes(row[row > 0]).decode() for row in stored.cpu().numpy()]
+            items, users = texts[: self.n_items], texts[self.n_items :]
+            index = self.index
+            self._use_index(ItemIndex(index.scheme, items, users, index.new_tokens, index.leak, index.info))
+            self.to(self.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the trie along with the tensors."""
+        result = super()._apply(*args, **kwargs)
+        trie = getattr(self, "trie", None)
+        if trie is not None:
+            trie.to(self.labels.device)
+        return result
+
+    # ---- prompts
+
+    def prompts(self, interaction: Interaction) -> Prompts:
+        """Prompts of a batch: a random template each in training, ``test_template`` in evaluation."""
+        if self.task == "topn":
+            items = interaction[CANDIDATES]
+            length = torch.full((len(items),), items.shape[1], device=items.device)
+        else:
+            items, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        if self.training:
+            template = torch.randint(self.n_templates * self.n_separators, (len(items),))
+        else:
+            template = torch.full((len(items),), self.test_template * self.n_separators)
+        user = interaction[self.USER_ID]
+        return self.prompt_table.build(user, items, length, template, self.max_prompt_tokens, self.prompt_cut)
+
+    def forward(self, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encoder states and what the decoder may attend to.
+
+        Returns
+        -------
+        hidden : torch.Tensor, shape (B, P + T, d)
+        mask : torch.LongTensor, shape (B, P + T)
+        """
+        x = self.t5.get_input_embeddings()(prompts.input_ids)
+        if self.whole_word_rule != "none" and (self.training or self.whole_word_at_test):
+            ids = prompts.whole_word_ids.clamp(max=self.whole_word_embedding.num_embeddings - 1)
+            x = x + self.whole_word_embedding(ids)
+        mask = prompts.attention_mask
+        if self.soft_prompt is not None:
+            x = torch.cat([self.soft_prompt.expand(len(x), -1, -1), x], dim=1)
+            mask = functional.pad(mask, (len(self.soft_prompt), 0), value=1)
+        encoder = self.t5.get_encoder() if self.head_kind == "decoder" else self.t5
+        hidden = encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
+        return hidden, torch.ones_like(mask) if self.unmasked_cross_attention else mask
+
+    def code_loss(self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean negative log-likelihood of codes, teacher forced.
+
+        Parameters
+        ----------
+        hidden, mask
+            From :meth:`forward`.
+        labels : torch.LongTensor, shape (B, T)
+            Tokens of the codes, -100 after their end.
+        """
+        if self.pad_in_loss:
+            labels = labels.masked_fill(labels == -100, self.tokenizer.pad_token_id)
+        logits = self.t5(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, labels=labels
+        ).logits
+        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        counted = labels != -100
+        if self.loss_reduction == "token":
+            return losses.sum() / counted.sum()
+        return (losses.sum(1) / counted.sum(1)).mean()
+
+    # ---- training
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Negative log-likelihood of the target's code, or cross-entropy over the catalogue (``head: projection``)."""
+        hidden, mask = self.forward(self.prompts(interaction))
+        target = interaction[self.POS_ITEM_ID]
+        if self.head_kind == "projection":
+            scores = self._project(hidden, mask)
+            if self.task == "topn":
+                candidates = interaction[CANDIDATES]
+                return functional.cross_entropy(
+                    scores.gather(1, candidates), (candidates == target[:, None]).long().argmax(1)
+                )
+            return functional.cross_entropy(scores[:, 1:], target - 1)
+        labels = self.labels[target]
+        labels = labels[:, : int((labels != -100).sum(1).max())]
+        return self.code_loss(hidden, mask, labels)
+
+    # ---- evaluation
+
+    def _project(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        weight = mask[..., None].to(hidden.dtype)
+        return self.projection((hidden * weight).sum(1) / weight.sum(1))
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Score of ``ITEM_ID`` for every row, shape (B,): a column of :meth:`full_sort_predict`."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the whole catalogue, shape (B, n_items).
+
+        Items that no beam reached lie far below those that one did, in a seeded order of the user's own; padding and,
+        in the top-N task, everything but the candidates is ``-inf``.
+        """
+        hidden, mask = self.forward(self.prompts(interaction))
+        if self.head_kind == "projection":
+            scores = self._project(hidden, mask)
+            scores[:, 0] = -torch.inf
+        elif self.decoding == "exact":
+            scores = exact_scores(self.t5, hidden, mask, self.codes)
+        else:
+            assert self.trie is not None
+            item, score = beam_search(
+                self.t5,
+                hidden,
+                mask,
+                self.trie,
+                self.beams,
+                constrained=self.decoding == "trie",
+                max_length=self.max_new_tokens,
+                length_penalty=self.length_penalty,
+                early_stopping=self.early_stopping,
+            )
+            history = interaction[self.ITEM_SEQ]
+            count_beams(self.counts, item, history, self.k)
+            shift = (history.sum(1) * 7919) % (self.n_items - 1)
+            scores = item_scores(item, score, self.fill, shift)
+        if self.task == "topn":
+            candidates = interaction[CANDIDATES]
+            scores = torch.full_like(scores, -torch.inf).scatter(1, candidates, scores.gather(1, candidates))
+        return scores
+
+    def start_evaluation(self) -> None:
+        """Count anew what beams turn out to be."""
+        self.counts = DecodingCounts()
+
+    def evaluation_report(self) -> dict[str, float]:
+        """Rates of invalid, repeated and already-seen beams and of list places that no beam filled."""
+        return self.counts.rates() if self.counts.counts else {}
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result must say about language model, item codes and decoding."""
+        return {
+            "llm": self.resolved.label(),
+            "llm_revision": self.resolved.revision,
+            "rec_llm_init": "scratch" if self.scratch else "pretrained",
+            "item_index": self.index.scheme,
+            "item_index_leak": self.index.leak,
+            "item_index_info": self.index.info,
+            "item_text": self.item_text.template,
+            "item_text_fingerprint": self.item_text.fingerprint(),
+            "decoding": self.decoding if self.head_kind == "decoder" else None,
+        }

@@ -1,0 +1,57 @@
+"""The rule of the largest id: recommend the numbers that follow the largest number of the history. Nothing is learned.
+
+A control: where it does well, the item numbers in use leak the order of the histories. On Amazon 2014 files numbered
+as P5 and POD were published it beats several trained models.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+
+from recbole_llm.errors import ConfigError
+from recbole_llm.llm.item_index import Histories, build_item_index
+from recbole_llm.parameters import choice
+
+
+class MaxIdRule(SequentialRecommender):
+    """Scores items by how soon their number follows the largest number of the history.
+
+    Parameters
+    ----------
+    config : Config
+        Keys of ``props/model/MaxIdRule.yaml``.
+    dataset : HistoryDataset
+        A training split.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        scheme = choice(config, "item_index", ["random", "sequential_train", "sequential_full", "internal"])
+        if scheme == "internal":
+            number = np.arange(self.n_items)
+        else:
+            index = build_item_index(scheme, Histories.of(dataset), int(config["item_index_seed"]))
+            number = np.array([0, *map(int, index.items[1:])])
+        if self.n_items < 2:
+            raise ConfigError("MaxIdRule needs at least one item.")
+        rank = torch.from_numpy(number[1:].argsort().argsort())
+        self.register_buffer("rank", torch.cat([torch.tensor([-1]), rank]))
+        self.to(self.device)
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Nothing is trained."""
+        raise NotImplementedError("MaxIdRule has nothing to train; set epochs=0.")
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Score of ``ITEM_ID`` for every row, shape (B,)."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Minus the distance from the largest number of the history, going up and round; shape (B, n_items)."""
+        top = self.rank[interaction[self.ITEM_SEQ]].amax(1, keepdim=True)
+        scores = -((self.rank - top - 1) % (self.n_items - 1)).float()
+        scores[:, 0] = -torch.inf
+        return scores

@@ -1,0 +1,290 @@
+"""P5, POD and LightLM: parity with POD's released network, known answers, what is shown to the model and kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.loader import prepare_data
+from recbole_llm.errors import ConfigError
+from recbole_llm.llm.decoding import Trie, beam_search
+from recbole_llm.llm.prompt_table import Prompts
+from recbole_llm.quick_start import load_run, run
+from tests.worlds import write_cycle
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "pod"
+TINY = {
+    "llm": "tiny-random-t5",
+    "show_progress": False,
+    "use_gpu": False,
+    "train_batch_size": 16,
+    "item_index_cluster_size": 4,
+    "item_index_clusters": 3,
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    write_cycle(tmp_path / "data")
+    folders = {"data_path": "data", "checkpoint_dir": "saved", "embedding_cache_dir": "cache"}
+    return {**TINY, **{key: str(tmp_path / folder) for key, folder in folders.items()}}
+
+
+def build(name, settings, **more):
+    config = Config(name, "cycle", config_dict={**settings, **more})
+    train, _, test = prepare_data(config, HistoryDataset(config))
+    torch.manual_seed(1)
+    return config.model_class(config, train.dataset), train, test
+
+
+# ---- the released network
+
+
+@pytest.fixture(scope="module")
+def golden():
+    arrays = np.load(GOLDEN / "tiny_t5_io.npz")
+    weights = np.load(GOLDEN / "tiny_t5_weights.npz")
+    return (
+        json.loads((GOLDEN / "tiny_t5.json").read_text()),
+        {name: torch.from_numpy(arrays[name]) for name in arrays.files},
+        {name: torch.from_numpy(weights[name]) for name in weights.files},
+    )
+
+
+def released(golden, settings, soft, unmasked, pad_in_loss):
+    """POD with the golden T5; the soft prompts of all tasks, as POD has them."""
+    facts, _, weights = golden
+    model, *_ = build("POD", settings, unmasked_cross_attention=unmasked, pad_in_loss=pad_in_loss)
+    model.t5 = T5ForConditionalGeneration(T5Config(**facts["config"]))
+    network = {name: tensor for name, tensor in weights.items() if not name.endswith("_embeddings.weight")}
+    missing, unknown = model.t5.load_state_dict(network, strict=False)
+    assert not unknown and all("shared" in name or "embed_tokens" in name or "lm_head" in name for name in missing)
+    model.whole_word_embedding = torch.nn.Embedding.from_pretrained(
+        weights["whole_word_embeddings.weight"], freeze=False
+    )
+    prompts = torch.nn.Parameter(weights["prompt_embeddings.weight"].clone())
+    model.soft_prompt = None
+    return model.eval(), prompts if soft else None
+
+
+def forward(model, soft, arrays):
+    """Encoder states of every row, each with the soft prompts of its task."""
+    hidden, masks = [], []
+    for row in range(len(arrays["input_ids"])):
+        task, part = int(arrays["task_id"][row]), slice(row, row + 1)
+        model.soft_prompt = None
+        if soft is not None:
+            del model.soft_prompt
+            model._parameters.pop("soft_prompt", None)
+            model.__dict__["soft_prompt"] = soft.view(3, 4, -1)[task]
+        prompts = Prompts(
+            arrays["input_ids"][part], arrays["attention_mask"][part], arrays["whole_word_ids"][part], dropped=0
+        )
+        states, mask = model.forward(prompts)
+        hidden.append(states)
+        masks.append(mask)
+        model.__dict__.pop("soft_prompt", None)
+    return torch.cat(hidden), torch.cat(masks)
+
+
+CASES = {
+    "unmasked_cross__pad_in_loss": (True, True, True),
+    "unmasked_cross__pad_ignored": (True, True, False),
+    "masked_cross__pad_in_loss": (True, False, True),
+    "masked_cross__pad_ignored": (True, False, False),
+    "no_prompt__unmasked_cross__pad_in_loss": (False, True, True),
+    "no_prompt__masked_cross__pad_ignored": (False, False, False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_pod_losses_and_gradients(golden, settings, case):
+    facts, arrays, _ = golden
+    model, soft = released(golden, settings, *CASES[case])
+    hidden, mask = forward(model, soft, arrays)
+    if soft is not None:
+        torch.testing.assert_close(hidden, arrays["encoder_last_hidden_state"].float(), rtol=0, atol=2e-5)
+    labels = arrays["labels"].masked_fill(arrays["labels"] == 0, -100)
+    loss = model.code_loss(hidden, mask, labels)
+    assert loss.item() == pytest.approx(facts["results"][case]["loss"], abs=2e-5)
+    loss.backward()
+    for name, norm in facts["results"][case]["grad_norm"].items():
+        gradient = {
+            "prompt_embeddings.weight": None if soft is None else soft.grad,
+            "whole_word_embeddings.weight": model.whole_word_embedding.weight.grad,
+        }.get(name)
+        if name == "prompt_embeddings.weight" and soft is None:
+            continue
+        if gradient is None:
+            gradient = dict(model.t5.named_parameters())[name].grad
+        assert gradient.norm().item() == pytest.approx(norm, rel=2e-5, abs=2e-5), name
+
+
+def test_golden_pod_beams(golden, settings):
+    facts, arrays, _ = golden
+    model, soft = released(golden, settings, True, True, True)
+    wanted = facts["beam_search"]
+    with torch.no_grad():
+        hidden, mask = forward(model, soft, arrays)
+    beams = wanted["settings"]["num_beams"]
+    # Every sequence of the released search is called an item, so that beams that are none stand out.
+    found = [tuple(row[1 : row.index(1) + 1]) for row in wanted["sequences"]]
+    codes = [(), *sorted(set(found))]
+    number = {code: item for item, code in enumerate(codes)}
+    item, score = beam_search(
+        model.t5, hidden, mask, Trie(codes, 64), beams, False, 49, length_penalty=1.0, early_stopping=True
+    )
+    kept = wanted["settings"]["num_return_sequences"]
+    assert item[:, :kept].flatten().tolist() == [number[code] for code in found]
+    expected = torch.tensor(wanted["sequences_scores"]).view(-1, kept)
+    torch.testing.assert_close(score[:, :kept], expected, rtol=0, atol=2e-5)
+
+
+# ---- known answers
+
+LEARNT = {
+    "P5": {"head": "projection"},
+    "POD": {"templates": ["{user} {history}"]},
+    "LightLM": {"digit_embedding_range": None, "feed_forward_size": None},
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_learns_a_cycle(name, settings, tmp_path):
+    write_cycle(tmp_path / "small", users=20, items=12, length=10)
+    more = {"templates": ["{history}"], "test_template": 0, "item_prefix": "", "target_prefix": "", "decoding": "trie"}
+    more |= {"MAX_ITEM_LIST_LENGTH": 1, "train_view": "prefix", "train_batch_size": 32, "topk": [1, 5], "beams": 5}
+    more |= {"learning_rate": 3e-3, "lr_schedule": "constant", "epochs": 40, "eval_step": 10, "valid_metric": "NDCG@5"}
+    more |= {"data_path": str(tmp_path / "small"), **LEARNT[name]}
+    result = run(name, "cycle", config_dict={**settings, **more})
+    assert result["test_result"]["recall@5"] > 0.9
+
+
+# ---- what is shown, kept and reported
+
+
+def test_titles_in_the_prompt_and_codes_in_the_answer(settings):
+    model, train, _ = build("POD", settings, item_repr="title", templates=["{user} {history}"], test_template=0)
+    batch = next(iter(train))
+    ids = model.eval().prompts(batch).input_ids[0]
+    text = model.tokenizer.decode(ids[ids > 1])
+    first = int(batch[model.ITEM_SEQ][0, 0])
+    user = int(batch[model.USER_ID][0])
+    assert text.startswith(f"user_{model.index.users[user]} [{model.item_text.texts[first]}]")
+    assert model.tokenizer.decode(model.codes[first][:-1]) == model.index.items[first]
+
+
+def test_internal_ids_are_not_shown(settings):
+    model, train, _ = build("POD", settings, item_prefix="", templates=["{history}"], test_template=0)
+    batch = next(iter(train))
+    ids = model.eval().prompts(batch).input_ids[0]
+    shown = model.tokenizer.decode(ids[ids > 1]).split()
+    items = batch[model.ITEM_SEQ][0][: int(batch[model.ITEM_SEQ_LEN][0])].tolist()
+    assert shown == [model.index.items[item] for item in items]
+    assert shown != [str(item) for item in items]
+
+
+def test_soft_prompts_and_whole_words_learn(settings):
+    model, train, _ = build("POD", settings)
+    model.train().calculate_loss(next(iter(train))).backward()
+    assert model.soft_prompt.grad.abs().sum() > 0 and model.soft_prompt.shape == (10, 32)
+    used = model.whole_word_embedding.weight.grad.abs().sum(1) > 0
+    assert used[:3].all() and not used[100:].any()
+
+
+def test_whole_words_can_be_left_out_at_test_as_released(settings):
+    with_them, _, test = build("P5", settings)
+    without, _, _ = build("P5", settings, whole_word_at_test=False)
+    without.load_state_dict(with_them.state_dict())
+    interaction = next(iter(test))[0]
+    with torch.no_grad():
+        states = [model.eval().forward(model.prompts(interaction))[0] for model in (with_them, without)]
+        assert not torch.allclose(*states)
+        with_them.whole_word_embedding.weight.zero_()
+        torch.testing.assert_close(with_them.forward(with_them.prompts(interaction))[0], states[1])
+
+
+def test_exact_scores_and_wide_beams_agree(settings):
+    more = {"decoding": "trie", "beams": 40, "length_penalty": 0.0, "early_stopping": False}
+    model, _, test = build("POD", settings, **more)
+    interaction = next(iter(test))[0]
+    with torch.no_grad():
+        beams = model.eval().full_sort_predict(interaction)
+        model.decoding = "exact"
+        exact = model.full_sort_predict(interaction)
+    torch.testing.assert_close(beams, exact, rtol=1e-5, atol=1e-4)
+
+
+def test_a_run_keeps_its_codes_and_reports_what_beams_were(settings, monkeypatch):
+    more = {"epochs": 1, "item_index": "collaborative", "decoding": "unconstrained", "beams": 20}
+    result = run("POD", "cycle", config_dict={**settings, **more})
+    report = json.loads((Path(result["run_dir"]) / "results.json").read_text())
+    rates = report["model_report"]
+    assert set(rates) == {"invalid_rate", "duplicate_rate", "seen_rate", "filled_rate"}
+    assert 0 < rates["invalid_rate"] <= 1 and 0 < rates["filled_rate"] <= 1
+    assert report["language_models"]["item_index_leak"] == "none"
+    loaded = load_run(result["run_dir"])
+    codes = loaded.model.index.items
+    # Another clustering, by another version of a library say: the run's own codes count.
+    import recbole_llm.model.generative as module
+
+    def other(*args, **options):
+        index = original(*args, **options)
+        return type(index)(index.scheme, ["", *index.items[:0:-1]], index.users, index.new_tokens, index.leak)
+
+    original = module.build_item_index
+    monkeypatch.setattr(module, "build_item_index", other)
+    again = load_run(result["run_dir"]).model
+    assert again.index.items == codes and again.codes == loaded.model.codes
+
+
+def test_leaky_codes_are_called_leaky(settings):
+    result = run("POD", "cycle", config_dict={**settings, "epochs": 1, "item_index": "sequential_full"})
+    report = json.loads((Path(result["run_dir"]) / "results.json").read_text())
+    assert report["language_models"]["item_index_leak"] == "leaky"
+    assert "LEAKY" in (Path(result["run_dir"]) / "run.log").read_text()
+
+
+def test_top_n_ranks_candidates_only(settings):
+    model, train, test = build("POD", settings, task="topn", topn_negatives=9)
+    assert torch.isfinite(model.calculate_loss(next(iter(train))))
+    interaction = next(iter(test))[0]
+    with torch.no_grad():
+        scores = model.eval().full_sort_predict(interaction)
+    assert (torch.isfinite(scores).sum(1) == 10).all()
+
+
+def test_a_narrow_t5_keeps_the_rest_of_its_weights(settings):
+    model, *_ = build("LightLM", settings)
+    assert model.t5.config.d_ff == 16
+    assert model.t5.encoder.block[0].layer[1].DenseReluDense.wi.weight.shape == (16, 32)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"beams": 5, "topk": [10]}, "beams=5 give no list of topk=10"),
+        ({"test_template": 9}, "test_template=9 is neither"),
+        ({"llm": "tiny-random-bert"}, "tiny-random-bert is no T5"),
+        ({"item_index": "sequential"}, "item_index='sequential'"),
+        ({"max_prompt_tokens": 8}, "max_prompt_tokens=8 does not hold"),
+    ],
+)
+def test_settings_that_are_not_allowed(settings, more, message):
+    with pytest.raises(ConfigError, match=message):
+        model, train, _ = build("P5", settings, **more)
+        model.calculate_loss(next(iter(train)))
+
+
+def test_rule_of_the_largest_id(settings):
+    model, _, test = build("MaxIdRule", settings, item_index="internal")
+    interaction = next(iter(test))[0]
+    best = model.full_sort_predict(interaction).argmax(1)
+    top = interaction[model.ITEM_SEQ].amax(1)
+    assert best.tolist() == [item % (model.n_items - 1) + 1 for item in top.tolist()]
