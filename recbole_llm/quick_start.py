@@ -69,7 +69,7 @@ def run(
     -------
     dict
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` (under
-        ``mask_history``), and ``test_result_unmasked``, ``stages``, ``run_dir``.
+        ``mask_history``), and ``test_result_unmasked``, ``stages``, ``members`` (of a hybrid), ``run_dir``.
     """
     rundir.log_to_console()
     config = Config(model, dataset, config_file_list, config_dict, arguments)
@@ -194,7 +194,12 @@ def _experiment(
     with trainer.meter.phase("test"):
         test_result = trainer.evaluate(test_data, show_progress=config["show_progress"]) if evaluate_test else None
 
-    report = rundir.report(config, dataset, trainer, test_result, meter)
+    members = None
+    if evaluate_test and test_data is not None and hasattr(model, "members"):
+        with trainer.meter.phase("test_members"):
+            members = trainer.evaluate_members(test_data, show_progress=config["show_progress"])
+
+    report = rundir.report(config, dataset, trainer, test_result, meter, members)
     if run_dir is not None:
         rundir.write_results(run_dir, report, trainer)
     rundir.print_summary(config, report, run_dir)
@@ -205,6 +210,7 @@ def _experiment(
         "test_result": test_result,
         "test_result_unmasked": trainer.unmasked_result if evaluate_test else None,
         "stages": trainer.stage_results,
+        "members": members,
         "run_dir": None if run_dir is None else str(run_dir),
     }
 

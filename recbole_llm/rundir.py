@@ -301,10 +301,12 @@ def report(
     trainer: Any,
     test_result: Mapping[str, float] | None,
     meter: Meter,
+    members: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Everything that ``results.json`` holds: figures with the protocol and the provenance they need.
 
-    ``meter`` measured what came before the trainer.
+    ``meter`` measured what came before the trainer; ``members`` are the results of a hybrid's members on the same
+    data.
     """
     model = trainer.model
     seconds = {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds}
@@ -332,6 +334,8 @@ def report(
             "test_masked": trainer.masked_result if ranks else None,
             "test_unmasked": trainer.unmasked_result if ranks else None,
             "model_report": trainer.model_report if ranks else None,
+            "members": members,
+            "chosen_from": trainer.chosen_from or None,
             "tied_targets": ranks.tied if ranks else None,
             "targets_in_history": ranks.targets_in_history if ranks else None,
             "stages": trainer.stage_results,
@@ -345,7 +349,7 @@ def report(
                 "train_rows": trainer.train_rows,
                 "temporal_session": dataset.sessions.counts if dataset.sessions else None,
                 "filters": {key: config[key] for key in FILTERS if config[key] is not None},
-                "files": {path.name: file_sha256(path) for path in _files_read(dataset, type(model))},
+                "files": {path.name: file_sha256(path) for path in _files_read(dataset, model)},
             },
             "language_models": model.provenance() if hasattr(model, "provenance") else None,
             "parameters": {
@@ -363,7 +367,7 @@ def report(
     )
 
 
-def _files_read(dataset: Any, model: type) -> list[Path]:
+def _files_read(dataset: Any, model: Any) -> list[Path]:
     """The atomic files of a run; the texts of items come from a file that the dataset itself may not load."""
     items = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     text = [items] if getattr(model, "needs_item_text", False) and items.is_file() else []
@@ -449,6 +453,19 @@ def popularity_rank(counts: np.ndarray) -> np.ndarray:
     return 1 + len(ascending) - np.searchsorted(ascending, counts, side="right")
 
 
+def _members_table(results: Mapping[str, Any], part: str, head: str, places: int) -> str:
+    """A hybrid's figures beside those of its members, with what each has cost."""
+    provenance = results["language_models"]["members"]
+    rows = [[results["model"], *results[part].values(), None, results["seconds"]["test"]]]
+    for member, source in zip(results["members"], provenance, strict=True):
+        rows.append([member["member"], *member[part].values(), source["run_seconds"], member["test_seconds"]])
+    seconds = [row[-2] for row in rows[1:] if row[-2] is not None]
+    rows[0][-2] = sum(seconds) if seconds else None
+    columns = [head, *results[part], "seconds of runs", "of test"]
+    digits = [f".{places}f"] * (len(columns) - 2) + [".1f", ".1f"]
+    return tabulate(rows, columns, tablefmt="simple", floatfmt=digits)
+
+
 def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:
     """The table at the end of a run, with the protocol above it."""
     logger = logging.getLogger()
@@ -462,6 +479,8 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     table = tabulate(
         rows, ["metric", "best valid", heads[first], heads[second]], tablefmt="simple", floatfmt=f".{places}f"
     )
+    if results["members"]:
+        table += "\n\n" + _members_table(results, first, heads[first], places)
     language = results["language_models"] or {}
     lines = [
         set_color(f"{config['model']} on {config['dataset']}", "green") + f": {results['protocol']['text']}",

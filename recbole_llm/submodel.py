@@ -96,7 +96,8 @@ def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> Any:
 def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -> Any:
     """The frozen model of a finished run, for use inside the model of ``config``; its settings are in ``.config``.
 
-    Its inputs come from the batches of the outer run: pass them through :func:`newest` with its ``max_seq_length``.
+    ``.item_tokens`` are its items by its own internal ids, which may be others than those of the outer run. Its inputs
+    come from the batches of the outer run: pass them through :func:`newest` with its ``max_seq_length``.
 
     Parameters
     ----------
@@ -121,7 +122,7 @@ def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -
     # A model such as FDSA reads item features that this run has not loaded.
     own = dataset if needed <= loaded else HistoryDataset(inner).build()[0]
     model = restore(inner, own, run_dir)
-    model.config = inner
+    model.config, model.item_tokens = inner, own.field2id_token[own.iid_field]
     return model.requires_grad_(False)
 
 
@@ -139,10 +140,10 @@ def _check_same_data(
         )
     now = {path.name: path for path in dataset.source_files}
     for name, digest in report["dataset"]["files"].items():
-        if name.endswith(".inter") and name in now and file_sha256(now[name]) != digest:
+        if name.endswith(".inter") and name in now and (found := file_sha256(now[name])) != digest:
             raise CheckpointError(
-                f"{run_dir} was trained on another {name} than {now[name]}. Train it again on this file, or point "
-                "data_path at the one it was trained on."
+                f"{run_dir} was trained on another {name} than {now[name]} (SHA-256 {digest} there, {found} here). "
+                "Train it again on this file, or point data_path at the one it was trained on."
             )
     if inner["MAX_ITEM_LIST_LENGTH"] > config["MAX_ITEM_LIST_LENGTH"]:
         raise CheckpointError(

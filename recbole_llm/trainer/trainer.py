@@ -55,6 +55,8 @@ class RunTrainer(Trainer):
         The model has been through its stages: evaluate it only.
     """
 
+    model: Any
+
     def __init__(
         self,
         config: Any,
@@ -103,6 +105,7 @@ class RunTrainer(Trainer):
         self.train_loss_dict: dict[int, float] = {}
         self.meter = Meter(self.device)
         self.ranks: Ranks | None = None
+        self.chosen_from: list[dict[str, Any]] = []
         self.unmasked_result: OrderedDict[str, float] | None = None
         self.item_tensor = None
         self.tot_item_num: int | None = None
@@ -200,6 +203,9 @@ class RunTrainer(Trainer):
     ) -> None:
         batches = len(train_data)
         self._total_steps = -(-batches // self.accumulate) * self.epochs
+        if self.epochs == 0 and len(getattr(self.model, "choices", ())) > 1:
+            with self.meter.phase("valid"):
+                self._choose(valid_data, show_progress)
         if self.epochs == 0 or self.start_epoch == 0:
             self._save_best()
         if self.epochs == 0 and valid_data is not None:
@@ -239,6 +245,39 @@ class RunTrainer(Trainer):
                 if verbose:
                     self.logger.info(f"Finished training, best eval result in epoch {self.best_epoch}")
                 break
+
+    @torch.no_grad()
+    def _choose(self, valid_data: Any, show_progress: bool) -> None:
+        """Settings that are chosen and not learned: one pass over the validation data ranks under all of them."""
+        if not isinstance(valid_data, FullSortEvalDataLoader):
+            raise ConfigError(
+                f"{self.config['model']} chooses among {len(self.model.choices)} settings by validation: that needs a "
+                "validation split with full ranking (eval_args); or give one setting."
+            )
+        self.model.eval()
+        self.test_dataset = valid_data.dataset
+        length = max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0
+        collectors = [RankCollector(length) for _ in self.model.choices]
+        for interaction, history, _, target in self._progress(valid_data, "Choose     ", show_progress):
+            interaction, target = interaction.to(self.device), target.to(self.device)
+            history = (history[0].to(self.device), history[1].to(self.device))
+            user = interaction[self.config["USER_ID_FIELD"]]
+            with self._autocast():
+                for collector, scores in zip(collectors, self.model.full_sort_choices(interaction), strict=True):
+                    collector.collect(scores, user, target, history)
+        scores = []
+        for collector in collectors:
+            self.ranks = ranks = collector.finish()
+            masked = self.config["mask_history"]
+            rank, lists = (ranks.masked, ranks.masked_lists) if masked else (ranks.unmasked, ranks.unmasked_lists)
+            scores.append(calculate_valid_score(self._metrics(rank, lists), self.valid_metric))
+        best = int(np.argmax(scores) if self.valid_metric_bigger else np.argmin(scores))
+        self.model.choose(best)
+        self.chosen_from = [
+            {**self.model.describe(setting), self.valid_metric: score}
+            for setting, score in zip(self.model.choices, scores, strict=True)
+        ]
+        self.logger.info(f"Chosen on validation, of {len(scores)}: {self.chosen_from[best]}")
 
     def _validate(self, epoch: int, valid_data: Any, row: dict[str, Any], verbose: bool, show_progress: bool) -> bool:
         start = time.perf_counter()
@@ -369,6 +408,28 @@ class RunTrainer(Trainer):
         self.masked_result, self.unmasked_result = masked, unmasked
         self.model_report = self.model.evaluation_report() if hasattr(self.model, "evaluation_report") else None
         return masked if self.config["mask_history"] else unmasked
+
+    def evaluate_members(self, eval_data: Any, show_progress: bool = False) -> list[dict[str, Any]]:
+        """Results of the models that a hybrid is made of, on the same data, and the seconds each took."""
+        hybrid, kept = self.model, (self.ranks, self.masked_result, self.unmasked_result, self.model_report)
+        results = []
+        try:
+            for member in hybrid.members:
+                self.model = member
+                start = time.perf_counter()
+                self.evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+                results.append(
+                    {
+                        "member": member.label,
+                        "test_masked": self.masked_result,
+                        "test_unmasked": self.unmasked_result,
+                        "test_seconds": round(time.perf_counter() - start, 3),
+                    }
+                )
+        finally:
+            self.model = hybrid
+            self.ranks, self.masked_result, self.unmasked_result, self.model_report = kept
+        return results
 
     def _metrics(self, rank: np.ndarray, lists: np.ndarray | None) -> OrderedDict[str, float]:
         if lists is None:

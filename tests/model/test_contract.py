@@ -21,6 +21,8 @@ TINY = {
     "use_gpu": False,
     "worker": 0,
 }
+# What a model cannot do without.
+NEEDED = {"ScoreEnsemble": {"members": ["LLMSeqSim", {"model": "LLMSeqSim", "dim_reduction": "none"}]}}
 pytestmark = pytest.mark.parametrize("name", own_models())
 
 
@@ -32,6 +34,7 @@ def settings(name, tmp_path):
     tiny = {key: value for key, value in TINY.items() if key != "epochs" or own.get("epochs") != 0}
     return {
         **tiny,
+        **NEEDED.get(name, {}),
         "data_path": str(tmp_path / "data"),
         "checkpoint_dir": str(tmp_path / "saved"),
         "embedding_cache_dir": str(tmp_path / "cache"),
