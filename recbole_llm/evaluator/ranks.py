@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from recbole_llm.errors import RecBoleLLMError
+from recbole_llm.evaluator.topk import top_k
 
 # Scores that are ranked at once on a CPU.
 CPU_SCORES = 2**17
@@ -154,15 +155,6 @@ def _places(
 
 
 def _first(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Items of the k highest scores, equal scores by smaller id; 0 where fewer than k can be recommended. (B, k)."""
-    lowest = torch.topk(scores, k).values[:, -1:]
-    # topk leaves open which of the scores equal to the lowest it takes: take those with the smallest ids.
-    above, equal = scores > lowest, scores == lowest
-    free = k - above.sum(1, keepdim=True)
-    taken = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= free))
-    width = scores.shape[1]
-    ids = torch.arange(width, device=scores.device)
-    items = width - torch.where(taken, width - ids, 0).topk(k).values
-    order = scores.gather(1, items.clamp(max=width - 1)).sort(dim=1, descending=True, stable=True).indices
-    items = items.gather(1, order)
-    return items.where(scores.gather(1, items.clamp(max=width - 1)) > -torch.inf, 0)
+    """Items of the k highest scores; 0 where fewer than k can be recommended. (B, k)."""
+    values, items = top_k(scores, k)
+    return items.where(values > -torch.inf, 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,16 @@ from torch.nn import functional
 
 from recbole_llm.errors import ConfigError
 
+# Vectors (m, d) -> (m, width), float64.
+Transform = Callable[[np.ndarray], np.ndarray]
+
 REDUCTIONS = ("none", "pca", "random_projection", "lda", "autoencoder")
 
 # The authors' autoencoder: Keras' Adam and initialisation, and so few epochs that it falls short of PCA.
 AUTOENCODER_EPOCHS, AUTOENCODER_BATCH, AUTOENCODER_LEARNING_RATE = 3, 512, 1e-3
 
 
-def reduce_vectors(
+def fit_reduction(
     vectors: np.ndarray,
     method: str,
     dim: int,
@@ -25,8 +29,8 @@ def reduce_vectors(
     fit_rows: np.ndarray | None = None,
     classes: Sequence[str] | None = None,
     seed: int = 0,
-) -> np.ndarray:
-    """Reduce a catalogue's vectors; nothing is normalised.
+) -> Transform:
+    """A reduction fitted on a catalogue's vectors, for those and for others of the same kind; nothing is normalised.
 
     Parameters
     ----------
@@ -42,7 +46,7 @@ def reduce_vectors(
         Wanted width; capped at d, for PCA also at the number of fitted rows, for LDA at the number of classes less
         one.
     fit_rows : numpy.ndarray of bool, shape (n,), optional
-        Items that the reduction is fitted on; default all. Every item is transformed.
+        Items that the reduction is fitted on; default all.
     classes : sequence of str, length n, optional
         For LDA: the class of each item; items with an empty one are not fitted on.
     seed : int
@@ -50,8 +54,8 @@ def reduce_vectors(
 
     Returns
     -------
-    numpy.ndarray, shape (n, width)
-        float64; PCA's columns sorted by variance, largest first.
+    callable
+        (m, d) -> (m, width), float64; PCA's columns sorted by variance, largest first.
 
     Raises
     ------
@@ -62,7 +66,7 @@ def reduce_vectors(
         raise ConfigError(f"dim_reduction={method!r} is not a choice. Allowed: {', '.join(REDUCTIONS)}.")
     vectors = np.asarray(vectors, dtype=np.float64)
     if method == "none":
-        return vectors
+        return _float64
     if dim < 1:
         raise ConfigError(f"reduced_dim={dim!r} is too small: at least 1 is needed.")
     fitted = np.ones(len(vectors), dtype=bool) if fit_rows is None else np.asarray(fit_rows, dtype=bool)
@@ -78,14 +82,23 @@ def reduce_vectors(
     return _autoencoder(vectors, fitted, dim, seed)
 
 
+def reduce_vectors(vectors: np.ndarray, method: str, dim: int, **fit: Any) -> np.ndarray:
+    """A catalogue's vectors through their own :func:`fit_reduction`, shape (n, width)."""
+    return fit_reduction(vectors, method, dim, **fit)(vectors)
+
+
+def _float64(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors, dtype=np.float64)
+
+
 def normalize_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1, shape (n, d); a zero row stays zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms == 0, 1.0, norms)
 
 
-def whiten(vectors: np.ndarray, fit_rows: np.ndarray | None = None) -> np.ndarray:
-    """Centred, uncorrelated columns of variance 1 over the fitted rows, shape (n, rank).
+def fit_whitening(vectors: np.ndarray, fit_rows: np.ndarray | None = None) -> Transform:
+    """Centred, uncorrelated columns of variance 1 over the fitted rows.
 
     Directions without variance, such as those beyond the number of items, are left out.
 
@@ -94,31 +107,38 @@ def whiten(vectors: np.ndarray, fit_rows: np.ndarray | None = None) -> np.ndarra
     vectors : numpy.ndarray, shape (n, d)
     fit_rows : numpy.ndarray of bool, shape (n,), optional
         Default: all.
+
+    Returns
+    -------
+    callable
+        (m, d) -> (m, rank).
     """
+    vectors = _float64(vectors)
     fitted = np.ones(len(vectors), dtype=bool) if fit_rows is None else fit_rows
-    components = _pca(np.asarray(vectors, dtype=np.float64), fitted, vectors.shape[1])
-    deviation = components[fitted].std(axis=0)
+    components = _pca(vectors, fitted, vectors.shape[1])
+    deviation = components(vectors[fitted]).std(axis=0)
     kept = deviation > 1e-6 * deviation.max()
-    return components[:, kept] / deviation[kept]
+    return lambda others: components(others)[:, kept] / deviation[kept]
 
 
-def _pca(vectors: np.ndarray, fitted: np.ndarray, dim: int) -> np.ndarray:
+def _pca(vectors: np.ndarray, fitted: np.ndarray, dim: int) -> Transform:
     """Through the covariance (d, d): exact, where scikit-learn's default is randomised for many items."""
     mean = vectors[fitted].mean(axis=0)
-    centred = vectors - mean
-    covariance = centred[fitted].T @ centred[fitted]
-    axes = np.linalg.eigh(covariance).eigenvectors[:, ::-1][:, :dim]
+    centred = vectors[fitted] - mean
+    axes = np.linalg.eigh(centred.T @ centred).eigenvectors[:, ::-1][:, :dim]
     largest = axes[np.abs(axes).argmax(axis=0), np.arange(dim)]
-    return centred @ (axes * np.sign(largest))
+    axes = axes * np.sign(largest)
+    return lambda others: (_float64(others) - mean) @ axes
 
 
-def _random_projection(vectors: np.ndarray, dim: int, seed: int) -> np.ndarray:
+def _random_projection(vectors: np.ndarray, dim: int, seed: int) -> Transform:
     from sklearn.random_projection import GaussianRandomProjection
 
-    return GaussianRandomProjection(dim, random_state=seed).fit_transform(vectors)
+    model = GaussianRandomProjection(dim, random_state=seed).fit(vectors)
+    return lambda others: model.transform(_float64(others))
 
 
-def _lda(vectors: np.ndarray, fitted: np.ndarray, dim: int, classes: Sequence[str] | None) -> np.ndarray:
+def _lda(vectors: np.ndarray, fitted: np.ndarray, dim: int, classes: Sequence[str] | None) -> Transform:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     if classes is None:
@@ -132,10 +152,11 @@ def _lda(vectors: np.ndarray, fitted: np.ndarray, dim: int, classes: Sequence[st
             f"{n_classes} of {int(fitted.sum())} items. Choose another field, or dim_reduction=pca."
         )
     model = LinearDiscriminantAnalysis(n_components=min(dim, n_classes - 1))
-    return model.fit(vectors[fitted], labels[fitted].astype(str)).transform(vectors)
+    model.fit(vectors[fitted], labels[fitted].astype(str))
+    return lambda others: model.transform(_float64(others))
 
 
-def _autoencoder(vectors: np.ndarray, fitted: np.ndarray, dim: int, seed: int) -> np.ndarray:
+def _autoencoder(vectors: np.ndarray, fitted: np.ndarray, dim: int, seed: int) -> Transform:
     """No activations: composed, the layers are one linear map to the code and one back."""
     generator = torch.Generator().manual_seed(seed)
     data = torch.from_numpy(vectors).float()
@@ -156,5 +177,9 @@ def _autoencoder(vectors: np.ndarray, fitted: np.ndarray, dim: int, seed: int) -
                 optimizer.zero_grad()
                 functional.mse_loss(whole(data[batch]), data[batch]).backward()
                 optimizer.step()
-    with torch.no_grad():
-        return encoder(data).double().numpy()
+
+    def transform(others: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return encoder(torch.from_numpy(_float64(others)).float()).double().numpy()
+
+    return transform
