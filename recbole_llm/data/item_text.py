@@ -13,9 +13,10 @@ import logging
 import math
 import re
 import string
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from recbole_llm.errors import ConfigError, DataError
 
@@ -54,6 +55,8 @@ class ItemText:
         The first ten raw ids among those.
     fields : tuple of str
         The fields the template uses, in its order.
+    header : dict of str
+        Every field of the file and its type.
     """
 
     texts: list[str]
@@ -61,6 +64,36 @@ class ItemText:
     n_missing: int
     missing_tokens: list[str]
     fields: tuple[str, ...]
+    header: dict[str, str]
+    _render: Callable[[list[str], str], str] = field(repr=False, compare=False)
+    _seq_separator: str = field(default=" ", repr=False)
+
+    def of(self, item: Mapping[str, Any], name: str) -> str:
+        """Return the text of an item that is not in the file; ``""`` if the template's fields are empty.
+
+        Parameters
+        ----------
+        item : mapping
+            Field -> value: text, a number, a list of words for a token_seq, or None. A field left out is empty.
+        name : str
+            What an error calls the item.
+
+        Raises
+        ------
+        DataError
+            A field that the file does not have, or a value that does not suit its field.
+        """
+        cells = dict.fromkeys(self.header, "")
+        for key, value in item.items():
+            if key not in cells:
+                raise DataError(
+                    f"{name} has a field {key!r}, which the .item file does not have. It has {', '.join(cells)}."
+                    f"{_nearest(key, list(cells))}"
+                )
+            if isinstance(value, (list, tuple)):
+                value = self._seq_separator.join(map(str, value))
+            cells[key] = "" if value is None else str(value)
+        return self._render(list(cells.values()), name)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 (hex) of the template and all texts in order: equal texts, equal fingerprint."""
@@ -161,7 +194,7 @@ def load_item_text(
             continue
         seen.add(token)
         if token in wanted:
-            texts[wanted[token]] = render(cells, line_no)
+            texts[wanted[token]] = render(cells, f"{path}, line {line_no}")
 
     if duplicates:
         logger.warning(
@@ -189,7 +222,7 @@ def load_item_text(
             *(len(missing), len(tokens) - 1, without_row, path, len(missing) - without_row, ", ".join(missing[:10])),
             "their id as title" if title_only else "a zero vector",
         )
-    return ItemText(texts, resolved, len(missing), missing[:10], fields)
+    return ItemText(texts, resolved, len(missing), missing[:10], fields, header, render, seq_separator)
 
 
 def _rows(path: Path, separator: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
@@ -292,8 +325,8 @@ def _compile(
     item_field: str,
     seq_separator: str,
     title_only: bool = False,
-) -> tuple[Callable[[list[str], int], str], str, tuple[str, ...]]:
-    """Return a function (cells, line number) -> text, the resolved template and the fields it uses."""
+) -> tuple[Callable[[list[str], str], str], str, tuple[str, ...]]:
+    """Return a function (cells, where they stand) -> text, the resolved template and the fields it uses."""
     key = "item_title" if title_only else "item_text"
     if template is None:
         template = _default_template(header, item_field, path, title_only)
@@ -311,14 +344,14 @@ def _compile(
     joiner = " " if seq_separator.isspace() else ", "
     skeletons: dict[tuple[bool, ...], list[str]] = {}
 
-    def render(cells: list[str], line_no: int) -> str:
+    def render(cells: list[str], where: str) -> str:
         values = []
         for name, spec in slots:
             cell, kind = cells[columns[name]].strip(), header[name]
             if kind == "token_seq" and not seq_separator.isspace():
                 cell = joiner.join(part.strip() for part in cell.split(seq_separator) if part.strip())
             elif kind == "float":
-                cell = _show_float(cell, spec, name, path, line_no)
+                cell = _show_float(cell, spec, name, where)
             if cell and spec and kind != "float":
                 cell = format(cell, spec)
             values.append(cell)
@@ -368,13 +401,13 @@ def _check_slot(name: str, spec: str, template: str, header: dict[str, str], pat
         ) from None
 
 
-def _show_float(cell: str, spec: str, name: str, path: Path, line_no: int) -> str:
+def _show_float(cell: str, spec: str, name: str, where: str) -> str:
     if not cell:
         return ""
     try:
         number = float(cell)
     except ValueError:
-        raise DataError(f"{path}, line {line_no}: {name}:float holds {cell!r}, which is not a number.") from None
+        raise DataError(f"{where}: {name}:float holds {cell!r}, which is not a number.") from None
     if math.isnan(number):
         return ""
     return format(number, spec) if spec else cell.removesuffix(".0")

@@ -1,6 +1,8 @@
 """Item vectors that a sequential model reads and scores with: random ids, or what a language model makes of texts."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch import nn
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.encoder import encode_items
-from recbole_llm.llm.reduction import REDUCTIONS, normalize_rows, reduce_vectors, whiten
+from recbole_llm.llm.reduction import REDUCTIONS, Transform, fit_reduction, fit_whitening, normalize_rows
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.parameters import choice
@@ -29,10 +31,13 @@ class TextVectors:
         Row 0, padding, is zero.
     provenance : dict
         What a result must say about language model, texts and vectors.
+    encode : callable
+        Other texts through the same language model and the same fitted reduction: list of n str -> FloatTensor (n, d).
     """
 
     vectors: torch.Tensor
     provenance: dict[str, Any]
+    encode: Callable[[Sequence[str]], torch.Tensor]
 
 
 def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVectors:
@@ -58,9 +63,9 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
     fit = choice(config, "reduction_fit", ["catalogue", "train"])
     items = item_text_of(dataset, config)
     resolved = resolve_llm(LLMSpec.from_config(config, key="llm", preferred=STAND_IN_LLM), logger=logger)
-    found = encode_items(
-        items.texts,
-        resolved,
+    read = partial(
+        encode_items,
+        llm=resolved,
         pooling=str(config["item_pooling"]),
         max_tokens=int(config["item_max_tokens"]),
         device=config["device"],
@@ -68,12 +73,13 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
         show_progress=config["show_progress"],
         logger=logger,
     )
+    found = read(items.texts)
     counts: np.ndarray | None = getattr(dataset, "train_counts", None)
     if fit == "train" and counts is None:
         raise ConfigError("reduction_fit=train needs a dataset with train_counts (recbole_llm's HistoryDataset).")
     fit_rows = counts[1:] > 0 if fit == "train" and counts is not None else None
     dim = width if config["reduced_dim"] is None else int(config["reduced_dim"])
-    vectors = reduce_vectors(
+    reduce = fit_reduction(
         found.vectors[1:],
         method,
         dim,
@@ -81,10 +87,21 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
         classes=item_classes(dataset, config) if method == "lda" else None,
         seed=int(config["seed"]),
     )
+    steps: list[Transform] = [reduce]
+    vectors = reduce(found.vectors[1:])
     if config["whiten"]:
-        vectors = whiten(vectors, fit_rows)
+        steps.append(fit_whitening(vectors, fit_rows))
+        vectors = steps[-1](vectors)
     if config["normalize"]:
+        steps.append(normalize_rows)
         vectors = normalize_rows(vectors)
+
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        others = read(texts).vectors
+        for step in steps:
+            others = step(others)
+        return torch.from_numpy(others).float()
+
     table = torch.from_numpy(np.concatenate([np.zeros((1, vectors.shape[1])), vectors])).float()
     return TextVectors(
         table,
@@ -104,6 +121,7 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
                 "normalized": bool(config["normalize"]),
             },
         },
+        encode,
     )
 
 
@@ -139,6 +157,7 @@ class ItemTable(nn.Module):
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(n_items + extra_rows, width))
         self.vectors: torch.Tensor | None = None
         self.adaptor: nn.Module | None = None
+        self.text_scale = 1.0
 
     def start_from(
         self,
@@ -176,7 +195,8 @@ class ItemTable(nn.Module):
             )
         random = self.weight.detach()
         if match_base:
-            vectors = vectors * (random[1 : self.n_items].std() / vectors[1:].std().clamp(min=1e-12))
+            self.text_scale = float(random[1 : self.n_items].std() / vectors[1:].std().clamp(min=1e-12))
+        vectors = vectors * self.text_scale
         if adaptor is None and not freeze and not residual_id:
             random[: self.n_items, : vectors.shape[1]] = vectors
             return
@@ -203,3 +223,28 @@ class ItemTable(nn.Module):
         if len(self.weight) == self.extra_rows:
             return torch.cat([text, self.weight])
         return nn.functional.pad(text, (0, 0, 0, self.extra_rows)) + self.weight
+
+    @torch.no_grad()
+    def append(self, vectors: torch.Tensor) -> None:
+        """Grow by items known by text alone, each where training would have started it, without an id's part.
+
+        Parameters
+        ----------
+        vectors : torch.FloatTensor, shape (n, d_text)
+            Of the kind that :meth:`start_from` got.
+        """
+        new = vectors * self.text_scale
+        if self.adaptor is None:
+            new = nn.functional.pad(new, (0, self.width - new.shape[1]))
+        if self.vectors is not None:
+            new = new.to(self.vectors)
+            grown = torch.cat([self.vectors, new])
+            if isinstance(self.vectors, nn.Parameter):
+                self.vectors = nn.Parameter(grown)
+            else:
+                self.vectors = grown
+            new = new.new_zeros(len(new), self.width)
+        if self.weight is not None and len(self.weight) > self.extra_rows:
+            ids, extra = self.weight[: self.n_items], self.weight[self.n_items :]
+            self.weight = nn.Parameter(torch.cat([ids, new.to(ids), extra]))
+        self.n_items += len(vectors)

@@ -10,6 +10,8 @@ What the paper leaves open is a switch in props/model/LiteLLM4Rec.yaml; none of 
 code.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,6 +63,7 @@ class LiteLLM4Rec(SequentialRecommender):
     needs_item_text = True
     rec_llm: Any
     item_llm: Any
+    item_vectors: torch.Tensor
 
     @staticmethod
     def train_view(config: Any) -> str:
@@ -129,11 +132,13 @@ class LiteLLM4Rec(SequentialRecommender):
         # Scale of the vectors, and head; both may start from the item vectors.
         self._build_scale(choice(config, "input_scale", ["none", "rms", "learned"]), token_rms)
         self.head = nn.Linear(self.hidden_size, self.n_items, bias=False)
-        if choice(config, "head_init", ["default", "items"]) == "items":
+        self.head_init = choice(config, "head_init", ["default", "items"])
+        if self.head_init == "items":
             with torch.no_grad():
                 self.head.weight.copy_(self._all_item_vectors())
         if config["fix_head"]:
             self.head.weight.requires_grad_(False)
+        self.scores_are_products = self.task == "sequential"
         self.to(self.device)
         if self.task == "topn" and self.training_stages == [FINETUNE]:
             self._use_item_table()
@@ -141,9 +146,9 @@ class LiteLLM4Rec(SequentialRecommender):
     # ---- items
 
     def _encode_items_once(self, config: Any) -> None:
-        found = encode_items(
-            self.item_text.texts,
-            self.item_resolved,
+        self._read = partial(
+            encode_items,
+            llm=self.item_resolved,
             pooling=self.item_pooling,
             max_tokens=self.item_max_tokens,
             device=self.device,
@@ -151,6 +156,7 @@ class LiteLLM4Rec(SequentialRecommender):
             show_progress=config["show_progress"],
             logger=self.logger,
         )
+        found = self._read(self.item_text.texts)
         self.vector_info = found.info
         self.item_width = found.vectors.shape[1]
         self.register_buffer("item_vectors", torch.tensor(found.vectors))
@@ -174,21 +180,26 @@ class LiteLLM4Rec(SequentialRecommender):
             self.item_llm = load_encoder(self.item_resolved, dropout=dropout)
             if self.item_pooling != "pooler" and getattr(self.item_llm, "pooler", None) is not None:
                 self.item_llm.pooler = None
-        tokenizer = load_tokenizer(self.item_resolved)
-        self.special_ids = tuple(tokenizer.all_special_ids)
-        tokens = tokenizer(
-            self.item_text.texts,
+        self.tokenizer = load_tokenizer(self.item_resolved)
+        self.special_ids = tuple(self.tokenizer.all_special_ids)
+        # Not saved: they come from the texts and the tokenizer, which the run records.
+        for name, values in self._tokens_of(self.item_text.texts).items():
+            self.register_buffer(name, values, persistent=False)
+        self.item_width = hidden_size(self.item_llm)
+
+    def _tokens_of(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        tokens = self.tokenizer(
+            list(texts),
             truncation=True,
             max_length=self.item_max_tokens,
             padding="max_length" if self.item_pooling == "mean_padded" else True,
             return_tensors="pt",
         )
-        has_text = torch.tensor([bool(text) for text in self.item_text.texts])
-        # Not saved: they come from the texts and the tokenizer, which the run records.
-        self.register_buffer("item_tokens", tokens["input_ids"].to(torch.int32), persistent=False)
-        self.register_buffer("item_token_count", tokens["attention_mask"].sum(1), persistent=False)
-        self.register_buffer("item_has_text", has_text, persistent=False)
-        self.item_width = hidden_size(self.item_llm)
+        return {
+            "item_tokens": tokens["input_ids"].to(torch.int32),
+            "item_token_count": tokens["attention_mask"].sum(1),
+            "item_has_text": torch.tensor([bool(text) for text in texts]),
+        }
 
     def _through_item_llm(self, items: torch.Tensor) -> torch.Tensor:
         """Vectors of distinct items with gradient, shape (items, width); chunks of similar text length."""
@@ -346,6 +357,54 @@ class LiteLLM4Rec(SequentialRecommender):
             rest = torch.full_like(logits, -torch.inf)
             return rest.scatter(1, candidates, logits.gather(1, candidates))
         return logits
+
+    # ---- serving
+
+    def user_vectors(self, interaction: Interaction) -> torch.Tensor:
+        """h_u, (B, d): scores are products with :meth:`catalogue_vectors`."""
+        return self._sequence_vectors(interaction)
+
+    def catalogue_vectors(self) -> torch.Tensor:
+        """Rows of the item projection head, (n_items, d)."""
+        return self.head.weight
+
+    @torch.no_grad()
+    def append_items(self, texts: Sequence[str]) -> None:
+        """Grow the catalogue by items known by their texts: their vectors are inputs and, as at the start, head rows.
+
+        Raises
+        ------
+        ConfigError
+            If a head row has nothing to do with the item's vector, or the way from text to vector is gone.
+        """
+        if self.head_init != "items":
+            raise ConfigError(
+                "With head_init=default a row of the head is learned from an item's interactions, and a new item has "
+                "none: train with head_init=items, where it starts from the vector of the item's text."
+            )
+        if self.item_embedding is not None and (self.joint or self.item_width != self.hidden_size):
+            raise ConfigError(
+                f"item_llm_mode={self.item_llm_mode!r} ends with a table of vectors, and what led from a text to them "
+                "is not kept: train with item_llm_mode=frozen or joint to score new items."
+            )
+        if self.joint:
+            for name, new in self._tokens_of(texts).items():
+                old = getattr(self, name)
+                if old.ndim == 2:
+                    pad, width = self.tokenizer.pad_token_id or 0, max(old.shape[1], new.shape[1])
+                    old, new = (functional.pad(part, (0, width - part.shape[1]), value=pad) for part in (old, new))
+                setattr(self, name, torch.cat([old, new.to(old)]))
+        else:
+            old = self.item_vectors if self.item_embedding is None else self.item_embedding.weight
+            grown = torch.cat([old, torch.tensor(self._read(texts).vectors).to(old)])
+            if self.item_embedding is None:
+                self.item_vectors = grown
+            else:
+                self.item_embedding = nn.Embedding.from_pretrained(grown, freeze=False, padding_idx=0)
+        self._eval_vectors = None
+        self.n_items += len(texts)
+        rows = self._all_item_vectors()[-len(texts) :]
+        self.head.weight = nn.Parameter(torch.cat([self.head.weight, rows.to(self.head.weight)]))
 
     def provenance(self) -> dict[str, Any]:
         """What a result must say about the language models and the texts."""

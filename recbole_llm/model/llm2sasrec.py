@@ -10,6 +10,7 @@ Network, parameter names and initial weights are those of RecBole's SASRec. ``ll
 the same network, trained the same way, without the text.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from recbole.model.layers import TransformerEncoder
 from torch import nn
 
 from recbole_llm.data.dataset import NEXT
+from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.item_loss import ItemLoss
-from recbole_llm.layer.item_table import ItemTable, text_vectors
+from recbole_llm.layer.item_table import ItemTable, TextVectors, text_vectors
 from recbole_llm.layer.packing import Packing
 from recbole_llm.layer.transformer import run_transformer
 from recbole_llm.parameters import choice
@@ -66,10 +68,9 @@ class LLM2SASRec(SequentialRecommender):
         self.LayerNorm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(rate)
         self._initialise(float(config["initializer_range"]))
-        self.text_info: dict[str, Any] = {}
+        self.text: TextVectors | None = None
         if config["llm_init"]:
-            text = text_vectors(config, dataset, width, self.logger)
-            self.text_info = text.provenance
+            text = self.text = text_vectors(config, dataset, width, self.logger)
             self.item_embedding.start_from(
                 text.vectors,
                 freeze=bool(config["freeze_item_embedding"]),
@@ -135,6 +136,23 @@ class LLM2SASRec(SequentialRecommender):
         scores[:, 0] = -torch.inf
         return scores
 
+    # ---- serving
+
+    def user_vectors(self, interaction: Interaction) -> torch.Tensor:
+        """Vectors of the histories, (B, d): scores are their products with :meth:`catalogue_vectors`."""
+        return self._last(self.item_embedding(), interaction)
+
+    def catalogue_vectors(self) -> torch.Tensor:
+        """Vectors of all items, (n_items, d)."""
+        return self.item_embedding()[: self.n_items]
+
+    def append_items(self, texts: Sequence[str]) -> None:
+        """Grow the catalogue by items known by their texts, each with the vector that it would have started from."""
+        if self.text is None:
+            raise ConfigError("llm_init=False: this model knows items by their ids only, and a new one by nothing.")
+        self.item_embedding.append(self.text.encode(texts))
+        self.n_items += len(texts)
+
     def provenance(self) -> dict[str, Any]:
         """What a result must say about the language model, the texts and the vectors."""
-        return self.text_info
+        return {} if self.text is None else self.text.provenance

@@ -7,7 +7,8 @@
 r counts the items of the history from its end, 1 = the last. Items of the history are left out by ``mask_history``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.nn import functional
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.encoder import encode_items
-from recbole_llm.llm.reduction import REDUCTIONS, normalize_rows, reduce_vectors
+from recbole_llm.llm.reduction import REDUCTIONS, fit_reduction, normalize_rows
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.parameters import choice
@@ -154,9 +155,9 @@ class LLMSeqSim(SequentialRecommender):
         self.item_text = item_text_of(dataset, config)
         spec = LLMSpec.from_config(config, key="llm", preferred=STAND_IN_LLM)
         self.resolved = resolve_llm(spec, logger=self.logger)
-        found = encode_items(
-            self.item_text.texts,
-            self.resolved,
+        self._read = partial(
+            encode_items,
+            llm=self.resolved,
             pooling=str(config["item_pooling"]),
             max_tokens=int(config["item_max_tokens"]),
             device=self.device,
@@ -164,10 +165,11 @@ class LLMSeqSim(SequentialRecommender):
             show_progress=config["show_progress"],
             logger=self.logger,
         )
+        found = self._read(self.item_text.texts)
         self.vector_info = found.info
         # Items without training interactions get vectors like all others; how many there are belongs to the result.
         self.train_counts: np.ndarray | None = getattr(dataset, "train_counts", None)
-        vectors = reduce_vectors(
+        self._reduce = fit_reduction(
             found.vectors[1:],
             self.dim_reduction,
             int(config["reduced_dim"]),
@@ -177,12 +179,17 @@ class LLMSeqSim(SequentialRecommender):
         )
         # The authors normalise what they have reduced and nothing else.
         self.normalized = bool(config["normalize"]) and self.dim_reduction != "none"
-        if self.normalized:
-            vectors = normalize_rows(vectors)
-        table = np.concatenate([np.zeros((1, vectors.shape[1])), vectors])
+        vectors = self._reduced(found.vectors[1:])
         # Not saved: they come from the texts and the cached vectors, which the run records.
-        self.register_buffer("item_vectors", torch.from_numpy(table).float(), persistent=False)
+        table = functional.pad(vectors, (0, 0, 1, 0))
+        self.register_buffer("item_vectors", table, persistent=False)
+        # A distance is no product of vectors.
+        self.scores_are_products = self.similarity != "euclidean"
         self.to(self.device)
+
+    def _reduced(self, vectors: np.ndarray) -> torch.Tensor:
+        reduced = self._reduce(vectors)
+        return torch.from_numpy(normalize_rows(reduced) if self.normalized else reduced).float()
 
     def _trained_items(self) -> np.ndarray:
         if self.train_counts is None:
@@ -219,6 +226,25 @@ class LLMSeqSim(SequentialRecommender):
         scores = similarity(sessions, self.item_vectors, self.similarity)
         scores[:, 0] = -torch.inf
         return scores
+
+    # ---- serving
+
+    def user_vectors(self, interaction: Interaction) -> torch.Tensor:
+        """Session vectors, (B, d), of length 1 under cosine: scores are products with :meth:`catalogue_vectors`."""
+        return self._scored(self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]))
+
+    def catalogue_vectors(self) -> torch.Tensor:
+        """Vectors of all items, (n_items, d), of length 1 under the cosine."""
+        return self._scored(self.item_vectors)
+
+    def _scored(self, vectors: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
+
+    def append_items(self, texts: Sequence[str]) -> None:
+        """Grow the catalogue by items known by their texts; the reduction stays as it was fitted."""
+        new = self._reduced(self._read(texts).vectors)
+        self.item_vectors = torch.cat([self.item_vectors, new.to(self.item_vectors)])
+        self.n_items += len(texts)
 
     def provenance(self) -> dict[str, Any]:
         """What a result must say about the language model, the texts and the vectors."""

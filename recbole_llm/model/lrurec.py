@@ -147,6 +147,18 @@ class LRURec(SequentialRecommender):
         """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
         return self.scores(self._last(interaction))
 
+    def user_vectors(self, interaction: Interaction) -> torch.Tensor:
+        """Vectors of the histories, (B, D): scores are products with :meth:`catalogue_vectors`, and the bias."""
+        return self._last(interaction)
+
+    def catalogue_vectors(self) -> torch.Tensor:
+        """Vectors of all items, (n_items, D)."""
+        return self.item_embedding.weight
+
+    def catalogue_bias(self) -> torch.Tensor:
+        """What is added to the score of each item, (n_items,)."""
+        return self.item_bias
+
     def state_of(self, item_seq: torch.Tensor, item_seq_len: torch.Tensor) -> torch.Tensor:
         """What has to be kept of a history to go on with it, (B, n_layers, H) complex; see :meth:`step`.
 
