@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recbole_llm.errors import RecBoleLLMError
 
-COMMANDS = ("run", "models", "convert", "check", "help")
+COMMANDS = ("run", "models", "convert", "check", "recommend", "export", "help")
 HELP = """\
 LLM-based sequential recommenders inside RecBole.
 
@@ -15,6 +15,8 @@ LLM-based sequential recommenders inside RecBole.
   recbole-llm models                                                 names for --model
   recbole-llm convert NAME --input PATH [--output FOLDER]            downloads or own logs -> atomic files
   recbole-llm check DATASET [--data_path FOLDER]                     what would hurt in a dataset
+  recbole-llm recommend RUN_DIR [--users=...] [--k=10] [--out=FILE]  the best items for users of a finished run
+  recbole-llm export RUN_DIR --out=DIR [--faiss]                     its item and user vectors
   recbole-llm COMMAND --help | --version
 
 examples:
@@ -58,6 +60,10 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         from recbole_llm.convert.command import check_main
 
         return check_main(arguments)
+    if command in ("recommend", "export"):
+        from recbole_llm.recommend.command import export_main, recommend_main
+
+        return recommend_main(arguments) if command == "recommend" else export_main(arguments)
     if "--version" in arguments:
         from recbole_llm import __version__
 

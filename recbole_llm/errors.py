@@ -27,3 +27,7 @@ class CheckpointError(RecBoleLLMError, ValueError):
 
 class MissingExtraError(RecBoleLLMError, ImportError):
     """An optional dependency is needed for what was asked; the message names the extra that brings it."""
+
+
+class UnsupportedError(RecBoleLLMError, NotImplementedError):
+    """A model cannot do what was asked of it."""

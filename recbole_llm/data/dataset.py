@@ -638,11 +638,12 @@ class HistoryDataset(SequentialDataset):
         row, item : torch.LongTensor, shape (pairs,)
             ``row`` counts from 0 in the order of ``index``; a repeated item stands once.
         """
-        position = self.inter_feat[POSITION][index]
-        user = self.inter_feat[self.uid_field][index]
-        start = torch.from_numpy(self.offsets)[user]
-        length = position - start
-        row = torch.repeat_interleave(torch.arange(len(position)), length)
+        start = torch.from_numpy(self.offsets)[self.inter_feat[self.uid_field][index]]
+        return self._items_between(start, self.inter_feat[POSITION][index])
+
+    def _items_between(self, start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        length = end - start
+        row = torch.repeat_interleave(torch.arange(len(length)), length)
         first = torch.cumsum(length, 0) - length
         item = self.flat[self.iid_field][torch.arange(len(row)) - first[row] + start[row]]
         pair = row * self.item_num + item
@@ -650,6 +651,28 @@ class HistoryDataset(SequentialDataset):
             pair = torch.unique(pair)
             return pair // self.item_num, pair % self.item_num
         return row, item
+
+    def after_last(self, user: torch.Tensor) -> tuple[Interaction, tuple[torch.Tensor, torch.Tensor]]:
+        """What a model reads of users after all their interactions, which is a row without a target.
+
+        Parameters
+        ----------
+        user : torch.LongTensor, shape (B,)
+            Users with an interaction.
+
+        Returns
+        -------
+        rows : Interaction
+            User, list fields and their length, and the loaded fields of the users.
+        history : two torch.LongTensor, shape (pairs,)
+            As :meth:`history`.
+        """
+        offsets = torch.from_numpy(self.offsets)
+        start, end = offsets[user], offsets[user + 1]
+        length = (end - start).clamp(max=self.max_item_list_len)
+        rows = Interaction({self.uid_field: user, self.item_list_length_field: length})
+        rows.update(Interaction(self.gather_lists(end, length)))
+        return self.join(rows), self._items_between(start, end)
 
     @property
     def has_repeats(self) -> bool:

@@ -155,7 +155,8 @@ class ItemTable(nn.Module):
         super().__init__()
         self.n_items, self.width, self.extra_rows = n_items, width, extra_rows
         self.weight: nn.Parameter | None = nn.Parameter(torch.empty(n_items + extra_rows, width))
-        self.vectors: torch.Tensor | None = None
+        self.vectors: torch.Tensor | None
+        self.register_buffer("vectors", None)
         self.adaptor: nn.Module | None = None
         self.text_scale = 1.0
 
@@ -204,7 +205,7 @@ class ItemTable(nn.Module):
             vectors = nn.functional.pad(vectors, (0, self.width - vectors.shape[1]))
         if freeze:
             # Saved with the weights that were learned on it: another machine may rotate equal principal components.
-            self.register_buffer("vectors", vectors.to(random))
+            self.vectors = vectors.to(random)
         else:
             self.vectors = nn.Parameter(vectors.to(random))
         self.adaptor = adaptor

@@ -313,7 +313,7 @@ class RunTrainer(Trainer):
         total: list[torch.Tensor] = []
         for number, interaction in enumerate(progress):
             group = min(self.accumulate, batches - number // self.accumulate * self.accumulate)
-            with self._autocast():
+            with self.autocast():
                 losses = loss_func(interaction.to(self.device))
             # Some of RecBole's models return a tensor of one element.
             parts = [part.reshape(()) for part in (losses if isinstance(losses, tuple) else (losses,))]
@@ -351,7 +351,7 @@ class RunTrainer(Trainer):
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
         if self.amp_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.amp_dtype)
@@ -382,25 +382,23 @@ class RunTrainer(Trainer):
             self._load_best()
         self.model.eval()
         self.test_dataset = eval_data.dataset
-        self.tot_item_num = eval_data.dataset.item_num
-        if self.item_tensor is None:
-            self.item_tensor = eval_data.dataset.get_item_feature().to(self.device)
         if hasattr(self.model, "start_evaluation"):
             self.model.start_evaluation()
         collector = RankCollector(max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0)
         full = isinstance(eval_data, FullSortEvalDataLoader)
         for batch in self._progress(eval_data, "Evaluate   ", show_progress):
-            with self._autocast():
-                if full:
-                    interaction, history, row, target = batch
-                    _, scores, _, _ = self._full_sort_batch_eval((interaction, None, row, target))
-                    history = (history[0].to(self.device), history[1].to(self.device))
-                    user = interaction[self.config["USER_ID_FIELD"]]
-                else:
-                    # Sampled candidates: everything else is -inf already, and the history plays no part.
-                    interaction, scores, row, target = self._neg_sample_batch_eval(batch)
-                    history = (torch.zeros(0, dtype=torch.long, device=self.device),) * 2
-                    user = interaction[self.config["USER_ID_FIELD"]][: len(target)]
+            if full:
+                interaction, history, _, target = batch
+                scores = self.scores(interaction, eval_data.dataset)
+                history = (history[0].to(self.device), history[1].to(self.device))
+                user = interaction[self.config["USER_ID_FIELD"]]
+            else:
+                # Sampled candidates: everything else is -inf already, and the history plays no part.
+                self.tot_item_num = eval_data.dataset.item_num
+                with self.autocast():
+                    interaction, scores, _, target = self._neg_sample_batch_eval(batch)
+                history = (torch.zeros(0, dtype=torch.long, device=self.device),) * 2
+                user = interaction[self.config["USER_ID_FIELD"]][: len(target)]
             collector.collect(scores, user.to(self.device), target.to(self.device), history)
         self.ranks = collector.finish()
         masked = self._metrics(self.ranks.masked, self.ranks.masked_lists)
@@ -430,6 +428,24 @@ class RunTrainer(Trainer):
             self.model = hybrid
             self.ranks, self.masked_result, self.unmasked_result, self.model_report = kept
         return results
+
+    @torch.no_grad()
+    def scores(self, interaction: Any, dataset: Any, n_items: int | None = None) -> torch.Tensor:
+        """Scores of the whole catalogue for every row, (B, n_items), padding ``-inf``: what an evaluation ranks.
+
+        Parameters
+        ----------
+        interaction : Interaction
+            Rows of ``dataset``, targets not needed.
+        dataset : HistoryDataset
+        n_items : int, optional
+            Default: the items of ``dataset``; a model may have grown by more.
+        """
+        self.tot_item_num = n_items or dataset.item_num
+        if self.item_tensor is None:
+            self.item_tensor = dataset.get_item_feature().to(self.device)
+        with self.autocast():
+            return self._full_sort_batch_eval((interaction, None, None, None))[1]
 
     def _metrics(self, rank: np.ndarray, lists: np.ndarray | None) -> OrderedDict[str, float]:
         if lists is None:

@@ -1,0 +1,220 @@
+"""``recbole-llm recommend`` and ``recbole-llm export``."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from recbole_llm import rundir
+from recbole_llm.errors import ConfigError
+from recbole_llm.parameters import nearest, parse_arguments
+from recbole_llm.recommend import files
+from recbole_llm.recommend.recommender import HISTORIES, UNKNOWN, Recommender
+
+# What of a run may differ when it is put to use: where it runs and how large its batches are.
+SETTINGS = sorted(
+    (rundir.CIRCUMSTANCES - {"resume", "checkpoint_dir", "log_wandb", "wandb_project", "smoke_settings", "save_state"})
+    | {"eval_batch_size", "eval_score_memory_mb", "llm_local_files_only"}
+)
+
+_RECOMMEND_HELP = """\
+The best items for users of a finished run, with raw ids and scores.
+
+examples:
+  recbole-llm recommend saved/LRURec-ml-100k-... --out=top.parquet          every user, from all interactions
+  recbole-llm recommend saved/LRURec-ml-100k-... --users=196,186 --k=5      to the terminal, as CSV
+  recbole-llm recommend saved/LRURec-ml-100k-... --users=users.txt --allow=in_stock.txt --out=top.jsonl
+  recbole-llm recommend saved/LRURec-ml-100k-... --history=test --out=test.csv    what the evaluator ranked
+  recbole-llm recommend saved/LRURec-ml-100k-... --histories=new.jsonl --out=new.csv
+"""
+_EXPORT_HELP = """\
+Item and user vectors of a finished run as .npy with their raw ids, for a model that scores by their products.
+
+DIR/item_vectors.npy and items.txt, user_vectors.npy and users.txt (row i belongs to line i), export.json and, with
+--faiss, items.faiss: score of an item = inner product with the user's vector.
+
+examples:
+  recbole-llm export saved/LRURec-ml-100k-... --out=vectors
+  recbole-llm export saved/LRURec-ml-100k-... --out=vectors --users=none --faiss
+"""
+
+
+def recommend_main(argv: Sequence[str]) -> int:
+    """Run ``recbole-llm recommend``.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments behind the command.
+
+    Returns
+    -------
+    int
+        0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
+    """
+    parser = _parser("recommend", _RECOMMEND_HELP)
+    add = parser.add_argument
+    add("--users", default="all", metavar="WHO", help="all, ids separated by commas, or a file (default: all)")
+    add("--histories", metavar="FILE", help="new users instead: JSON lines with a user and a list of item ids")
+    add("--k", type=int, default=10, help="items of a list (default: 10)")
+    add("--out", metavar="FILE", help=f"{', '.join(files.FORMATS)}; without it CSV goes to the terminal")
+    add("--mask_history", choices=["True", "False"], help="leave out what a user had (default: as in the run)")
+    add("--allow", metavar="ITEMS", help="recommend nothing but these: ids separated by commas, or a file")
+    add("--deny", metavar="ITEMS", help="never recommend these")
+    add("--new_items", metavar="FILE", help="items by text alone: an atomic .item file or JSON lines")
+    given, settings = _parse(parser, argv)
+    if given.k < 1:
+        raise ConfigError(f"k={given.k} must be at least 1.")
+    if given.histories and (given.users != "all" or given.history != "all"):
+        raise ConfigError("--histories brings its own users and histories: drop --users and --history.")
+    out = None if given.out is None else Path(given.out)
+    if out is not None:
+        files.check_format(out)
+    recommender = _load(given.run_dir, settings)
+    item_field, user_field = recommender.dataset.iid_field, recommender.dataset.uid_field
+    encoding = recommender.config["encoding"] or "utf-8"
+    if given.new_items:
+        recommender.add_items(files.read_items(given.new_items, item_field, recommender.config["field_separator"]))
+    options = {
+        "k": given.k,
+        "mask_history": None if given.mask_history is None else given.mask_history == "True",
+        "allow": None if given.allow is None else files.read_ids(given.allow, item_field, encoding),
+        "deny": None if given.deny is None else files.read_ids(given.deny, item_field, encoding),
+        "unknown": given.unknown,
+    }
+    start = time.perf_counter()
+    total = None
+    if given.histories:
+        frames = _of_histories(recommender, given.histories, options)
+    else:
+        users = None if given.users == "all" else files.read_ids(given.users, user_field, encoding)
+        total = recommender.count_users(users, given.history, given.unknown)
+        frames = recommender.recommend_users(users, history=given.history, **options)
+    with tqdm(total=total, desc="Recommend", unit="user", disable=not sys.stderr.isatty(), leave=False) as bar:
+        lists = files.write_lists(frames, out, bar.update)
+    masked = recommender.config["mask_history"] if options["mask_history"] is None else options["mask_history"]
+    logging.getLogger().info(
+        f"{lists} lists of up to {given.k} items in {time.perf_counter() - start:.1f} s, history "
+        f"{given.histories or given.history} {'masked' if masked else 'not masked'}"
+        + (f", written to {out}" if out is not None else "")
+    )
+    if total is not None and lists < total:
+        logging.getLogger().warning(f"{total - lists} users have no item left that could be recommended.")
+    return 0
+
+
+def _of_histories(recommender: Recommender, file: str, options: dict[str, Any]) -> Iterator[pd.DataFrame]:
+    user_field, item_field = recommender.dataset.uid_field, recommender.dataset.iid_field
+    for users, histories in files.read_histories(file, user_field, item_field, 1024):
+        lists = recommender.recommend(histories, **options)
+        rows = [
+            (user, item, rank, score)
+            for user, found in zip(users, lists, strict=True)
+            for rank, (item, score) in enumerate(found, 1)
+        ]
+        frame = pd.DataFrame(rows, columns=[user_field, item_field, "rank", "score"])
+        yield frame.astype({"rank": "int32", "score": "float32"})
+
+
+def export_main(argv: Sequence[str]) -> int:
+    """Run ``recbole-llm export``; as :func:`recommend_main`."""
+    parser = _parser("export", _EXPORT_HELP)
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="folder to write to")
+    add("--users", default="all", metavar="WHO", help="all, none, ids separated by commas, or a file (default: all)")
+    add(
+        "--faiss",
+        nargs="?",
+        const="Flat",
+        metavar="FACTORY",
+        help="also a FAISS index: Flat (exact, the default), HNSW32, IVF1024,Flat or what else index_factory reads",
+    )
+    given, settings = _parse(parser, argv)
+    if given.faiss:
+        files.check_faiss()
+    recommender = _load(given.run_dir, settings)
+    vectors = recommender.item_vectors()
+    out, items, width = Path(given.out), recommender.items, vectors.shape[1]
+    files.write_ids(items, out / "items.txt")
+    files.write_matrix([vectors], vectors.shape, out / "item_vectors.npy")
+    count = 0
+    if given.users != "none":
+        encoding = recommender.config["encoding"] or "utf-8"
+        users = None if given.users == "all" else files.read_ids(given.users, recommender.dataset.uid_field, encoding)
+        count = recommender.count_users(users, given.history, given.unknown)
+        names: list[str] = []
+        batches = recommender.vectors_of_users(users, given.history, given.unknown)
+        with tqdm(total=count, desc="Export", unit="user", disable=not sys.stderr.isatty(), leave=False) as bar:
+            files.write_matrix(_collected(batches, names, bar), (count, width), out / "user_vectors.npy")
+        files.write_ids(names, out / "users.txt")
+    if given.faiss:
+        files.write_faiss(vectors, given.faiss, out / "items.faiss")
+    description = {
+        "run_dir": str(given.run_dir),
+        "model": recommender.config["model"],
+        "dataset": recommender.config["dataset"],
+        "protocol": rundir.protocol(recommender.config),
+        "score": "inner product of a row of user_vectors and a row of item_vectors",
+        "dim": width,
+        "last_column_is_item_bias": recommender.has_item_bias,
+        "items": len(items),
+        "users": count,
+        "history": given.history if count else None,
+        "faiss": given.faiss,
+    }
+    with files.whole(out / "export.json") as partial:
+        partial.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    logging.getLogger().info(f"{len(items)} item vectors and {count} user vectors of width {width} written to {out}")
+    return 0
+
+
+def _collected(batches: Iterable[tuple[list[str], Any]], names: list[str], bar: Any) -> Iterator[Any]:
+    for users, vectors in batches:
+        names += users
+        bar.update(len(users))
+        yield vectors
+
+
+def _parser(command: str, text: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"recbole-llm {command}",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Settings of the run that may be changed, as --key=value: {', '.join(SETTINGS)}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
+    parser.add_argument(
+        "--history",
+        choices=HISTORIES,
+        default="all",
+        help="what is known of a user: all interactions (default), or those before the validation or test target",
+    )
+    parser.add_argument("--unknown", choices=UNKNOWN, default="error", help="unknown users or items of histories")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    given, rest = parser.parse_known_args(list(argv))
+    settings = parse_arguments(rest)
+    for key in settings:
+        if key not in SETTINGS:
+            options = [name.removeprefix("--") for action in parser._actions for name in action.option_strings]
+            raise ConfigError(
+                f"--{key} has no place here.{nearest(key, [*SETTINGS, *options])} A run keeps the settings that it "
+                f"was trained with; {parser.prog} --help lists what can be given."
+            )
+    return given, settings
+
+
+def _load(run_dir: str, settings: dict[str, Any]) -> Recommender:
+    rundir.log_to_console()
+    logging.getLogger("recbole").setLevel(logging.WARNING)
+    return Recommender.load(run_dir, **settings)
