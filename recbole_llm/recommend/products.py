@@ -81,8 +81,9 @@ def _tied(
     autocast: Callable[[], AbstractContextManager],
 ) -> Products | None:
     table = getattr(model, "item_embedding", None)
-    known = type(model).__module__.startswith("recbole.") and isinstance(table, nn.Embedding)
-    if not known or [*inspect.signature(model.forward).parameters] != ["item_seq", "item_seq_len"]:
+    if not isinstance(table, nn.Embedding) or not type(model).__module__.startswith("recbole."):
+        return None
+    if [*inspect.signature(model.forward).parameters] != ["item_seq", "item_seq_len"]:
         return None
 
     def hidden(interaction: Interaction) -> torch.Tensor:

@@ -151,12 +151,12 @@ class Recommender:
         UnsupportedError
             If the model reads more of a user than the items.
         """
-        histories = self._internal(histories, unknown)
+        known = self._internal(histories, unknown)
         allowed, masked = self._allowed(allow, deny), self._masked(mask_history)
-        result: list[list[Recommendation]] = [[] for _ in histories]
-        filled = [number for number, history in enumerate(histories) if history]
+        result: list[list[Recommendation]] = [[] for _ in known]
+        filled = [number for number, history in enumerate(known) if history]
         for numbers in _chunks(filled, self._batch if self._products else self._rows):
-            rows, history = self._rows_of([histories[number] for number in numbers])
+            rows, history = self._rows_of([known[number] for number in numbers])
             lists = self._best(rows, history if masked else None, k, allowed)
             items, scores = self._tokens[lists.item.cpu().numpy()], lists.score.cpu().numpy().astype(float)
             real = (lists.item > 0).sum(1).tolist()
@@ -366,7 +366,8 @@ class Recommender:
     def _internal(self, histories: Sequence[Sequence[str]], unknown: str) -> list[list[int]]:
         """Internal ids; what is unknown is an error or left out."""
         choice({"unknown": unknown}, "unknown", UNKNOWN)
-        result, skipped = [], set()
+        result: list[list[int]] = []
+        skipped: set[str] = set()
         for number, history in enumerate(histories):
             if isinstance(history, (str, bytes)):
                 raise DataError(

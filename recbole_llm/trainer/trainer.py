@@ -352,6 +352,7 @@ class RunTrainer(Trainer):
         self.updates += 1
 
     def autocast(self) -> Any:
+        """The context that the model runs in: mixed precision where ``amp`` asks for it."""
         if self.amp_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.amp_dtype)

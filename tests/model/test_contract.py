@@ -136,6 +136,37 @@ def test_saved_weights_score_the_same_after_loading(name, settings, tmp_path):
         assert torch.equal(other.eval().full_sort_predict(interaction), expected)
 
 
+def test_products_of_its_vectors_are_the_scores(name, settings):
+    model, _, test = build(name, settings)
+    if not hasattr(model, "user_vectors"):
+        pytest.skip(f"{name} does not score by vectors")
+    interaction, *_ = next(iter(test))
+    with torch.no_grad():
+        scores = model.eval().full_sort_predict(interaction)
+        products = model.user_vectors(interaction) @ model.catalogue_vectors().T
+        if hasattr(model, "catalogue_bias"):
+            products = products + model.catalogue_bias()
+    torch.testing.assert_close(products[:, 1:], scores[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_new_items_change_no_score_of_the_others(name, settings):
+    model, _, test = build(name, settings, **({"head_init": "items"} if name == "LiteLLM4Rec" else {}))
+    if not hasattr(model, "append_items"):
+        pytest.skip(f"{name} knows items by their ids only")
+    interaction, *_ = next(iter(test))
+    known = model.n_items
+    with torch.no_grad():
+        before = model.eval().full_sort_predict(interaction)
+        model.append_items(["apple volume 0", "an unheard-of thing"])
+        after = model.full_sort_predict(interaction)
+        torch.testing.assert_close(after[:, :known], before, rtol=1e-4, atol=1e-5)
+        assert after.shape == (len(interaction), known + 2)
+        assert torch.isfinite(after[:, known:]).all()
+        # A history may hold them from then on.
+        interaction[model.ITEM_SEQ][:, 0] = known + 1
+        assert not torch.equal(model.full_sort_predict(interaction), after)
+
+
 def test_a_loaded_run_repeats_its_test_result(name, settings):
     result = run(name, "cycle", config_dict=settings)
     again = load_run(result["run_dir"])
