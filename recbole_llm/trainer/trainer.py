@@ -262,7 +262,7 @@ class RunTrainer(Trainer):
             interaction, target = interaction.to(self.device), target.to(self.device)
             history = (history[0].to(self.device), history[1].to(self.device))
             user = interaction[self.config["USER_ID_FIELD"]]
-            with self._autocast():
+            with self.autocast():
                 for collector, scores in zip(collectors, self.model.full_sort_choices(interaction), strict=True):
                     collector.collect(scores, user, target, history)
         scores = []
