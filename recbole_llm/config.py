@@ -17,6 +17,7 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import EvaluatorType, InputType, ModelType, set_color
 
+from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import check_loss_type
 from recbole_llm.parameters import SECRETS, TEXT_KEYS, ParameterLoader, choice, load_yaml, nearest, parse_value
@@ -42,7 +43,9 @@ AT_LEAST: dict[str, int] = {
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_score_memory_mb", "accumulate_grad_batches"), 1),
     **dict.fromkeys(("MAX_ITEM_LIST_LENGTH", "smoke_users", "smoke_interactions", "num_negatives"), 1),
     **dict.fromkeys(("temporal_session_valid_max", "temporal_session_folds"), 1),
-    **dict.fromkeys(("epochs", "pretrain_epochs", "stopping_step", "worker", "seed", "metric_decimal_place"), 0),
+    **dict.fromkeys(
+        ("epochs", "pretrain_epochs", "stopping_step", "worker", "seed", "control_seed", "metric_decimal_place"), 0
+    ),
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_ratio"), 0),
 }
 PROTOCOLS = ("eval_args", "loo", "temporal_session")
@@ -364,6 +367,7 @@ class Config(RecBoleConfig):
                 )
             if key in AT_LEAST and self.external_config_dict[key] < AT_LEAST[key]:
                 raise ConfigError(f"{key}={value!r} is too small: at least {AT_LEAST[key]} is needed.")
+        control_of(self.external_config_dict)
         choice({"state": str(self.external_config_dict.get("state", "info")).lower()}, "state", LOG_LEVELS)
 
     # What is shown.

@@ -19,6 +19,7 @@ TEXT_KEYS = frozenset(
         "data_path",
         "checkpoint_dir",
         "item_text",
+        "item_vectors",
         "item_title",
         "prompt",
         "llm",

@@ -19,6 +19,7 @@ from recbole.utils import init_seed, set_color
 
 from recbole_llm import rundir, submodel
 from recbole_llm.config import Config
+from recbole_llm.data import controls
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, RecBoleLLMError
@@ -159,6 +160,7 @@ def _experiment(
     weights = Path(config["init_from"]) / checkpoint.WEIGHTS if config["init_from"] else None
     if weights is not None and not weights.is_file():
         raise CheckpointError(f"init_from={config['init_from']!r} is no run directory: there is no {weights}.")
+    controls.refuse_without_text(config)
     with meter.phase("model"):
         _find_language_models(config)
     with meter.phase("data"):
@@ -173,7 +175,9 @@ def _experiment(
             _pretrain_s3rec(config, run_dir or Path(temporary), train_data, resume, meter)
         init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
         with meter.phase("model"):
+            train_data.dataset.applied = ()
             model = submodel.build(config, train_data.dataset)
+            controls.check_applied(config, train_data.dataset)
     _notice_untrained_users(config, model, dataset)
     if weights is not None:
         checkpoint.load_weights(model, weights)
@@ -228,7 +232,9 @@ def _notice_untrained_users(config: Config, model: Any, dataset: HistoryDataset)
 def _find_language_models(config: Config) -> None:
     """A language model that cannot be had stops the run before anything is read; ``auto`` never does."""
     if getattr(config.model_class, "needs_item_text", False):
-        for key in ("llm", "rec_llm"):
+        # Vectors from a file stand in the place of the model that encodes texts.
+        keys = ["llm"] if not config["item_vectors"] else []
+        for key in keys + ["rec_llm"] * ("rec_llm" in config.model_keys):
             spec = LLMSpec.from_config(config, key)
             if spec.name != "auto":
                 weights = key == "llm" or config["rec_llm_init"] != "scratch"

@@ -25,6 +25,7 @@ from recbole.utils import set_color
 from tabulate import tabulate
 
 from recbole_llm.config import Config
+from recbole_llm.data.controls import control_of, label
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.parameters import SECRETS, ParameterDumper, load_yaml
@@ -104,9 +105,9 @@ class Overlay:
 
 
 def create(config: Config) -> Path:
-    """Make ``checkpoint_dir/<Model>-<dataset>-<time>/`` with the settings in it."""
+    """Make ``checkpoint_dir/<Model>[-<control>]-<dataset>-<time>/`` with the settings in it."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    name = f"{config['model']}-{config['dataset']}{'-smoke' if config['smoke'] else ''}-{stamp}"
+    name = f"{_kind(config)}{'smoke-' if config['smoke'] else ''}{stamp}"
     parent = Path(config["checkpoint_dir"])
     for number in range(1000):
         run_dir = parent / (name if number == 0 else f"{name}-{number}")
@@ -119,6 +120,12 @@ def create(config: Config) -> Path:
             raise ConfigError(f"checkpoint_dir={str(parent)!r} cannot be written: {error}.") from error
     write_settings(run_dir / "config.yaml", config.merged)
     return run_dir
+
+
+def _kind(config: Config) -> str:
+    """How names of run directories begin."""
+    control = control_of(config)
+    return f"{config['model']}-{'' if control == 'none' else control + '-'}{config['dataset']}-"
 
 
 def write_settings(file: Path, settings: Mapping[str, Any], comment: str = "") -> None:
@@ -228,7 +235,7 @@ def find_resumable(config: Config) -> Path | None:
                 f"--resume={run_dir} and nothing else, or start a new run without --resume."
             )
         return run_dir
-    pattern = glob.escape(f"{config['model']}-{config['dataset']}-") + "*"
+    pattern = glob.escape(_kind(config)) + "*"
     for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
         unfinished = not (run_dir / "results.json").is_file() and checkpoint.state_folder(run_dir) is not None
         if (
@@ -276,9 +283,11 @@ def protocol(config: Config) -> str:
     if config["task"] == "topn":
         ranking = f"ranked among {config['topn_negatives']} sampled items (top-N task)"
     masked = "history masked" if config["mask_history"] else "history not masked"
-    label = "SMOKE RUN, " if config["smoke"] else ""
+    stamp = "SMOKE RUN, " if config["smoke"] else ""
+    if control_of(config) != "none":
+        stamp += f"CONTROL {control_of(config)} (seed {config['control_seed']}), "
     return (
-        f"{label}{masked}, {split}, {ranking}, time order {config['time_order']}, at most "
+        f"{stamp}{masked}, {split}, {ranking}, time order {config['time_order']}, at most "
         f"{config['MAX_ITEM_LIST_LENGTH']} items of history, seed {config['seed']}, best epoch by "
         f"{config['valid_metric']}"
     )
@@ -315,11 +324,13 @@ def report(
     return plain(
         {
             "model": config["model"],
+            "label": label(config),
             "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
             "smoke": bool(config["smoke"]),
             "protocol": {
                 "text": protocol(config),
                 "name": config["protocol"],
+                "control": control_of(config),
                 "mask_history": config["mask_history"],
                 "eval_args": config["eval_args"],
                 "time_order": config["time_order"],
@@ -483,7 +494,7 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         table += "\n\n" + _members_table(results, first, heads[first], places)
     language = results["language_models"] or {}
     lines = [
-        set_color(f"{config['model']} on {config['dataset']}", "green") + f": {results['protocol']['text']}",
+        set_color(f"{label(config)} on {config['dataset']}", "green") + f": {results['protocol']['text']}",
         *([f"llm: {language['llm']}, rec_llm: {language['rec_llm']}"] if "rec_llm" in language else []),
         *(
             f"stage {stage['stage']}: best {config['valid_metric']} {stage['best_valid_score']:.{places}f} "

@@ -5,9 +5,11 @@ is a position in one flat, sorted array; ``item_id_list`` and its siblings are g
 Field names, dtypes, padding side and values are RecBole's.
 """
 
+import copy
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from recbole.utils.enum_type import FeatureSource, FeatureType
 from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm.data.atomic import read_header, read_table
+from recbole_llm.data.controls import control_of, exchanged, mark_applied
 from recbole_llm.data.item_text import ItemText, load_item_text
 from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, are_ranks, split_sessions
 from recbole_llm.errors import ConfigError, DataError
@@ -122,6 +125,7 @@ class HistoryDataset(SequentialDataset):
     offsets: np.ndarray
     catalogue_size: int
     sessions: SessionSplit | None = None
+    shuffle_keys: torch.Tensor | None = None  # shape (len(flat),), see `with_shuffled_histories`
 
     def __init__(self, config: Any) -> None:
         self.source_files: list[Path] = []
@@ -619,16 +623,44 @@ class HistoryDataset(SequentialDataset):
         inside = steps < length[:, None]
         index = (position - length)[:, None] + steps + shift
         index = torch.where(inside, index, 0)
+        shuffled = index
+        if self.shuffle_keys is not None:
+            keys = torch.where(inside, self.shuffle_keys[index], torch.inf)
+            shuffled = index.gather(1, keys.argsort(dim=1))
         lists = {}
         for field, values in self.flat.interaction.items():
             if field == self.uid_field or (fields is not None and field not in fields):
                 continue
             name = getattr(self, f"{field}_list_field")
             if name not in self._unused_lists:
-                gathered = values.index_select(0, index.view(-1)).view(*index.shape, *values.shape[1:])
+                where = index if field == self.time_field else shuffled
+                gathered = values.index_select(0, where.view(-1)).view(*index.shape, *values.shape[1:])
                 mask = inside.view(*inside.shape, *[1] * (gathered.ndim - 2))
                 lists[name] = torch.where(mask, gathered, torch.zeros((), dtype=gathered.dtype))
         return lists
+
+    def with_shuffled_histories(self, seed: int) -> "HistoryDataset":
+        """The same rows with the items that are visible in a history in random order; times stay where they are."""
+        other = copy.copy(self)
+        # One random number per interaction: what is in two histories has one order in both, whatever the batch.
+        other.shuffle_keys = torch.rand(len(self.flat), generator=torch.Generator().manual_seed(seed))
+        other.inter_feat = HistoryRows(self.inter_feat.interaction, other)
+        return other
+
+    def with_shuffled_training(self, seed: int) -> "HistoryDataset":
+        """This training split with each user's training items, histories and targets, in random order."""
+        other = copy.copy(self)
+        keys = torch.rand(len(self.flat), generator=torch.Generator().manual_seed(seed)).numpy()
+        position = np.sort(self.train_positions)
+        source = np.arange(len(self.flat))
+        source[position] = position[np.lexsort((keys[position], self.flat[self.uid_field].numpy()[position]))]
+        kept = (self.uid_field, self.time_field)
+        columns = self.flat.interaction.items()
+        other.flat = Interaction({field: values if field in kept else values[source] for field, values in columns})
+        rows = self.inter_feat[POSITION]
+        moved = {field: values[rows] for field, values in other.flat.interaction.items() if field in self.inter_feat}
+        other.inter_feat = HistoryRows({**self.inter_feat.interaction, **moved}, other)
+        return other
 
     def history(self, index: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Every item a row's user had before the row's target: the whole history, not only the last L items.
@@ -768,9 +800,10 @@ def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
 def item_text_of(dataset: Dataset, config: Any, title_only: bool = False) -> ItemText:
     """Text of every item of any RecBole dataset, by internal id; template and fields as ``item_text`` says.
 
-    ``title_only``: as ``item_title`` says, by default the title and the year.
+    ``title_only``: as ``item_title`` says, by default the title and the year. Under ``control: shuffled_text`` items
+    have each other's.
     """
-    return load_item_text(
+    text = load_item_text(
         Path(dataset.dataset_path) / f"{dataset.dataset_name}.item",
         dataset.field2id_token[dataset.iid_field],
         item_field=dataset.iid_field,
@@ -781,3 +814,9 @@ def item_text_of(dataset: Dataset, config: Any, title_only: bool = False) -> Ite
         logger=dataset.logger,
         title_only=title_only,
     )
+    if control_of(config) != "shuffled_text":
+        return text
+    mark_applied(dataset, "shuffled_text")
+    tokens, has = dataset.field2id_token[dataset.iid_field], np.array([bool(item) for item in text.texts])
+    source = exchanged(tokens, has, int(config["control_seed"]))
+    return replace(text, texts=[text.texts[i] for i in source])

@@ -13,6 +13,7 @@ from recbole.utils import ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler
+from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.views import TrainRows, view_of
 
@@ -160,7 +161,7 @@ def prepare_data(
     train, valid, test : loaders
         ``valid`` or ``test`` is None where the split leaves it empty.
     """
-    splits = dataset.build() if splits is None else splits
+    splits = _controlled(config, dataset.build() if splits is None else splits)
     samplers = create_samplers(config, dataset, splits)
     train = TrainLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])
     loaders = []
@@ -169,3 +170,15 @@ def prepare_data(
         loader = FullSortLoader if full else NegSampleEvalDataLoader
         loaders.append(loader(config, split, sampler, shuffle=False) if len(split) else None)
     return train, loaders[0], loaders[1]
+
+
+def _controlled(config: Any, splits: list[HistoryDataset]) -> list[HistoryDataset]:
+    """The splits under a control of the history; those given are left as they are."""
+    control = control_of(config)
+    if not control.startswith("shuffled_history"):
+        return splits
+    seed = int(config["control_seed"])
+    train, valid, test = splits
+    if control == "shuffled_history_train":
+        train, valid = train.with_shuffled_training(seed), valid.with_shuffled_histories(seed)
+    return [train, valid, test.with_shuffled_histories(seed)]

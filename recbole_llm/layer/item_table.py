@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,8 @@ from torch import nn
 
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.encoder import encode_items
+from recbole_llm.llm.item_vectors import item_vectors_of
 from recbole_llm.llm.reduction import REDUCTIONS, Transform, fit_reduction, fit_whitening, normalize_rows
-from recbole_llm.llm.resolve import resolve_llm
-from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.parameters import choice
 
 # The encoders of arXiv 2402.01339 are paid services (ada-002, gecko@002); this one can be run anywhere.
@@ -46,8 +43,8 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
     Parameters
     ----------
     config : Config
-        ``llm`` keys, ``item_pooling``, ``item_max_tokens``, ``dim_reduction``, ``reduced_dim``, ``reduction_fit``,
-        ``lda_class_field``, ``whiten``, ``normalize``.
+        What :func:`recbole_llm.llm.item_vectors.item_vectors_of` reads, and ``dim_reduction``, ``reduced_dim``,
+        ``reduction_fit``, ``lda_class_field``, ``whiten``, ``normalize``.
     dataset : recbole Dataset
         A training split; its folder holds the ``.item`` file.
     width : int
@@ -61,19 +58,7 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
     """
     method = choice(config, "dim_reduction", list(REDUCTIONS))
     fit = choice(config, "reduction_fit", ["catalogue", "train"])
-    items = item_text_of(dataset, config)
-    resolved = resolve_llm(LLMSpec.from_config(config, key="llm", preferred=STAND_IN_LLM), logger=logger)
-    read = partial(
-        encode_items,
-        llm=resolved,
-        pooling=str(config["item_pooling"]),
-        max_tokens=int(config["item_max_tokens"]),
-        device=config["device"],
-        cache_dir=config["embedding_cache_dir"],
-        show_progress=config["show_progress"],
-        logger=logger,
-    )
-    found = read(items.texts)
+    found = item_vectors_of(dataset, config, STAND_IN_LLM, logger)
     counts: np.ndarray | None = getattr(dataset, "train_counts", None)
     if fit == "train" and counts is None:
         raise ConfigError("reduction_fit=train needs a dataset with train_counts (recbole_llm's HistoryDataset).")
@@ -97,7 +82,7 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
         vectors = normalize_rows(vectors)
 
     def encode(texts: Sequence[str]) -> torch.Tensor:
-        others = read(texts).vectors
+        others: np.ndarray = found.encode(texts)
         for step in steps:
             others = step(others)
         return torch.from_numpy(others).float()
@@ -106,14 +91,10 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
     return TextVectors(
         table,
         {
-            "llm": resolved.label(),
-            "llm_revision": resolved.revision,
-            "item_text": items.template,
-            "item_text_fingerprint": items.fingerprint(),
-            "items_without_text": items.n_missing,
+            **found.provenance,
             "items_not_in_training": None if counts is None else int((counts[1:] == 0).sum()),
             "item_vectors": {
-                **found.info,
+                **found.provenance["item_vectors"],
                 "dim_reduction": method,
                 "reduced_dim": vectors.shape[1],
                 "reduction_fit": fit,
@@ -130,7 +111,7 @@ def item_classes(dataset: Any, config: Any) -> list[str]:
     field = config["lda_class_field"]
     if not field:
         raise ConfigError("dim_reduction=lda needs lda_class_field: the name of a field of the .item file.")
-    reading = {key: config[key] for key in ("field_separator", "seq_separator", "encoding")}
+    reading = {key: config[key] for key in ("field_separator", "seq_separator", "encoding", "control", "control_seed")}
     texts = item_text_of(dataset, {**reading, "item_text": "{" + str(field) + "}"}).texts
     return [" ".join(sorted(set(text.split()))) for text in texts[1:]]
 

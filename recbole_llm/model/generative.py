@@ -101,12 +101,14 @@ class GenerativeRecommender(SequentialRecommender):
         self.resolved = resolve_llm(spec, logger=self.logger, weights=not scratch)
         self.scratch = scratch
         self.tokenizer = load_tokenizer(self.resolved)
-        self.item_text = item_text_of(dataset, config)
+        # With codes in the place of texts nothing is read: a control of the text would change nothing.
+        by_text = self.item_repr == "title" or config["item_index"] == "title"
+        self.item_text = item_text_of(dataset, config) if by_text else None
         index = build_item_index(
             choice(config, "item_index", list(SCHEMES)),
             Histories.of(dataset),
             int(config["item_index_seed"]),
-            self.item_text.texts,
+            self.item_text.texts if self.item_text else (),
             **self._index_options(config),
         )
         if index.leak == "leaky":
@@ -175,7 +177,7 @@ class GenerativeRecommender(SequentialRecommender):
 
     def _use_index(self, index: ItemIndex) -> None:
         self.index = index
-        shown = index.items if self.item_repr == "index" else self.item_text.texts
+        shown = self.item_text.texts if self.item_text and self.item_repr == "title" else index.items
         mark = (self._item_prefix, "") if self.item_repr == "index" else ("[", "]")
         self.prompt_table = PromptTable(
             self.tokenizer,
@@ -356,7 +358,7 @@ class GenerativeRecommender(SequentialRecommender):
             "item_index": self.index.scheme,
             "item_index_leak": self.index.leak,
             "item_index_info": self.index.info,
-            "item_text": self.item_text.template,
-            "item_text_fingerprint": self.item_text.fingerprint(),
+            "item_text": self.item_text and self.item_text.template,
+            "item_text_fingerprint": self.item_text and self.item_text.fingerprint(),
             "decoding": self.decoding if self.head_kind == "decoder" else None,
         }

@@ -11,7 +11,6 @@ code.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
-from recbole_llm.llm.encoder import encode_items
+from recbole_llm.llm.item_vectors import item_vectors_of
 from recbole_llm.llm.pooling import pool_tokens, resolve_pooling
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -114,16 +113,12 @@ class LiteLLM4Rec(SequentialRecommender):
             self.rec_llm.requires_grad_(False)
 
         # Item LLM
-        self.item_text = item_text_of(dataset, config)
-        item_spec = LLMSpec.from_config(config, key="llm", preferred=PAPER_LLM)
-        self.item_resolved = resolve_llm(item_spec, logger=self.logger)
-        self.item_pooling = resolve_pooling(str(config["item_pooling"]), self.item_resolved)
-        self.item_max_tokens = int(config["item_max_tokens"])
-        self.vector_info: dict[str, Any] = {}
         if self.joint:
-            self._build_item_llm(config, inner)
+            self._build_item_llm(config, dataset, inner)
         else:
-            self._encode_items_once(config)
+            found = item_vectors_of(dataset, config, PAPER_LLM, self.logger)
+            self.source, self._encode, self.item_width = found.provenance, found.encode, found.vectors.shape[1]
+            self.register_buffer("item_vectors", torch.from_numpy(found.vectors))
         width = self.item_width
         self.adapt = nn.Linear(width, self.hidden_size) if width != self.hidden_size else nn.Identity()
         self.item_embedding: nn.Embedding | None = None
@@ -145,25 +140,19 @@ class LiteLLM4Rec(SequentialRecommender):
 
     # ---- items
 
-    def _encode_items_once(self, config: Any) -> None:
-        self._read = partial(
-            encode_items,
-            llm=self.item_resolved,
-            pooling=self.item_pooling,
-            max_tokens=self.item_max_tokens,
-            device=self.device,
-            cache_dir=config["embedding_cache_dir"],
-            show_progress=config["show_progress"],
-            logger=self.logger,
-        )
-        found = self._read(self.item_text.texts)
-        self.vector_info = found.info
-        self.item_width = found.vectors.shape[1]
-        self.register_buffer("item_vectors", torch.tensor(found.vectors))
-
-    def _build_item_llm(self, config: Any, dropout: float) -> None:
-        """The Item LLM as a module, and the tokens of every item; ``mean``-like pooling only, it must have a "
-        "gradient."""
+    def _build_item_llm(self, config: Any, dataset: Any, dropout: float) -> None:
+        """The Item LLM as a module, and the tokens of every item; poolings with a gradient only."""
+        text = item_text_of(dataset, config)
+        self.item_resolved = resolve_llm(LLMSpec.from_config(config, "llm", PAPER_LLM), logger=self.logger)
+        self.item_pooling = resolve_pooling(str(config["item_pooling"]), self.item_resolved)
+        self.item_max_tokens = int(config["item_max_tokens"])
+        self.source = {
+            "llm": self.item_resolved.label(),
+            "llm_revision": self.item_resolved.revision,
+            "item_text": text.template,
+            "item_text_fingerprint": text.fingerprint(),
+            "items_without_text": text.n_missing,
+        }
         if self.item_pooling == "sentence":
             raise ConfigError(
                 "item_pooling=sentence runs a pipeline without gradient; with item_llm_mode="
@@ -183,7 +172,7 @@ class LiteLLM4Rec(SequentialRecommender):
         self.tokenizer = load_tokenizer(self.item_resolved)
         self.special_ids = tuple(self.tokenizer.all_special_ids)
         # Not saved: they come from the texts and the tokenizer, which the run records.
-        for name, values in self._tokens_of(self.item_text.texts).items():
+        for name, values in self._tokens_of(text.texts).items():
             self.register_buffer(name, values, persistent=False)
         self.item_width = hidden_size(self.item_llm)
 
@@ -396,7 +385,7 @@ class LiteLLM4Rec(SequentialRecommender):
                 setattr(self, name, torch.cat([old, new.to(old)]))
         else:
             old = self.item_vectors if self.item_embedding is None else self.item_embedding.weight
-            grown = torch.cat([old, torch.tensor(self._read(texts).vectors).to(old)])
+            grown = torch.cat([old, torch.from_numpy(self._encode(texts)).to(old)])
             if self.item_embedding is None:
                 self.item_vectors = grown
             else:
@@ -409,12 +398,7 @@ class LiteLLM4Rec(SequentialRecommender):
     def provenance(self) -> dict[str, Any]:
         """What a result must say about the language models and the texts."""
         return {
-            "llm": self.item_resolved.label(),
-            "llm_revision": self.item_resolved.revision,
+            **self.source,
             "rec_llm": self.rec_resolved.label(),
             "rec_llm_revision": self.rec_resolved.revision,
-            "item_text": self.item_text.template,
-            "item_text_fingerprint": self.item_text.fingerprint(),
-            "items_without_text": self.item_text.n_missing,
-            "item_vectors": self.vector_info,
         }

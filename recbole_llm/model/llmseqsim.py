@@ -8,7 +8,6 @@ r counts the items of the history from its end, 1 = the last. Items of the histo
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,8 @@ from torch.nn import functional
 
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.encoder import encode_items
+from recbole_llm.llm.item_vectors import item_vectors_of
 from recbole_llm.llm.reduction import REDUCTIONS, fit_reduction, normalize_rows
-from recbole_llm.llm.resolve import resolve_llm
-from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.parameters import choice
 
 # The paper's encoders are paid services (ada-002, gecko@002); this one can be run anywhere.
@@ -132,7 +129,7 @@ class LLMSeqSim(SequentialRecommender):
     config : Config
         Keys of ``props/model/LLMSeqSim.yaml`` and the ``llm`` keys of ``props/overall.yaml``.
     dataset : recbole Dataset
-        Its folder holds the ``.item`` file with the texts.
+        Its folder holds the ``.item`` file with the texts, unless ``item_vectors`` names a file of vectors.
 
     Raises
     ------
@@ -152,21 +149,8 @@ class LLMSeqSim(SequentialRecommender):
         self.dim_reduction = choice(config, "dim_reduction", list(REDUCTIONS))
         self.reduction_fit = choice(config, "reduction_fit", ["catalogue", "train"])
 
-        self.item_text = item_text_of(dataset, config)
-        spec = LLMSpec.from_config(config, key="llm", preferred=STAND_IN_LLM)
-        self.resolved = resolve_llm(spec, logger=self.logger)
-        self._read = partial(
-            encode_items,
-            llm=self.resolved,
-            pooling=str(config["item_pooling"]),
-            max_tokens=int(config["item_max_tokens"]),
-            device=self.device,
-            cache_dir=config["embedding_cache_dir"],
-            show_progress=config["show_progress"],
-            logger=self.logger,
-        )
-        found = self._read(self.item_text.texts)
-        self.vector_info = found.info
+        found = item_vectors_of(dataset, config, STAND_IN_LLM, self.logger)
+        self.item_text, self.source, self._encode = found.text, found.provenance, found.encode
         # Items without training interactions get vectors like all others; how many there are belongs to the result.
         self.train_counts: np.ndarray | None = getattr(dataset, "train_counts", None)
         self._reduce = fit_reduction(
@@ -242,7 +226,7 @@ class LLMSeqSim(SequentialRecommender):
 
     def append_items(self, texts: Sequence[str]) -> None:
         """Grow the catalogue by items known by their texts; the reduction stays as it was fitted."""
-        new = self._reduced(self._read(texts).vectors)
+        new = self._reduced(self._encode(texts))
         self.item_vectors = torch.cat([self.item_vectors, new.to(self.item_vectors)])
         self.n_items += len(texts)
 
@@ -250,14 +234,10 @@ class LLMSeqSim(SequentialRecommender):
         """What a result must say about the language model, the texts and the vectors."""
         untrained = None if self.train_counts is None else int((self.train_counts[1:] == 0).sum())
         return {
-            "llm": self.resolved.label(),
-            "llm_revision": self.resolved.revision,
-            "item_text": self.item_text.template,
-            "item_text_fingerprint": self.item_text.fingerprint(),
-            "items_without_text": self.item_text.n_missing,
+            **self.source,
             "items_not_in_training": untrained,
             "item_vectors": {
-                **self.vector_info,
+                **self.source["item_vectors"],
                 "dim_reduction": self.dim_reduction,
                 "reduced_dim": self.item_vectors.shape[1],
                 "reduction_fit": self.reduction_fit,
@@ -271,6 +251,6 @@ def _classes(dataset: Any, config: Any) -> list[str]:
     field = config["lda_class_field"]
     if not field:
         raise ConfigError("dim_reduction=lda needs lda_class_field: the name of a field of the .item file.")
-    reading = {key: config[key] for key in ("field_separator", "seq_separator", "encoding")}
+    reading = {key: config[key] for key in ("field_separator", "seq_separator", "encoding", "control", "control_seed")}
     texts = item_text_of(dataset, {**reading, "item_text": "{" + str(field) + "}"}).texts
     return [" ".join(sorted(set(text.split()))) for text in texts[1:]]

@@ -11,7 +11,6 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.encoder import ItemVectors
 from recbole_llm.llm.reduction import normalize_rows, reduce_vectors
 from recbole_llm.model import llmseqsim
 from recbole_llm.model.llmseqsim import DECAYS, LLMSeqSim, decay_weights, session_vectors, similarity
@@ -109,17 +108,12 @@ def test_golden_reduction_and_decays(golden):
 
 @pytest.mark.parametrize("kind", ["raw", "pca8"])
 @pytest.mark.parametrize("name", GOLDEN_SIMILARITIES)
-def test_the_model_in_single_precision_gives_the_authors_lists(golden, tmp_path, monkeypatch, kind, name):
-    """From atomic files and settings to scores."""
+def test_the_model_in_single_precision_gives_the_authors_lists(golden, tmp_path, kind, name):
+    """From atomic files, a file of vectors and settings to scores."""
     ids = [str(item) for item in golden["item_ids"]]
-    write_dataset(tmp_path, "golden", {"u1": ids, "u2": ids}, {item: f"item {item}" for item in ids})
-
-    def encode(texts, *_, **__):
-        vector_of = dict(zip((f"item {item}" for item in ids), golden["item_embeddings"], strict=True))
-        return ItemVectors(np.stack([vector_of.get(text, np.zeros(24)) for text in texts]).astype(np.float32), {})
-
-    monkeypatch.setattr(llmseqsim, "encode_items", encode)
-    settings = {"data_path": str(tmp_path), "llm": "tiny-random-bert", "use_gpu": False, "show_progress": False}
+    write_dataset(tmp_path, "golden", {"u1": ids, "u2": ids}, {})
+    np.savez(tmp_path / "vectors.npz", ids=np.array(ids), vectors=golden["item_embeddings"])
+    settings = {"data_path": str(tmp_path), "item_vectors": str(tmp_path / "vectors.npz"), "use_gpu": False}
     settings |= {"similarity": name, "dim_reduction": "pca" if kind == "pca8" else "none", "reduced_dim": 8}
     dataset = HistoryDataset(Config("LLMSeqSim", "golden", config_dict=settings))
     tokens = dataset.field2id_token["item_id"]

@@ -1,0 +1,122 @@
+"""Controls: the same model, trained the same way, without what is said to help it.
+
+``random_vectors``
+    Item vectors point into random directions. Each keeps its norm and, on average, its part in the direction that all
+    vectors share, so that centring them (PCA) takes the same away as from the real ones.
+``shuffled_text``
+    Items that have a text exchange them: every statistic of the texts and their vectors stays, what they say is wrong.
+``shuffled_history``
+    Trained and validated as usual, tested on histories whose items stand in random order; times stay where they are.
+``shuffled_history_train``
+    In training and validation, too.
+
+A control is drawn from ``control_seed`` and the raw item ids; nothing made for one reaches the embedding cache.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.errors import ConfigError
+from recbole_llm.parameters import choice
+
+CONTROLS = ("none", "random_vectors", "shuffled_text", "shuffled_history", "shuffled_history_train")
+OF_TEXT = ("random_vectors", "shuffled_text")
+
+
+def control_of(config: Any) -> str:
+    """The control that a configuration asks for; ``"none"`` where it does not have the key."""
+    value = config.get("control") if isinstance(config, Mapping) else config["control"]
+    return "none" if value is None else choice({"control": value}, "control", CONTROLS)
+
+
+def label(config: Any) -> str:
+    """What a result is called: ``LLM2SASRec``, or ``LLM2SASRec [shuffled_text]`` under a control."""
+    control = control_of(config)
+    return config["model"] if control == "none" else f"{config['model']} [{control}]"
+
+
+def mark_applied(dataset: Any, key: str) -> None:
+    """Note that a control, or a file of vectors, has reached the model that is being built on a dataset."""
+    dataset.applied = {*getattr(dataset, "applied", ()), key}
+
+
+def check_applied(config: Any, dataset: Any) -> None:
+    """ConfigError where a control of the text, or ``item_vectors``, has not reached the model.
+
+    The result would be called what it is not.
+    """
+    applied, control, name = getattr(dataset, "applied", ()), control_of(config), config["model"]
+    if config["item_vectors"] and "item_vectors" not in applied:
+        raise ConfigError(
+            f"item_vectors={config['item_vectors']!r} has no effect: {name} takes no vectors of items made "
+            "beforehand, with these settings. LLMSeqSim, LLM2SASRec and LiteLLM4Rec do."
+        )
+    if control in OF_TEXT and control not in applied:
+        what = "item vectors made beforehand" if control == "random_vectors" else "item text"
+        raise ConfigError(
+            f"control={control!r} has no effect: {name} has no {what}, with these settings. Take a model or settings "
+            "that do, or control=shuffled_history, which works for every model."
+        )
+
+
+def refuse_without_text(config: Any) -> None:
+    """:func:`check_applied` before anything is read, for RecBole's own models, which never have any."""
+    if config.model_class.__module__.startswith("recbole."):
+        check_applied(config, None)
+
+
+def exchanged(tokens: Sequence[str], has: np.ndarray, seed: int) -> np.ndarray:
+    """Whose text, or vector, each item gets.
+
+    Parameters
+    ----------
+    tokens : sequence of str, length n
+        Raw ids: the order of the items plays no part.
+    has : numpy.ndarray of bool, shape (n,)
+        Items that take part; the others keep what they have.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray of int64, shape (n,)
+        A permutation that leaves no item that takes part its own.
+    """
+    order = _by_token(tokens)[np.random.default_rng(seed).permutation(len(tokens))]
+    order = order[np.asarray(has)[order]]
+    source = np.arange(len(tokens))
+    source[order] = np.roll(order, 1)  # one cycle through all of them
+    return source
+
+
+def random_vectors(vectors: np.ndarray, tokens: Sequence[str], seed: int) -> np.ndarray:
+    """Vectors of the same norms, with the same mean cosine to the common direction, and otherwise random.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray, shape (n, d)
+        A zero row stays zero.
+    tokens : sequence of str, length n
+        Raw ids: the order of the items plays no part.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray, shape (n, d), float32
+    """
+    vectors = vectors.astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = vectors / np.where(norms == 0, 1, norms)
+    common = unit.sum(axis=0)
+    common /= max(np.linalg.norm(common), 1e-12)
+    cosine = (unit @ common).sum() / max((norms > 0).sum(), 1)
+    noise = np.empty_like(vectors)
+    noise[_by_token(tokens)] = np.random.default_rng(seed).standard_normal(vectors.shape)
+    noise -= np.outer(noise @ common, common)
+    noise /= np.maximum(np.linalg.norm(noise, axis=1, keepdims=True), 1e-12)
+    return (norms * (cosine * common + np.sqrt(max(1 - cosine**2, 0)) * noise)).astype(np.float32)
+
+
+def _by_token(tokens: Sequence[str]) -> np.ndarray:
+    return np.argsort(np.asarray(tokens, dtype=str), kind="stable")

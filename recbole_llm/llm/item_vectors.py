@@ -1,0 +1,132 @@
+"""The one way from a configuration to the vectors of a catalogue: encoded texts, or a file that the user brings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.data.controls import control_of, exchanged, mark_applied, random_vectors
+from recbole_llm.data.dataset import item_text_of
+from recbole_llm.data.item_text import ItemText
+from recbole_llm.data.vector_file import read_item_vectors
+from recbole_llm.errors import ConfigError
+from recbole_llm.llm.encoder import encode_items
+from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.parameters import choice
+
+
+@dataclass(frozen=True)
+class CatalogueVectors:
+    """One vector per item.
+
+    Attributes
+    ----------
+    vectors : numpy.ndarray, shape (n_items, d), float32
+        Row 0 (PAD) is zero, as is that of an item without text.
+    provenance : dict
+        What a result must say about the language model, the texts and the vectors.
+    text : ItemText or None
+        The texts; None where the vectors come from a file.
+    encode : callable
+        Other texts the same way: n str -> (n, d) float32. ConfigError where that would mean nothing.
+    """
+
+    vectors: np.ndarray
+    provenance: dict[str, Any]
+    text: ItemText | None
+    encode: Callable[[Sequence[str]], np.ndarray]
+
+
+def item_vectors_of(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> CatalogueVectors:
+    """Vectors of a dataset's items as ``item_vectors``, or else ``item_text`` and ``llm``, say, under ``control``.
+
+    Parameters
+    ----------
+    dataset : recbole Dataset
+        Its folder holds the ``.item`` file with the texts, unless ``item_vectors`` names a file.
+    config : Config
+        ``item_vectors``, ``item_vectors_missing``, ``llm`` and its options, ``item_text``, ``item_pooling``,
+        ``item_max_tokens``, ``embedding_cache_dir``, ``control``, ``control_seed``.
+    preferred : str
+        What ``llm: auto`` stands for.
+    logger : logging.Logger
+
+    Raises
+    ------
+    ConfigError, DataError, ModelNotFoundError
+        A value is not allowed; the texts or the file lack something; the language model cannot be had.
+    """
+    tokens, seed = dataset.field2id_token[dataset.iid_field], config["control_seed"]
+    made = (
+        _from_file(dataset, config, logger) if config["item_vectors"] else _encoded(dataset, config, preferred, logger)
+    )
+    control = control_of(config)
+    if control == "random_vectors":
+        mark_applied(dataset, control)
+        return CatalogueVectors(random_vectors(made.vectors, tokens, int(seed)), made.provenance, made.text, _refuse)
+    return made
+
+
+def _encoded(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> CatalogueVectors:
+    text = item_text_of(dataset, config)
+    resolved = resolve_llm(LLMSpec.from_config(config, key="llm", preferred=preferred), logger=logger)
+    read = partial(
+        encode_items,
+        llm=resolved,
+        pooling=str(config["item_pooling"]),
+        max_tokens=int(config["item_max_tokens"]),
+        device=config["device"],
+        cache_dir=config["embedding_cache_dir"],
+        show_progress=config["show_progress"],
+        logger=logger,
+    )
+    found = read(text.texts)
+    provenance = {
+        "llm": resolved.label(),
+        "llm_revision": resolved.revision,
+        "item_text": text.template,
+        "item_text_fingerprint": text.fingerprint(),
+        "items_without_text": text.n_missing,
+        "item_vectors": found.info,
+    }
+    return CatalogueVectors(found.vectors, provenance, text, lambda texts: read(texts).vectors)
+
+
+def _from_file(dataset: Any, config: Any, logger: logging.Logger) -> CatalogueVectors:
+    mark_applied(dataset, "item_vectors")
+    tokens = dataset.field2id_token[dataset.iid_field]
+    vectors, info = read_item_vectors(
+        config["item_vectors"],
+        tokens,
+        item_field=dataset.iid_field,
+        missing=choice(config, "item_vectors_missing", ["error", "zero"]),
+        field_separator=config["field_separator"],
+        seq_separator=config["seq_separator"],
+        logger=logger,
+    )
+    if control_of(config) == "shuffled_text":
+        # What a text is to a language model, a vector is here.
+        mark_applied(dataset, "shuffled_text")
+        vectors = vectors[exchanged(tokens, (vectors != 0).any(1), int(config["control_seed"]))]
+    provenance = {
+        "llm": f"none: vectors from {config['item_vectors']}",
+        "llm_revision": f"sha256:{file_sha256(Path(info['file']))}",
+        "items_without_text": info["missing"],
+        "item_vectors": info,
+    }
+    return CatalogueVectors(vectors, provenance, None, _refuse)
+
+
+def _refuse(texts: Sequence[str]) -> np.ndarray:
+    raise ConfigError(
+        "The item vectors of this model were not made by a language model from texts (item_vectors, or control="
+        "random_vectors), so there is none for a new text. Train with the texts and an llm to score new items."
+    )
