@@ -6,11 +6,13 @@ from pathlib import Path
 
 from recbole_llm.errors import RecBoleLLMError
 
-COMMANDS = ("run", "models", "convert", "check", "recommend", "export", "help")
+COMMANDS = ("run", "compare", "models", "convert", "check", "recommend", "export", "help")
 HELP = """\
 LLM-based sequential recommenders inside RecBole.
 
   recbole-llm [run] --model=NAME --dataset=NAME [--key=value ...]    train and evaluate
+  recbole-llm --model=NAME,NAME --dataset=NAME [--seeds=1,2,3]       side by side: tables, tests and a report
+  recbole-llm compare RUN_DIR RUN_DIR ...                            the same for finished runs
   recbole-llm --resume=RUN_DIR                                       continue an interrupted run
   recbole-llm models                                                 names for --model
   recbole-llm convert NAME --input PATH [--output FOLDER]            downloads or own logs -> atomic files
@@ -37,7 +39,10 @@ All keys, with comments: {props}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 for success, 2 for an error of the user's input, 130 when interrupted."""
+    """Run a command.
+
+    0 for success, 1 for a comparison with failed runs, 2 for an error of the user's input, 130 when interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
     try:
@@ -64,6 +69,8 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         from recbole_llm.recommend.command import export_main, recommend_main
 
         return recommend_main(arguments) if command == "recommend" else export_main(arguments)
+    if command == "compare" and not {"-h", "--help"} & set(arguments):
+        return _compare(arguments)
     if "--version" in arguments:
         from recbole_llm import __version__
 
@@ -90,8 +97,11 @@ def _dispatch(command: str, arguments: list[str]) -> int:
 
 
 def _run(given: dict) -> int:
+    from recbole_llm.compare import is_comparison
     from recbole_llm.quick_start import run
 
+    if is_comparison(given):
+        return _compare_models(given)
     if not given:
         raise RecBoleLLMError("Nothing is asked for: give --model and --dataset, or see `recbole-llm --help`.")
     files = []
@@ -102,10 +112,36 @@ def _run(given: dict) -> int:
                 f"--resume={given['resume']}: there is no config.yaml in {folder}; is it a run directory?"
             )
         files = [folder / "config.yaml"]
-    if not sys.stderr.isatty():
-        given.setdefault("show_progress", False)  # bars are noise in a file
+    _no_bars_in_files(given)
     run(config_file_list=files, arguments=given)
     return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from recbole_llm.parameters import parse_arguments
+
+    run_dirs = [argument for argument in arguments if not argument.startswith("--")]
+    given = parse_arguments([argument for argument in arguments if argument.startswith("--")])
+    if not run_dirs:
+        return _compare_models(given)
+    from recbole_llm.compare import compare_runs
+
+    compare_runs(run_dirs, given)
+    return 0
+
+
+def _compare_models(given: dict) -> int:
+    """0 if every run finished, 1 if some are missing from the table."""
+    from recbole_llm.compare import compare
+
+    _no_bars_in_files(given)
+    comparison = compare(arguments=given)
+    return int(any(row.failures for row in comparison.all_rows))
+
+
+def _no_bars_in_files(given: dict) -> None:
+    if not sys.stderr.isatty():
+        given.setdefault("show_progress", False)
 
 
 if __name__ == "__main__":

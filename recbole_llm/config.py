@@ -62,8 +62,8 @@ class Config(RecBoleConfig):
         Name of one of our models or of a RecBole sequential model, or a class of the user's own.
     dataset : str
         Name of the dataset: ``data_path/<dataset>/<dataset>.inter``.
-    config_file_list : list of str
-        The user's YAML files; later ones win.
+    config_file_list : list of str or dict
+        The user's YAML files, or what such a file holds; later ones win.
     config_dict : dict
         The user's dictionary; wins over files.
     arguments : dict
@@ -85,15 +85,14 @@ class Config(RecBoleConfig):
         self,
         model: str | type | None = None,
         dataset: str | None = None,
-        config_file_list: Sequence[str | Path] | None = None,
+        config_file_list: Sequence[str | Path | Mapping[str, Any]] | None = None,
         config_dict: Mapping[str, Any] | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self._arguments = dict(arguments or {})
         self.notices: list[str] = []
-        files = [Path(file) for file in config_file_list or []]
         given = {**dict(config_dict or {}), **self._arguments}
-        files += _listed_files(given.get("config_files"))
+        files = [*(config_file_list or []), *listed_files(given.get("config_files"))]
         super().__init__(model, dataset, files, dict(config_dict) if config_dict else None)
 
     # What RecBole's constructor calls, in its order.
@@ -109,10 +108,10 @@ class Config(RecBoleConfig):
     def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
         return ParameterLoader
 
-    def _load_config_files(self, file_list: Sequence[Path] | None) -> dict[str, Any]:
+    def _load_config_files(self, file_list: Sequence[str | Path | Mapping[str, Any]] | None) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         for file in file_list or []:
-            settings.update(load_yaml(Path(file)))
+            settings.update(file if isinstance(file, Mapping) else load_yaml(Path(file)))
         return settings
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +192,7 @@ class Config(RecBoleConfig):
     def _set_default_parameters(self) -> None:
         final = self.final_config_dict
         final["dataset"], final["model"] = self.dataset, self.model
-        folder = _dataset_folder(str(final["data_path"]), self.dataset)
+        folder = dataset_folder(str(final["data_path"]), self.dataset)
         default_path = self.internal_config_dict["data_path"]
         if final["data_path"] != default_path and folder.parent != Path(str(final["data_path"])).expanduser():
             self._notice(f"There is no {self.dataset} in data_path={final['data_path']!r}; RecBole's copy is used.")
@@ -444,7 +443,7 @@ def _keys_of_other_models() -> dict[str, list[str]]:
     return keys
 
 
-def _listed_files(value: Any) -> list[Path]:
+def listed_files(value: Any) -> list[Path]:
     """``--config_files="a.yaml b.yaml"`` as RecBole's scripts take it.
 
     A bare name that is no file here is looked up in ``props/preset`` and ``props/paper``.
@@ -475,7 +474,7 @@ def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str
     return columns
 
 
-def _dataset_folder(data_path: str, dataset: str) -> Path:
+def dataset_folder(data_path: str, dataset: str) -> Path:
     """``data_path/<dataset>``; for ml-100k the copy inside RecBole where that folder does not exist."""
     folder = Path(data_path).expanduser() / dataset
     bundled = RECBOLE_ROOT / "dataset_example" / dataset

@@ -148,10 +148,11 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
                 'without blanks around "=" (quote values that contain blanks).'
             )
         bare = "" if equals else argument
-        if key in TEXT_KEYS and not equals:
+        is_text = key.rpartition(".")[2] in TEXT_KEYS  # --SASRec.data_path=...: for one row of a comparison
+        if is_text and not equals:
             raise ConfigError(f'--{key} needs a value: write --{key}=VALUE, without blanks around "=".')
-        value = (text if key in TEXT_KEYS else parse_value(text)) if equals else True
-        if key in TEXT_KEYS and value in ("None", "~", "null"):
+        value = (text if is_text else parse_value(text)) if equals else True
+        if is_text and value in ("None", "~", "null"):
             value = None
         if key in parsed and parsed[key] != value:
             raise ConfigError(f"The parameter --{key} is given twice: {parsed[key]!r} and {value!r}.")

@@ -29,6 +29,7 @@ from recbole_llm.data.controls import control_of, label
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.parameters import SECRETS, ParameterDumper, load_yaml
+from recbole_llm.registry import stock_models
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
 
@@ -43,6 +44,9 @@ CIRCUMSTANCES = frozenset(
     {"resume", "checkpoint_dir", "show_progress", "state", "gpu_id", "use_gpu", "worker", "data_path", "save_state"}
     | {"embedding_cache_dir", "llm_cache_dir", "rec_llm_cache_dir", "log_wandb", "wandb_project", "smoke_settings"}
     | SECRETS
+)
+LANGUAGE_MODEL_KEYS = frozenset(
+    {"llm", "llm_revision", "llm_local_files_only", "llm_dtype", "llm_trust_remote_code", "rec_llm", "item_text"}
 )
 
 
@@ -107,7 +111,7 @@ class Overlay:
 def create(config: Config) -> Path:
     """Make ``checkpoint_dir/<Model>[-<control>]-<dataset>-<time>/`` with the settings in it."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    name = f"{_kind(config)}{'smoke-' if config['smoke'] else ''}{stamp}"
+    name = f"{name_prefix(config)}{'smoke-' if config['smoke'] else ''}{stamp}"
     parent = Path(config["checkpoint_dir"])
     for number in range(1000):
         run_dir = parent / (name if number == 0 else f"{name}-{number}")
@@ -122,7 +126,7 @@ def create(config: Config) -> Path:
     return run_dir
 
 
-def _kind(config: Config) -> str:
+def name_prefix(config: Config) -> str:
     """How names of run directories begin."""
     control = control_of(config)
     return f"{config['model']}-{'' if control == 'none' else control + '-'}{config['dataset']}-"
@@ -201,11 +205,13 @@ def plain(value: Any) -> Any:
 
 def same_experiment(settings: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two merged configurations ask for the same numbers."""
-
-    def essence(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in plain(values).items() if k not in CIRCUMSTANCES and v is not None}
-
     return essence(settings) == essence(other)
+
+
+def essence(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the numbers of a run. RecBole's own models read no text, so no language model is part of theirs."""
+    ignored = CIRCUMSTANCES | (LANGUAGE_MODEL_KEYS if settings.get("model") in stock_models() else frozenset())
+    return {key: value for key, value in plain(settings).items() if key not in ignored and value is not None}
 
 
 def find_resumable(config: Config) -> Path | None:
@@ -235,7 +241,7 @@ def find_resumable(config: Config) -> Path | None:
                 f"--resume={run_dir} and nothing else, or start a new run without --resume."
             )
         return run_dir
-    pattern = glob.escape(_kind(config)) + "*"
+    pattern = glob.escape(name_prefix(config)) + "*"
     for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
         unfinished = not (run_dir / "results.json").is_file() and checkpoint.state_folder(run_dir) is not None
         if (
@@ -274,6 +280,18 @@ def read_results(run_dir: Path) -> dict[str, Any]:
 
 def protocol(config: Config) -> str:
     """One line that belongs beside every number of this run."""
+    masked = "history masked" if config["mask_history"] else "history not masked"
+    stamp = "SMOKE RUN, " if config["smoke"] else ""
+    if control_of(config) != "none":
+        stamp += f"CONTROL {control_of(config)} (seed {config['control_seed']}), "
+    return (
+        f"{stamp}{masked}, {evaluation(config)}, at most {config['MAX_ITEM_LIST_LENGTH']} items of history, "
+        f"seed {config['seed']}, best epoch by {config['valid_metric']}"
+    )
+
+
+def evaluation(config: Config) -> str:
+    """The part of the protocol that rows of one table must share."""
     arguments = config["eval_args"]
     (kind, how), *_ = arguments["split"].items()
     split = "leave-one-out" if kind == "LS" and how == "valid_and_test" else f"{kind}={how}"
@@ -282,15 +300,7 @@ def protocol(config: Config) -> str:
     ranking = "full ranking" if arguments["mode"]["test"] == "full" else f"sampled ({arguments['mode']['test']})"
     if config["task"] == "topn":
         ranking = f"ranked among {config['topn_negatives']} sampled items (top-N task)"
-    masked = "history masked" if config["mask_history"] else "history not masked"
-    stamp = "SMOKE RUN, " if config["smoke"] else ""
-    if control_of(config) != "none":
-        stamp += f"CONTROL {control_of(config)} (seed {config['control_seed']}), "
-    return (
-        f"{stamp}{masked}, {split}, {ranking}, time order {config['time_order']}, at most "
-        f"{config['MAX_ITEM_LIST_LENGTH']} items of history, seed {config['seed']}, best epoch by "
-        f"{config['valid_metric']}"
-    )
+    return f"{split}, {ranking}, time order {config['time_order']}"
 
 
 def _temporal_session(config: Config) -> str:
@@ -329,6 +339,7 @@ def report(
             "smoke": bool(config["smoke"]),
             "protocol": {
                 "text": protocol(config),
+                "evaluation": evaluation(config),
                 "name": config["protocol"],
                 "control": control_of(config),
                 "mask_history": config["mask_history"],

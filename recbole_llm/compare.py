@@ -1,0 +1,230 @@
+"""Models side by side: run under one protocol, tested against each other, written as tables and a report.
+
+    compare(["LLMSeqSim", "SASRec"], "ml-100k", config_dict={"seeds": [1, 2, 3]})
+
+does what ``python run_recbole_llm.py --model=LLMSeqSim,SASRec --dataset=ml-100k --seeds=1,2,3`` does.
+"""
+
+import os
+import shlex
+import sys
+import webbrowser
+from collections.abc import Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_llm import rundir
+from recbole_llm.comparison import plan as planning
+from recbole_llm.comparison import report, tables
+from recbole_llm.comparison.analysis import Comparison
+from recbole_llm.comparison.execution import Outcome, execute
+from recbole_llm.comparison.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines, rows_from
+from recbole_llm.config import dataset_folder, listed_files
+from recbole_llm.data.item_text import load_item_text
+from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
+from recbole_llm.parameters import SECRETS, load_yaml, nearest
+from recbole_llm.registry import property_file, props_dir
+
+
+class NothingToCompareError(RecBoleLLMError, RuntimeError):
+    """No run of a comparison finished."""
+
+
+def compare(
+    models: Sequence[str | type | Mapping[str, Any]] | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Run every model with every seed, each in a process of its own, and write the comparison.
+
+    What is finished is not run again, what was interrupted is continued, and what fails is listed with its error.
+
+    Parameters
+    ----------
+    models : list of str, class or dict, optional
+        As the key ``models`` of ``props/compare.yaml``; that key is used where this is not given. A class must be one
+        that another process can import.
+    dataset, config_file_list, config_dict, arguments
+        As :func:`recbole_llm.quick_start.run`; they may hold the keys of ``props/compare.yaml`` besides.
+
+    Returns
+    -------
+    Comparison
+        Its ``directory`` holds ``report.html``, ``table.txt``, ``.md``, ``.tex`` and ``.csv``, and ``runs.csv``.
+
+    Raises
+    ------
+    ConfigError
+        Before anything runs: for unknown models or values, and rows that would not be evaluated alike.
+    NothingToCompareError
+        If no run finished.
+    """
+    rundir.log_to_console()
+    plan = planning.make_plan(models, dataset, config_file_list, config_dict, arguments)
+    _make(plan.directory)
+    with rundir.held(plan.directory):
+        comparison = None
+
+        def write(outcomes: list[Outcome]) -> None:
+            nonlocal comparison
+            comparison = _comparison_of(plan, outcomes)
+            if comparison is not None:
+                _write(comparison)
+
+        outcomes = execute(plan, write)
+        write(outcomes)
+        if comparison is None:
+            reasons = "; ".join(f"{outcome.label}: {outcome.error}" for outcome in outcomes)
+            raise NothingToCompareError(f"No run finished. {reasons}")
+        _show(comparison)
+        return comparison
+
+
+def compare_runs(run_dirs: Sequence[str | Path], options: Mapping[str, Any] | None = None) -> Comparison:
+    """Compare runs that are finished.
+
+    Parameters
+    ----------
+    run_dirs : list of str or pathlib.Path
+        Runs that differ in nothing but the seed become one row.
+    options : dict, optional
+        Keys of ``props/compare.yaml``, and ``data_path`` where the data have moved.
+
+    Raises
+    ------
+    CheckpointError
+        If a directory is no finished run, or was tested on other users or targets than the first.
+    """
+    rundir.log_to_console()
+    given = dict(options or {})
+    known = {*property_file(props_dir() / "compare.yaml"), "data_path"} - {"models", "seeds", "reuse"}
+    for key in given:
+        if key not in known:
+            raise ConfigError(
+                f"--{key} has no effect on finished runs.{nearest(key, known)} Allowed: {', '.join(sorted(known))}."
+            )
+    settings = planning.options_of(given)
+    runs = [load_finished(folder) for folder in dict.fromkeys(Path(run_dir) for run_dir in run_dirs)]
+    check_same_test(runs)
+    rows = rows_from(runs)
+    planning.check_baselines(settings["baselines"], [row.label for row in rows])
+    mark_baselines(rows, settings["baselines"])
+    directory = (
+        Path(str(settings["comparison_dir"])).expanduser()
+        if settings["comparison_dir"]
+        else planning.comparison_folder(
+            runs[0].run_dir.parent, runs[0].results["dataset"]["name"], sorted(run.run_dir.name for run in runs)
+        )
+    )
+    _make(directory)
+    comparison = Comparison(rows, settings, directory, _text_lengths(runs, given.get("data_path")))
+    _write(comparison)
+    _show(comparison)
+    return comparison
+
+
+def is_comparison(arguments: Mapping[str, Any]) -> bool:
+    """Whether a command line asks for several runs: models, seeds, or a file with a list of either."""
+    if "," in str(arguments.get("model") or "") or {"models", "seeds"} & set(arguments):
+        return True
+    files = [file for file in listed_files(arguments.get("config_files")) if file.is_file()]
+    return any({"models", "seeds"} & set(load_yaml(file)) for file in files)
+
+
+# ---- from runs to a comparison
+
+
+def _comparison_of(plan: planning.Plan, outcomes: Sequence[Outcome]) -> Comparison | None:
+    """The comparison of what has finished so far; None where nothing has."""
+    models = {job.label: job.config["model"] for job in plan.jobs}
+    rows = [Row(label, models[label]) for label in plan.labels]
+    by_label = {row.label: row for row in rows}
+    runs: list[FinishedRun] = []
+    for outcome in outcomes:
+        row = by_label[outcome.label]
+        if outcome.run_dir is None:
+            row.failures.append((outcome.seed, outcome.error or "unknown"))
+        else:
+            row.runs.append(load_finished(outcome.run_dir))
+            runs.append(row.runs[-1])
+    if not runs:
+        return None
+    check_same_test(runs)
+    mark_baselines(rows, plan.options["baselines"])
+    return Comparison(rows, plan.options, plan.directory, _text_lengths(runs), plan.warnings)
+
+
+def _text_lengths(runs: Sequence[FinishedRun], data_path: str | None = None) -> np.ndarray | None:
+    """Words of each test row's target as the runs read it, or None where the dataset has no texts; (test rows,)."""
+    reading = [run for run in runs if (run.results["language_models"] or {}).get("item_text")]
+    run = (reading or runs)[0]
+    settings, name = run.results["settings"], run.results["dataset"]["name"]
+    file = dataset_folder(str(data_path or settings["data_path"]), name) / f"{name}.item"
+    if not file.is_file():
+        return None
+    tokens, number = np.unique(run.ranks["target"], return_inverse=True)
+    template = run.results["language_models"]["item_text"] if reading else settings.get("item_text")
+    try:
+        texts = load_item_text(
+            file,
+            ["[PAD]", *tokens],
+            item_field=settings["ITEM_ID_FIELD"],
+            template=template,
+            field_separator=settings["field_separator"],
+            seq_separator=settings["seq_separator"],
+            encoding=settings.get("encoding") or "utf-8",
+        ).texts[1:]
+    except (ConfigError, DataError) as error:
+        getLogger().warning(f"No breakdown by text length: {error}")
+        return None
+    return np.array([len(text.split()) for text in texts])[number]
+
+
+# ---- output
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder of the comparison, {directory}, cannot be made: {error}.") from error
+
+
+def _write(comparison: Comparison) -> None:
+    """Every file anew; each appears whole."""
+    folder = comparison.directory
+
+    def text(name: str, content: str) -> None:
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, folder / name)
+
+    text("table.txt", tables.as_text(comparison))
+    text("table.md", tables.as_markdown(comparison))
+    text("table.tex", tables.as_latex(comparison))
+    tables.write_table_csv(comparison, folder / "table.csv")
+    tables.write_runs_csv(comparison, folder / "runs.csv")
+    text("report.html", report.render(comparison, _command()))
+
+
+def _command() -> str:
+    hidden = [f"--{key}=" for key in SECRETS]
+    words = [next((f"{key}(hidden)" for key in hidden if word.startswith(key)), word) for word in sys.argv]
+    return shlex.join(words)
+
+
+def _show(comparison: Comparison) -> None:
+    file = (comparison.directory / "report.html").resolve()
+    getLogger().info("\n" + tables.as_text(comparison) + f"\nreport: {file}")
+    if comparison.options["open"] and _has_screen():
+        webbrowser.open(file.as_uri())
+
+
+def _has_screen() -> bool:
+    """Whether a browser can show something; a text browser in the terminal would block."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,261 @@
+"""The charts of the report, made with plotly."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from recbole_llm.comparison.analysis import Comparison
+from recbole_llm.comparison.runs import Row
+from recbole_llm.comparison.statistics import interval
+from recbole_llm.comparison.tables import metric_name
+
+# Told apart by readers with colour-blindness too; the baselines are dotted besides.
+COLOURS = (
+    *("#1f5fa8", "#d9782b", "#1f9e77", "#b5396b", "#6f58a8", "#8a6a1f", "#3a9fc4", "#5f6b7a", "#c2402a", "#4b8a2f"),
+)
+CUT_OFFS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def colour_of(comparison: Comparison, row: Row) -> str:
+    """The colour of a row in every chart."""
+    return COLOURS[comparison.all_rows.index(row) % len(COLOURS)]
+
+
+def _figure(x_title: str, y_title: str, **layout: Any) -> go.Figure:
+    figure = go.Figure()
+    axis = {"gridcolor": "#e6e9ed", "linecolor": "#aab2bd", "zeroline": False, "ticks": "outside", "automargin": True}
+    title = {"font": {"size": 13, "color": "#56606e"}}
+    figure.update_layout(
+        template="none",
+        font={"family": FONT, "size": 13, "color": "#1d2430"},
+        margin={"l": 56, "r": 16, "t": 40, "b": 48},
+        height=360,
+        hovermode="closest",
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        xaxis={**axis, "title": {**title, "text": x_title}, "showgrid": False},
+        yaxis={**axis, "title": {**title, "text": y_title}},
+        **layout,
+    )
+    return figure
+
+
+def _line(comparison: Comparison, row: Row) -> dict[str, Any]:
+    return {"color": colour_of(comparison, row), "width": 2, "dash": "dot" if row.baseline else "solid"}
+
+
+def _name(row: Row) -> str:
+    return html.escape(row.label)  # plotly reads a little HTML in names
+
+
+def _rgba(colour: str, alpha: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def _choice(options: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """A switch at the top right between updates of traces and layout."""
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "showactive": True,
+        "buttons": [
+            {"label": label, "method": "update", "args": [traces, layout]} for label, traces, layout in options
+        ],
+        "x": 1,
+        "xanchor": "right",
+        "y": 1.02,
+        "yanchor": "bottom",
+        "pad": {"b": 2},
+        "font": {"size": 12},
+        "bgcolor": "white",
+        "bordercolor": "#c9d0d9",
+        "borderwidth": 1,
+    }
+
+
+def learning_curves(comparison: Comparison) -> go.Figure | None:
+    """Validation metric after each epoch, or None where no row was trained."""
+    metric = comparison.headline
+    figure = _figure("epoch", f"{metric_name(metric)}, validation")
+    epochs: list[list[float]] = []
+    seconds: list[list[float]] = []
+    for row in comparison.rows:
+        for number, run in enumerate(run for run in row.runs if run.curve):
+            x, t, y = _curve(run.curve, metric)
+            if not y:
+                continue
+            best = int(np.argmax(y))
+            figure.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    name=_name(row),
+                    legendgroup=row.label,
+                    showlegend=number == 0,
+                    mode="lines+markers",
+                    line=_line(comparison, row),
+                    marker={"size": [9 if i == best else 4 for i in range(len(y))]},
+                    opacity=1 if len(row.runs) == 1 else 0.7,
+                    hovertemplate=f"{_name(row)}, seed {run.seed}<br>%{{x:.4g}}: %{{y:.4f}}<extra></extra>",
+                )
+            )
+            epochs.append(x)
+            seconds.append(t)
+    if not epochs:
+        return None
+    ends = max(max(x) for x in epochs), max(max(t) for t in seconds)
+    for row in comparison.rows:
+        valid = (row.runs[0].results["best_valid_result"] or {}).get(metric)
+        if not any(run.curve for run in row.runs) and valid is not None:
+            figure.add_trace(
+                go.Scatter(
+                    x=[0, ends[0]],
+                    y=[valid, valid],
+                    name=f"{_name(row)} (not trained)",
+                    mode="lines",
+                    line={"color": colour_of(comparison, row), "width": 1.5, "dash": "dash"},
+                    hovertemplate=f"{_name(row)}, not trained: %{{y:.4f}}<extra></extra>",
+                )
+            )
+            epochs.append([0, ends[0]])
+            seconds.append([0, ends[1]])
+    axes = [("epochs", epochs, "epoch", step := 1 if ends[0] <= 12 else None)]
+    axes += [("seconds", seconds, "seconds of training and validation", None)]
+    options = [
+        (label, {"x": values}, {"xaxis.title.text": title, "xaxis.dtick": dtick})
+        for label, values, title, dtick in axes
+    ]
+    figure.update_layout(updatemenus=[_choice(options)])
+    figure.update_xaxes(dtick=step, rangemode="tozero")
+    return figure
+
+
+def _curve(lines: Sequence[dict[str, Any]], metric: str) -> tuple[list[float], list[float], list[float]]:
+    """Epochs counted through all stages, seconds so far, and the metric; where it was validated."""
+    x, t, y, clock = [], [], [], 0.0
+    for number, line in enumerate(lines, 1):
+        clock += (line.get("train_seconds") or 0.0) + (line.get("valid_seconds") or 0.0)
+        if line.get(metric) is not None:
+            x.append(float(number))
+            t.append(round(clock, 2))
+            y.append(line[metric])
+    return x, t, y
+
+
+def metric_at_k(comparison: Comparison) -> go.Figure | None:
+    """Every rank metric for lists of 1 to 100 items, with 95 % intervals over users."""
+    names = list(dict.fromkeys(metric.partition("@")[0] for metric in comparison.rank_metrics))
+    if not names:
+        return None
+    items = comparison.reference.results["dataset"]["items"]
+    cut_offs = [k for k in CUT_OFFS if k <= items]
+    figure = _figure("length of the list, k", "")
+    for name in names:
+        for row in comparison.rows:
+            points = [interval(comparison.values(row, f"{name}@{k}", comparison.versions[0])) for k in cut_offs]
+            mean = np.array([point[0] for point in points])
+            half = np.nan_to_num([point[1] for point in points])
+            colour = colour_of(comparison, row)
+            shared = {"legendgroup": row.label, "visible": name == names[0]}
+            figure.add_trace(
+                go.Scatter(
+                    x=[*cut_offs, *cut_offs[::-1]],
+                    y=[*(mean + half), *np.maximum(mean - half, 0)[::-1]],
+                    fill="toself",
+                    fillcolor=_rgba(colour, 0.13),
+                    line={"width": 0},
+                    hoverinfo="skip",
+                    showlegend=False,
+                    **shared,
+                )
+            )
+            figure.add_trace(
+                go.Scatter(
+                    x=cut_offs,
+                    y=list(mean),
+                    name=_name(row),
+                    mode="lines+markers",
+                    line=_line(comparison, row),
+                    marker={"size": 5},
+                    customdata=list(half),
+                    hovertemplate=f"{_name(row)}<br>{metric_name(name)}@%{{x}}: %{{y:.4f}} ± %{{customdata:.4f}}"
+                    "<extra></extra>",
+                    **shared,
+                )
+            )
+    per_name = 2 * len(comparison.rows)
+    options: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        (metric_name(name), {"visible": [i // per_name == number for i in range(per_name * len(names))]}, {})
+        for number, name in enumerate(names)
+    ]
+    figure.update_layout(updatemenus=[_choice(options)] if len(names) > 1 else [])
+    figure.update_xaxes(type="log", tickvals=cut_offs, ticktext=[str(k) for k in cut_offs])
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def breakdown(comparison: Comparison, title: str) -> go.Figure:
+    """The headline metric in each group of a breakdown, with 95 % intervals over users."""
+    metric = comparison.headline
+    groups = comparison.breakdowns[title]
+    figure = _figure(title, metric_name(metric), barmode="group", bargap=0.25)
+    soft = "<span style='color:#5b6472'>n = {:,}</span>"
+    ticks = [f"{html.escape(group.name)}<br>{soft.format(group.mask.sum())}" for group in groups]
+    for row in comparison.rows:
+        values = comparison.values(row, metric, comparison.versions[0])
+        points = [interval(values[group.mask]) for group in groups]
+        figure.add_trace(
+            go.Bar(
+                x=ticks,
+                y=[point[0] for point in points],
+                error_y={
+                    "array": [point[1] for point in points],
+                    **{"type": "data", "thickness": 1, "width": 3, "color": "#3b4452"},
+                },
+                name=_name(row),
+                marker={"color": colour_of(comparison, row), "opacity": 0.6 if row.baseline else 0.95},
+                hovertemplate=f"{_name(row)}: %{{y:.4f}}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(ticks="", type="category")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def accuracy_against_time(comparison: Comparison) -> go.Figure:
+    """The headline metric against milliseconds of inference per test row."""
+    metric = comparison.headline
+    figure = _figure("milliseconds per user, test pass (log scale)", metric_name(metric), showlegend=False)
+    for row in comparison.rows:
+        mean, half = interval(comparison.values(row, metric, comparison.versions[0]))
+        figure.add_trace(
+            go.Scatter(
+                x=[comparison.milliseconds_per_row(row)],
+                y=[mean],
+                error_y={"type": "data", "array": [half], "thickness": 1, "width": 4},
+                mode="markers+text",
+                text=[_name(row)],
+                textposition="middle right",
+                textfont={"color": colour_of(comparison, row)},
+                marker={
+                    **{"size": 12, "color": colour_of(comparison, row)},
+                    "symbol": "circle-open" if row.baseline else "circle",
+                    "line": {"width": 2, "color": colour_of(comparison, row)},
+                },
+                cliponaxis=False,
+                hovertemplate=f"{_name(row)}<br>%{{x:.3g}} ms, %{{y:.4f}} ± {half:.4f}<extra></extra>",
+            )
+        )
+    times = [comparison.milliseconds_per_row(row) for row in comparison.rows]
+    # Room for the labels to the right of the points.
+    low, high = np.log10(min(times)) - 0.3, np.log10(max(times)) + 0.3
+    ticks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
+    figure.update_xaxes(type="log", range=[low, high + 0.35 * (high - low)])
+    figure.update_xaxes(tickvals=ticks, ticktext=[f"{tick:,.10g}" for tick in ticks])
+    return figure

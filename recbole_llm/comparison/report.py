@@ -1,0 +1,213 @@
+"""The report: one HTML file that needs no other file and no network."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from recbole_llm.comparison import figures
+from recbole_llm.comparison.analysis import HEAD, Comparison
+from recbole_llm.comparison.tables import PLACES, caption, cost_grid, history, metric_name
+
+_CONFIG = {"displayModeBar": False, "responsive": True}
+
+
+def render(comparison: Comparison, command: str) -> str:
+    """The report as HTML.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    command : str
+        The command line that made it.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("report.html").render(
+        comparison=comparison,
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        facts=_facts(comparison, command),
+        tables=[_table(comparison, version) for version in comparison.versions],
+        heads=[metric_name(metric) for metric in comparison.metrics],
+        tests=_tests(comparison),
+        charts=_charts(comparison),
+        phases=comparison.phases,
+        costs=list(zip(comparison.rows, cost_grid(comparison), strict=True)),
+        colour=lambda row: figures.colour_of(comparison, row),
+        runs=_runs(comparison),
+        settings=_settings(comparison),
+        plotlyjs=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
+    )
+
+
+def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
+    """Protocol and provenance, as name and text."""
+    first = comparison.reference.results
+    data, environment = first["dataset"], first["environment"]
+    git = environment["git"]
+    commit = f", commit {git['commit'][:9]}{' with changes' * git['dirty']}" if git else ""
+    filters = ", ".join(f"{key}={value}" for key, value in data["filters"].items())
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    facts = [
+        ("Protocol", comparison.protocol),
+        ("History", f"{history(comparison.versions[0])} (steers early stopping); both versions are below"),
+        (
+            "Dataset",
+            f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions",
+        ),
+        ("Filters", filters or "none"),
+        ("Files", ", ".join(f"{name} sha256:{digest[:12]}…" for name, digest in data["files"].items())),
+        ("Language models", _language_models(comparison) or "none"),
+        ("Code", f"{packages}; Python {environment['python']}{commit}"),
+        ("Hardware", f"{environment['gpu'] or environment['processor']}, {environment['threads']} thread(s)"),
+        ("Command", command),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _language_models(comparison: Comparison) -> str:
+    named = []
+    for row in comparison.rows:
+        models = row.runs[0].results["language_models"]
+        if models:
+            parts = [str(models[key]) for key in ("llm", "rec_llm") if models.get(key)]
+            revision = str(models.get("llm_revision") or "")[:19]
+            named.append(f"{row.label}: {', '.join(dict.fromkeys(parts))}{f' ({revision})' if revision else ''}")
+    return "; ".join(named)
+
+
+def _table(comparison: Comparison, version: str) -> dict[str, Any]:
+    rows = []
+    for row in comparison.all_rows:
+        cells = [
+            {
+                "cell": comparison.cells.get((version, row.label, metric)),
+                "significant": comparison.significant(version, row, metric),
+            }
+            for metric in comparison.metrics
+        ]
+        rows.append((row, cells))
+    return {"caption": caption(comparison, version), "history": history(version), "rows": rows, "places": PLACES}
+
+
+def _tests(comparison: Comparison) -> list[Any]:
+    version = comparison.versions[0]
+    tests = [
+        (row, comparison.tests.get((version, row.label, metric)))
+        for row in comparison.rows
+        for metric in comparison.rank_metrics
+    ]
+    means = {(label, metric): cell.mean for (v, label, metric), cell in comparison.cells.items() if v == version}
+    return [
+        {
+            "row": row,
+            "test": test,
+            "metric": metric_name(test.metric),
+            "relative": test.difference / (means[test.baseline, test.metric] or np.nan),
+            "of_headline": test.metric == comparison.headline,
+        }
+        for row, test in tests
+        if test is not None
+    ]
+
+
+def _charts(comparison: Comparison) -> list[dict[str, Any]]:
+    metric, version = metric_name(comparison.headline), history(comparison.versions[0])
+    intervals = f"95 % intervals over users; test, {version}"
+    explained = {
+        "History length (items)": "Groups of about equal size.",
+        "Popularity of the target": (
+            f"Head: the {HEAD:.0%} of the items with the most training interactions; tail: the others; cold: no "
+            "training interaction."
+        ),
+        "Text of the target (words)": "Groups of about equal size.",
+    }
+    charts = [
+        (
+            "Learning curves",
+            figures.learning_curves(comparison),
+            f"{metric} on the validation set, {version}; the large mark is the best epoch.",
+        ),
+        ("Metric at each k", figures.metric_at_k(comparison), f"Bands: {intervals}."),
+        *(
+            (f"{metric} by {title.lower()}", figures.breakdown(comparison, title), f"{explained[title]} {intervals}.")
+            for title in comparison.breakdowns
+            if comparison.rank_metrics
+        ),
+        (
+            "Accuracy against inference time",
+            figures.accuracy_against_time(comparison) if comparison.rank_metrics else None,
+            "Scoring the whole catalogue for a user and ranking it, on the hardware named above.",
+        ),
+    ]
+    return [
+        {
+            "title": title,
+            "note": note,
+            "html": Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)),  # noqa: S704
+        }
+        for title, figure, note in charts
+        if figure is not None
+    ]
+
+
+def _runs(comparison: Comparison) -> list[dict[str, Any]]:
+    runs = []
+    for row in comparison.rows:
+        for run in row.runs:
+            stages = run.results["stages"]
+            best = stages[-1]["best_epoch"] if stages else None
+            runs.append(
+                {
+                    "row": row,
+                    "seed": run.seed,
+                    "epochs": run.results["epochs"],
+                    "best_epoch": None if best is None else best + 1,
+                    "updates": run.results["updates"],
+                    "valid": run.results["best_valid_score"],
+                    "run_dir": str(run.run_dir),
+                    "link": _relative(run.run_dir, comparison.directory),
+                }
+            )
+    return runs
+
+
+def _relative(path: Path, folder: Path) -> str | None:
+    """A link that survives moving both; None across Windows drives."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:
+        return None
+
+
+def _settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Settings that more than one row has and that are not the same everywhere."""
+    ignored = {"model", "seed", "load_col", "data_path", "checkpoint_dir"}
+    all_settings = [row.runs[0].results["settings"] for row in comparison.rows]
+    keys = sorted({key for settings in all_settings for key in settings} - ignored)
+    table = []
+    for key in keys:
+        values = [_value(settings, key) for settings in all_settings]
+        present = [value for value in values if value != "–"]
+        if len(present) > 1 and len(set(present)) > 1:
+            table.append((key, values))
+    return table
+
+
+def _value(settings: dict[str, Any], key: str) -> str:
+    return "–" if settings.get(key) is None else str(settings[key])
+
+
+def write_report(comparison: Comparison, file: Path, command: str) -> None:
+    """Write the report."""
+    file.write_text(render(comparison, command), encoding="utf-8")

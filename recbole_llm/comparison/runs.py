@@ -1,0 +1,155 @@
+"""Finished runs as a comparison reads them, and the rows that they make."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_llm import rundir
+from recbole_llm.errors import CheckpointError
+from recbole_llm.registry import stock_models
+
+# Of no interest when two runs of the same model are told apart by their settings.
+_NOT_TELLING = rundir.CIRCUMSTANCES | {"seed", "load_col"}
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left behind.
+
+    Attributes
+    ----------
+    run_dir : pathlib.Path
+    results : ``results.json``.
+    curve : lines of ``history.csv``; empty where nothing was trained.
+    ranks : arrays of ``test_ranks.npz``, shape (test rows,), ordered by user and target.
+    """
+
+    run_dir: Path
+    results: dict[str, Any]
+    curve: list[dict[str, Any]]
+    ranks: dict[str, np.ndarray]
+
+    @property
+    def seed(self) -> int:
+        """The seed of this run."""
+        return int(self.results["protocol"]["seed"])
+
+
+@dataclass
+class Row:
+    """One line of the tables: a model under one setting, with one run per seed.
+
+    Attributes
+    ----------
+    label, model : names; the label is unique.
+    runs : finished runs.
+    failures : seed and reason of those that did not finish.
+    baseline : whether it is one of those to be beaten.
+    """
+
+    label: str
+    model: str
+    runs: list[FinishedRun] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    baseline: bool = False
+
+
+def load_finished(run_dir: str | Path) -> FinishedRun:
+    """Read a run directory.
+
+    Raises
+    ------
+    CheckpointError
+        If it is none, is unfinished or damaged, or was not tested.
+    """
+    run_dir = Path(run_dir)
+    results = rundir.read_results(run_dir)
+    file = run_dir / "test_ranks.npz"
+    if not file.is_file():
+        raise CheckpointError(f"{run_dir} has no test_ranks.npz: the run was not evaluated on a test set.")
+    try:
+        with np.load(file) as arrays:
+            ranks = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}).") from error
+    order = np.lexsort((ranks["target"], ranks["user"]))
+    return FinishedRun(run_dir, results, _curve(run_dir / "history.csv"), {k: v[order] for k, v in ranks.items()})
+
+
+def _curve(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    return [
+        {key: value if key == "stage" else float(value) if value else None for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def check_same_test(runs: Sequence[FinishedRun]) -> None:
+    """CheckpointError unless all runs were tested on the same targets of the same users."""
+    first = runs[0]
+    for run in runs[1:]:
+        if first.results["dataset"]["name"] != run.results["dataset"]["name"]:
+            what = f"datasets {first.results['dataset']['name']!r} and {run.results['dataset']['name']!r}"
+        elif any(not np.array_equal(first.ranks[key], run.ranks[key]) for key in ("user", "target")):
+            what = "other users or targets"
+        else:
+            continue
+        raise CheckpointError(
+            f"{first.run_dir} and {run.run_dir} cannot be compared: they were tested on {what}. Their settings of "
+            "data and split must be the same: filters, eval_args, time_order, smoke."
+        )
+
+
+def rows_from(runs: Sequence[FinishedRun]) -> list[Row]:
+    """Group runs that differ in nothing but the seed; rows of the same model are told apart by their settings."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        settings = rundir.essence({**run.results["settings"], "seed": None})
+        groups.setdefault(json.dumps([run.results["model_class"], settings], sort_keys=True), []).append(run)
+    rows: list[Row] = []
+    for group in groups.values():
+        unique = {run.seed: run for run in group}  # of two runs with one seed the later one
+        name = group[0].results.get("label", group[0].results["model"])
+        rows.append(Row(name, group[0].results["model"], [unique[seed] for seed in sorted(unique)]))
+    names = [row.label for row in rows]
+    for row, name in zip(rows, names, strict=True):
+        row.label += _difference(row, [other for other, its in zip(rows, names, strict=True) if its == name])
+    labels = [row.label for row in rows]
+    for row in rows:
+        if labels.count(row.label) > 1:
+            row.label += f" [{row.runs[0].run_dir.name}]"
+    return rows
+
+
+def _difference(row: Row, same: Sequence[Row]) -> str:
+    """`` (key=value, ...)`` for the settings in which rows of one model differ."""
+    if len(same) < 2:
+        return ""
+    settings = [{**other.runs[0].results["settings"]} for other in same]
+    own = row.runs[0].results["settings"]
+    keys = sorted({key for each in settings for key in each} - _NOT_TELLING)
+    telling = [key for key in keys if any(each.get(key) != own.get(key) for each in settings)]
+    return f" ({', '.join(f'{key}={own.get(key)}' for key in telling[:3])})" if telling else ""
+
+
+def mark_baselines(rows: Sequence[Row], wanted: Sequence[str] | None) -> None:
+    """Set ``baseline`` of the rows that others are to beat: those named, else RecBole's own models.
+
+    Where that would be all rows or none, none is marked: each is then compared with the best of the others.
+    """
+    stock = stock_models()
+    for row in rows:
+        own_class = any(not run.results["model_class"].startswith("recbole.") for run in row.runs)
+        control = any(run.results["protocol"].get("control", "none") != "none" for run in row.runs)
+        row.baseline = row.label in wanted if wanted is not None else row.model in stock and not (own_class or control)
+    if all(row.baseline for row in rows):
+        for row in rows:
+            row.baseline = False

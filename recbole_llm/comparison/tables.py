@@ -1,0 +1,233 @@
+"""The tables of a comparison as text, Markdown, LaTeX and CSV."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole.evaluator.register import metrics_dict
+from tabulate import tabulate
+
+from recbole_llm.comparison.analysis import MASKED, Cell, Comparison
+from recbole_llm.comparison.runs import Row
+
+PLACES = 4
+LEGEND = "¹ best, ² second best, * significant: "
+_NAMES = {name: metric.__name__ for name, metric in metrics_dict.items()} | {"catalogcoverage": "CatalogCoverage"}
+
+
+def metric_name(metric: str) -> str:
+    """``ndcg@10`` -> ``NDCG@10``."""
+    name, at, k = metric.partition("@")
+    return _NAMES.get(name, name.capitalize()) + at + k
+
+
+def history(version: str) -> str:
+    """``masked`` -> ``history masked``."""
+    return "history masked" if version == MASKED else "history not masked"
+
+
+def caption(comparison: Comparison, version: str) -> str:
+    """The protocol beside the numbers of one table."""
+    return f"{comparison.dataset}, test, {history(version)}, {comparison.protocol}"
+
+
+def metric_grid(comparison: Comparison, version: str, show: Callable[[Cell, bool], str]) -> list[list[str]]:
+    """Rows of label and cells, each cell written by ``show(cell, significant)``; what did not finish has none."""
+    grid = []
+    for row in comparison.all_rows:
+        cells = [comparison.cells.get((version, row.label, metric)) for metric in comparison.metrics]
+        shown = [
+            show(cell, comparison.significant(version, row, metric)) if cell else "failed" if row.failures else "…"
+            for cell, metric in zip(cells, comparison.metrics, strict=True)
+        ]
+        grid.append([row.label, *shown])
+    return grid
+
+
+def cost_heads(comparison: Comparison) -> list[str]:
+    """Column names of :func:`cost_grid`."""
+    phases = comparison.phases
+    return ["model", "trained", *(f"{phase} s" for phase in phases), "ms/user", *(f"{phase} MB" for phase in phases)]
+
+
+def cost_grid(comparison: Comparison) -> list[list[str]]:
+    """Parameters trained, seconds and peak memory per phase, milliseconds of inference per test row."""
+    return [[row.label, *_costs(comparison, row)] for row in comparison.rows]
+
+
+def _costs(comparison: Comparison, row: Row) -> list[str]:
+    seconds, memory = comparison.seconds(row), comparison.memory(row)
+    return [
+        f"{comparison.parameters(row):,}",
+        *(f"{seconds[phase]:.1f}" if phase in seconds else "-" for phase in comparison.phases),
+        f"{comparison.milliseconds_per_row(row):.2f}",
+        *(f"{memory[phase]:,.0f}" if phase in memory else "-" for phase in comparison.phases),
+    ]
+
+
+def _deviation(cell: Cell) -> str:
+    return "" if cell.deviation is None else f" ±{cell.deviation:.{PLACES}f}"
+
+
+# ---- the terminal
+
+
+def as_text(comparison: Comparison) -> str:
+    """Everything for the terminal."""
+
+    def show(cell: Cell, significant: bool) -> str:
+        mark = {1: "¹", 2: "²"}.get(cell.place, "") + "*" * significant
+        return f"{cell.mean:.{PLACES}f}{_deviation(cell)} {mark:<2}"
+
+    heads = ["model", *map(metric_name, comparison.metrics)]
+    parts = []
+    for version in comparison.versions:
+        parts += [caption(comparison, version), "", _plain_table(metric_grid(comparison, version, show), heads), ""]
+    parts += [LEGEND + comparison.test_description, ""]
+    parts += [_plain_table(cost_grid(comparison), cost_heads(comparison)), ""]
+    parts += [f"! {warning}" for warning in comparison.warnings]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _plain_table(grid: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
+    align = ["left", *["right"] * (len(heads) - 1)]
+    return tabulate(grid, heads, tablefmt="simple", colalign=align, disable_numparse=True)
+
+
+# ---- Markdown
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """GitHub's Markdown: best in bold, second best in italics."""
+
+    def show(cell: Cell, significant: bool) -> str:
+        frame = {1: "**", 2: "_"}.get(cell.place, "")
+        star = "\\*" * significant
+        return f"{frame}{cell.mean:.{PLACES}f}{frame}{star}{_deviation(cell)}"
+
+    heads = ["model", *map(metric_name, comparison.metrics)]
+    parts = []
+    for version in comparison.versions:
+        grid = [[_escape_markdown(label), *cells] for label, *cells in metric_grid(comparison, version, show)]
+        parts += [caption(comparison, version) + ".", "", _markdown_table(grid, heads), ""]
+    parts += [f"Best in bold, second best in italics. \\* {comparison.test_description}.", ""]
+    costs = [[_escape_markdown(label), *cells] for label, *cells in cost_grid(comparison)]
+    parts += [_markdown_table(costs, cost_heads(comparison)), ""]
+    parts += [f"* {_escape_markdown(warning)}" for warning in comparison.warnings]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _escape_markdown(text: str) -> str:
+    for character in "\\`*_|<":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def _markdown_table(grid: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *grid]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# ---- LaTeX
+
+_LATEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"},
+    **{"±": r"$\pm$", "–": "--"},
+}
+
+
+def as_latex(comparison: Comparison) -> str:
+    """Tables for ``\\usepackage{booktabs}``: best in bold, second best underlined."""
+
+    def show(cell: Cell, significant: bool) -> str:
+        frame = {1: r"\textbf{%s}", 2: r"\underline{%s}"}.get(cell.place, "%s")
+        deviation = "" if cell.deviation is None else rf" {{\scriptsize$\pm${cell.deviation:.{PLACES}f}}}"
+        return frame % f"{cell.mean:.{PLACES}f}" + "$^{*}$" * significant + deviation
+
+    parts = ["% needs \\usepackage{booktabs}"]
+    for version in comparison.versions:
+        grid = [[_escape_latex(label), *cells] for label, *cells in metric_grid(comparison, version, show)]
+        note = f"{caption(comparison, version)}. Best in bold, second best underlined; "
+        parts.append(
+            _latex_table(
+                grid,
+                ["model", *map(metric_name, comparison.metrics)],
+                _escape_latex(note) + "$^{*}$ " + _escape_latex(comparison.test_description) + ".",
+                f"tab:{comparison.dataset}-{version}",
+            )
+        )
+    costs = [[_escape_latex(cell) for cell in line] for line in cost_grid(comparison)]
+    note = f"{comparison.dataset}: parameters trained, seconds and peak memory (MB) per phase, inference per user."
+    parts.append(_latex_table(costs, cost_heads(comparison), _escape_latex(note), f"tab:{comparison.dataset}-costs"))
+    return "\n\n".join(parts) + "\n"
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex_table(grid: Sequence[Sequence[str]], heads: Sequence[str], note: str, label: str) -> str:
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{note}}}",
+        rf"\label{{{label}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        r"\toprule",
+        " & ".join(_escape_latex(head) for head in heads) + r" \\",
+        r"\midrule",
+        *(" & ".join(line) + r" \\" for line in grid),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines)
+
+
+# ---- CSV
+
+
+def write_table_csv(comparison: Comparison, file: Path) -> None:
+    """One line per version, row and metric, unrounded, with the test where there was one."""
+    heads = ["history", "model", "baseline", "seeds", "metric", "mean", "deviation", "place", "compared_with"]
+    heads += ["difference", "low", "high", "p", "p_holm", "significant"]
+    lines: list[list[Any]] = []
+    for (version, label, metric), cell in comparison.cells.items():
+        row = next(row for row in comparison.rows if row.label == label)
+        line = [version.replace("un", "not "), label, row.baseline, len(row.runs), metric]
+        line += [cell.mean, cell.deviation, cell.place]
+        test = comparison.tests.get((version, label, metric))
+        if test is not None:
+            line += [test.baseline, test.difference, test.low, test.high, test.p, test.corrected, test.significant]
+        lines.append(line + [None] * (len(heads) - len(line)))
+    _write_csv(file, heads, lines)
+
+
+def write_runs_csv(comparison: Comparison, file: Path) -> None:
+    """One line per run, failed ones included."""
+    phases = comparison.phases
+    metrics = [f"{metric} {version}" for version in comparison.versions for metric in comparison.metrics]
+    heads = ["model", "seed", "run_dir", "error", "parameters_trained", "epochs", "best_epoch", *metrics]
+    heads += [f"{phase}_seconds" for phase in phases] + [f"{phase}_peak_mb" for phase in phases]
+    lines: list[list[Any]] = []
+    for row in comparison.all_rows:
+        for run in row.runs:
+            results = run.results
+            stages = results["stages"] or [{"best_epoch": None}]
+            line = [row.label, run.seed, run.run_dir, None, results["parameters"]["trained"], results["epochs"]]
+            line += [stages[-1]["best_epoch"]]
+            line += [results[f"test_{version}"][m] for version in comparison.versions for m in comparison.metrics]
+            line += [results["seconds"].get(phase) for phase in phases]
+            line += [results.get("phase_peak_memory_mb", {}).get(phase) for phase in phases]
+            lines.append(line)
+        lines += [[row.label, seed, None, reason, *[None] * (len(heads) - 4)] for seed, reason in row.failures]
+    _write_csv(file, heads, lines)
+
+
+def _write_csv(file: Path, heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(heads)
+        writer.writerows(lines)

@@ -1,0 +1,154 @@
+import pytest
+
+from recbole_llm.comparison.plan import make_plan, options_of
+from recbole_llm.errors import ConfigError
+from recbole_llm.parameters import load_yaml, parse_arguments
+from recbole_llm.registry import props_dir
+
+
+@pytest.fixture(autouse=True)
+def _isolated(isolated):
+    pass
+
+
+def plan(*arguments, **more):
+    return make_plan(arguments=parse_arguments([f"--{argument}" for argument in arguments]), **more)
+
+
+def configs(made):
+    return {job.label: job.config for job in made.jobs}
+
+
+def test_models_and_seeds():
+    made = plan("model=SASRec,GRU4Rec", "dataset=ml-100k", "seeds=1,2", "epochs=3")
+    assert [(job.label, job.seed) for job in made.jobs] == [
+        *(("SASRec", 1), ("GRU4Rec", 1), ("SASRec", 2), ("GRU4Rec", 2))
+    ]
+    assert all(job.config["epochs"] == 3 and job.config["seed"] == job.seed for job in made.jobs)
+    assert made.labels == ["SASRec", "GRU4Rec"]
+    assert made.warnings == []
+
+
+def test_one_seed_is_the_default_of_a_run():
+    assert [job.seed for job in plan("model=SASRec,GRU4Rec", "dataset=ml-100k").jobs] == [2020, 2020]
+    assert [job.seed for job in plan("model=SASRec,GRU4Rec", "dataset=ml-100k", "seed=7").jobs] == [7, 7]
+
+
+def test_settings_of_one_row():
+    made = plan("model=SASRec,LRURec", "dataset=ml-100k", "epochs=9", "LRURec.epochs=4", "LRURec.valid_metric=MRR@10")
+    of = configs(made)
+    assert (of["SASRec"]["epochs"], of["LRURec"]["epochs"]) == (9, 4)
+    # One rule for the best epoch, against LRURec's own file, unless the row says otherwise.
+    assert of["SASRec"]["valid_metric"] == "NDCG@10"
+    assert of["LRURec"]["valid_metric"] == "MRR@10"
+    assert configs(plan("model=SASRec,LRURec", "dataset=ml-100k"))["LRURec"]["valid_metric"] == "NDCG@10"
+
+
+def test_rows_in_a_file(isolated):
+    (isolated / "rows.yaml").write_text(
+        """
+dataset: ml-100k
+hidden_size: 32
+seeds: [5]
+baselines: [small]
+models:
+  - model: SASRec
+    label: small
+  - model: SASRec
+    label: large
+    hidden_size: 128
+  - GRU4Rec
+  - config_files: quickstart
+    label: ours
+""",
+        encoding="utf-8",
+    )
+    made = plan("config_files=rows.yaml", "SASRec.n_layers=1")
+    of = configs(made)
+    assert made.labels == ["small", "large", "GRU4Rec", "ours"]
+    assert made.options["baselines"] == ["small"]
+    assert [of[label]["hidden_size"] for label in ("small", "large", "GRU4Rec")] == [32, 128, 32]
+    assert [of[label]["n_layers"] for label in ("small", "large")] == [1, 1]
+    assert of["ours"]["model"] == "LiteLLM4Rec"
+    assert of["ours"]["head_init"] == "items"  # from the preset
+    assert "n_layers" not in of["GRU4Rec"].merged
+    # Rows can be picked by label, and a smoke run is small whatever the file says.
+    picked = plan("config_files=rows.yaml", "model=large,BERT4Rec", "smoke", "large.n_heads=1", "baselines=BERT4Rec")
+    assert picked.labels == ["large", "BERT4Rec"]
+    assert configs(picked)["large"]["hidden_size"] == 128
+    file = isolated / "rows.yaml"
+    file.write_text(file.read_text(encoding="utf-8") + "epochs: 50\n", encoding="utf-8")
+    assert configs(plan("config_files=rows.yaml", "smoke"))["small"]["epochs"] == 1
+
+
+def test_rows_from_python():
+    rows = ["GRU4Rec", {"model": "SASRec", "label": "two layers", "n_layers": 2}]
+    made = make_plan(rows, "ml-100k", config_dict={"epochs": "3", "seeds": [1]})
+    assert made.labels == ["GRU4Rec", "two layers"]
+    assert {job.config["epochs"] for job in made.jobs} == {3}
+
+
+def test_a_key_that_only_some_rows_read_is_given_to_those(caplog):
+    made = plan("model=SASRec,LRURec", "dataset=ml-100k", "state_size=16", "hiden_size=3")
+    of = configs(made)
+    assert of["LRURec"]["state_size"] == 16
+    assert "state_size" not in of["SASRec"].merged
+    assert "hiden_size" not in of["SASRec"].merged
+    assert [text.split("'")[1] for text in made.warnings] == ["hiden_size"]
+    assert all(config.notices == [] for config in of.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["dataset=ml-100k", "seeds=1,2"], "No models are given"),
+        (["model=SASRec,GRU4Rec"], "No dataset is given"),
+        (["model=SASRec,GRU4Rek", "dataset=ml-100k"], "Did you mean 'GRU4Rec'"),
+        (["model=SASRec,SASRec", "dataset=ml-100k"], "'SASRec' names two rows"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "SASRek.epochs=3"], "'SASRek' is no row. Did you mean 'SASRec'?"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "seeds=1,1"], "different whole numbers"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "seeds=a"], "different whole numbers"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "baselines=GRU"], "'GRU' is no row"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "significance_test=z"], "Allowed: 't-test', 'permutation'"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "significance_level=5"], "between 0 and 1"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "reuse=maybe"], "reuse='maybe'"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "epochs=many"], "SASRec: epochs='many'"),
+        (
+            ["model=SASRec,GRU4Rec", "dataset=ml-100k", "GRU4Rec.mask_history=False"],
+            "would not be evaluated alike: mask_history=True and False",
+        ),
+        (["model=SASRec,LiteLLM4Rec", "dataset=ml-100k", "task=topn"], "would not be evaluated alike: task=None and"),
+    ],
+)
+def test_errors_come_before_anything_runs(arguments, says):
+    with pytest.raises(ConfigError) as caught:
+        plan(*arguments)
+    assert says in str(caught.value)
+
+
+def test_a_row_without_a_model(isolated):
+    with pytest.raises(ConfigError, match="names no model"):
+        make_plan([{"epochs": 3}], "ml-100k")
+    with pytest.raises(ConfigError, match="must be a name or a mapping"):
+        make_plan([3], "ml-100k")
+
+
+def test_the_same_command_has_the_same_folder():
+    folders = [
+        plan("model=SASRec,GRU4Rec", "dataset=ml-100k", *more).directory
+        for more in ([], ["show_progress=False", "use_gpu=False"], ["epochs=3"], ["seeds=1"])
+    ]
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
+    assert folders[0].parent.name == "saved"
+    assert str(plan("model=SASRec,GRU4Rec", "dataset=ml-100k", "comparison_dir=here").directory) == "here"
+
+
+def test_every_key_has_a_comment_and_a_default():
+    keys = load_yaml(props_dir() / "compare.yaml")
+    lines = (props_dir() / "compare.yaml").read_text(encoding="utf-8").splitlines()
+    for key in keys:
+        (line,) = [line for line in lines if line.startswith(f"{key}:")]
+        assert "# (" in line, line
+        assert len(line) < 120
+    assert options_of({}) == keys
