@@ -33,7 +33,8 @@ UNLISTED_KEYS = frozenset(
 TRANSFORM_KEYS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
 # Keys whose type in the property files is only one of those that RecBole accepts.
 FREE_TYPE_KEYS = frozenset(
-    {"gpu_id", "topk", "metrics", "load_col", "eval_args", "item_attribute", "selected_features", "resume"}
+    {"first_model", "second_model", "unpopular_model", "similar_model"}
+    | {"gpu_id", "topk", "metrics", "load_col", "eval_args", "item_attribute", "selected_features", "resume"}
     | {"clip_grad_norm", "train_neg_sample_args", "item_text", "item_title", "config_files"}
 )
 # Keys without a default whose value is a mapping, as RecBole's property files say in a comment.

@@ -5,6 +5,7 @@ members' hashes and the chosen setting.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,24 @@ class Member:
         }
 
 
+@dataclass(frozen=True)
+class TopList:
+    """A model's best items that can be recommended.
+
+    Attributes
+    ----------
+    items, scores : torch.Tensor, shape (B, k)
+        Best first, equal scores by smaller id; ``-inf`` where there are fewer than k.
+    history, history_scores : torch.Tensor, shape (B, L), optional
+        Items that cannot be recommended, under mask_history, and the model's scores of them.
+    """
+
+    items: torch.Tensor
+    scores: torch.Tensor
+    history: torch.Tensor | None = None
+    history_scores: torch.Tensor | None = None
+
+
 class Hybrid(SequentialRecommender):
     """Base of the models that combine finished ones.
 
@@ -234,6 +253,18 @@ class Hybrid(SequentialRecommender):
             allowed.scatter_(1, items, False)
         return allowed
 
+    def best(self, scores: torch.Tensor, interaction: Interaction, k: int) -> TopList:
+        """The ``k`` recommendable items with the highest scores."""
+        values, items = scores.masked_fill(~self.recommendable(interaction), -torch.inf).topk(k)
+        by_id = items.argsort(dim=1)
+        values, items = values.gather(1, by_id), items.gather(1, by_id)
+        order = values.argsort(dim=1, descending=True, stable=True)
+        values, items = values.gather(1, order), items.gather(1, order)
+        if not self.mask_history:
+            return TopList(items, values)
+        history = interaction[self.ITEM_SEQ][:, : int(interaction[self.ITEM_SEQ_LEN].max())]
+        return TopList(items, values, history, scores.gather(1, history))
+
     # ---- files
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -268,15 +299,19 @@ class Hybrid(SequentialRecommender):
         }
 
 
-def compose(first: torch.Tensor, chosen: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Scores of lists that start with given items and go on in the order of ``base``.
+def compose(top: TopList, items: torch.Tensor, chosen: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Scores of lists that start with chosen items and go on in the order of ``base``.
+
+    History items stand above as many chosen items as have a smaller score in the model of ``top``, so that a ranking
+    without history mask is what that model would give.
 
     Parameters
     ----------
-    first : torch.LongTensor, shape (B, k)
-        Items in the order they shall stand in; none twice in a row.
+    top : TopList
+    items : torch.LongTensor, shape (B, k)
+        The items of ``top`` in the order they shall stand in.
     chosen : torch.BoolTensor, shape (B, k)
-        Which of them.
+        Which of ``items``.
     base : torch.Tensor, shape (B, n_items)
         Scores of all others.
 
@@ -285,10 +320,52 @@ def compose(first: torch.Tensor, chosen: torch.Tensor, base: torch.Tensor) -> to
     torch.Tensor, shape (B, n_items)
         Strictly decreasing along the chosen items, and above all others there.
     """
-    k = first.shape[1]
-    top = base.amax(1, keepdim=True)
-    # Steps that float32 still tells apart beside the largest score.
-    step = top.abs().clamp(min=1) * 1e-4
-    raised = top + step * torch.arange(k, 0, -1, device=base.device)
-    scores = base.clone()
-    return scores.scatter_(1, first, torch.where(chosen, raised, base.gather(1, first)))
+    k = items.shape[1]
+    highest = base.amax(1, keepdim=True)
+    # Steps that float32 still tells apart beside the highest score.
+    step = highest.abs().clamp(min=1) * 1e-4
+    place = chosen.cumsum(1) - 1
+    scores = base.scatter(1, items, torch.where(chosen, highest + step * (k - place), base.gather(1, items)))
+    if top.history is not None and top.history_scores is not None:
+        marks = torch.zeros_like(base, dtype=torch.bool).scatter_(1, items, chosen)
+        known = top.scores.masked_fill(~marks.gather(1, top.items), -torch.inf).sort(dim=1, descending=True).values
+        above = torch.searchsorted(-known, -top.history_scores.contiguous())
+        between = (above < chosen.sum(1, keepdim=True)) & (top.history > 0)
+        raised = highest + step * (k - above + 0.5)
+        scores.scatter_(1, top.history, torch.where(between, raised, base.gather(1, top.history)))
+    return scores
+
+
+def numbers(config: Any, key: str, grid_key: str, low: float, high: float, whole: bool = False) -> list[list[float]]:
+    """``config[key]``, or the list ``config[grid_key]`` to choose from: settings of one number each.
+
+    Raises
+    ------
+    ConfigError
+        For what is no number between ``low`` and ``high``.
+    """
+    name, values = (key, [config[key]]) if config[grid_key] is None else (grid_key, config[grid_key])
+    values = values if isinstance(values, (list, tuple)) else [values]
+    allowed = (int,) if whole else (int, float)
+    for value in values:
+        if type(value) not in allowed or not low <= value <= high:
+            kind = "whole number" if whole else "number"
+            raise ConfigError(f"{name}={config[name]!r}: {value!r} is no {kind} between {low} and {high}.")
+    if not values:
+        raise ConfigError(f"{name}=[] holds nothing to choose from.")
+    return [[float(value)] for value in values]
+
+
+def session_popularity(dataset: Any) -> torch.Tensor:
+    """Share of the training sessions that hold each item, shape (n_items,)."""
+    sessions = dataset.inter_matrix(form="csr")
+    sessions.data[:] = 1
+    n_sessions = max(1, int((np.diff(sessions.indptr) > 0).sum()))
+    return torch.from_numpy(np.asarray(sessions.sum(axis=0)).reshape(-1) / n_sessions)
+
+
+def popularity_quantiles(popularity: torch.Tensor, quantile: torch.Tensor) -> torch.Tensor:
+    """Popularity at a quantile over the items that have any; 0 at quantile 0, and above all at quantile 1."""
+    quantile = quantile.reshape(()).to(popularity)
+    value = torch.quantile(popularity[popularity > 0], quantile)
+    return value.masked_fill(quantile <= 0, 0).masked_fill(quantile >= 1, torch.inf)

@@ -22,7 +22,10 @@ TINY = {
     "worker": 0,
 }
 # What a model cannot do without.
-NEEDED = {"ScoreEnsemble": {"members": ["LLMSeqSim", {"model": "LLMSeqSim", "dim_reduction": "none"}]}}
+NEEDED = {
+    "ScoreEnsemble": {"members": ["LLMSeqSim", {"model": "LLMSeqSim", "dim_reduction": "none"}]},
+    "LLMSeqSimSequential": {"popular_model": "VSKNN"},
+}
 pytestmark = pytest.mark.parametrize("name", own_models())
 
 
