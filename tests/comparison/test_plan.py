@@ -152,3 +152,10 @@ def test_every_key_has_a_comment_and_a_default():
         assert "# (" in line, line
         assert len(line) < 120
     assert options_of({}) == keys
+
+
+def test_a_control_stands_in_the_label():
+    rows = ["SASRec", {"model": "SASRec", "control": "shuffled_history"}, {"model": "GRU4Rec", "label": "gru"}]
+    assert make_plan(rows, "ml-100k").labels == ["SASRec", "SASRec [shuffled_history]", "gru"]
+    made = plan("model=SASRec,GRU4Rec", "dataset=ml-100k", "GRU4Rec.control=shuffled_history")
+    assert made.labels == ["SASRec", "GRU4Rec [shuffled_history]"]
