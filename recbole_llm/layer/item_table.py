@@ -135,7 +135,8 @@ class ItemTable(nn.Module):
     def __init__(self, n_items: int, width: int, extra_rows: int = 0) -> None:
         super().__init__()
         self.n_items, self.width, self.extra_rows = n_items, width, extra_rows
-        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(n_items + extra_rows, width))
+        # Drawn as nn.Embedding draws it: the same seed then gives the same weights as in RecBole's model.
+        self.weight: nn.Parameter | None = nn.Parameter(torch.randn(n_items + extra_rows, width))
         self.vectors: torch.Tensor | None
         self.register_buffer("vectors", None)
         self.adaptor: nn.Module | None = None
@@ -188,6 +189,7 @@ class ItemTable(nn.Module):
             # Saved with the weights that were learned on it: another machine may rotate equal principal components.
             self.vectors = vectors.to(random)
         else:
+            del self.vectors  # a buffer cannot become a parameter
             self.vectors = nn.Parameter(vectors.to(random))
         self.adaptor = adaptor
         if not residual_id:

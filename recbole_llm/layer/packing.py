@@ -40,9 +40,20 @@ class Packing(NamedTuple):
         real = torch.zeros(self.rows * self.steps, dtype=torch.bool, device=self.places.device)
         return real.index_fill(0, self.places, True).view(self.rows, self.steps)
 
-    def position(self) -> torch.Tensor:
-        """Place of each real position in its row, from 0; (N,)."""
-        return self.places % self.steps
+    def row(self) -> torch.Tensor:
+        """Row of each real position, (N,)."""
+        return self.places // self.steps
+
+    def position(self, ending_at: int | None = None) -> torch.Tensor:
+        """Place of each real position in its row, (N,), from 0; or such that every row ends at ``ending_at``."""
+        position = self.places % self.steps
+        if ending_at is None:
+            return position
+        return position + (ending_at + 1 - self.lengths)[self.row()]
+
+    def last(self) -> torch.Tensor:
+        """Index of the last real position of each row, (B,)."""
+        return self.lengths.cumsum(0) - 1
 
     def groups(self) -> list["Packing"]:
         """Neighbouring rows of about the same length as packings of their own, in order.

@@ -7,29 +7,23 @@
     loss   = cross-entropy over all items, a target at every position; others: recbole_llm/layer/item_loss.py
 
 Network, parameter names and initial weights are those of RecBole's SASRec. ``llm_init: False`` is the vanilla twin:
-the same network, trained the same way, without the text.
+the same network, trained the same way, without the text. ``backbone: paper`` is the authors' network: no LayerNorm on
+the input, each LayerNorm before its layer and none at the end, positions counted from the end, and a dense output
+layer.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.model.layers import TransformerEncoder
 from torch import nn
 
-from recbole_llm.data.dataset import NEXT
-from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
-from recbole_llm.layer.item_loss import ItemLoss
-from recbole_llm.layer.item_table import ItemTable, TextVectors, text_vectors
 from recbole_llm.layer.packing import Packing
 from recbole_llm.layer.transformer import run_transformer
-from recbole_llm.parameters import choice
+from recbole_llm.model.llm2sequential import LLM2Sequential, initialise_transformer, transformer_encoder
 
 
-class LLM2SASRec(SequentialRecommender):
+class LLM2SASRec(LLM2Sequential):
     """SASRec on an item table that a language model has initialised.
 
     Parameters
@@ -42,117 +36,34 @@ class LLM2SASRec(SequentialRecommender):
     Raises
     ------
     ConfigError
-        For a value that is not allowed.
+        For a value that is not allowed, or two that contradict each other.
     """
 
-    train_view = "sequence"
-    needs_item_text = True
-
-    def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)
-        self.item_loss = ItemLoss.from_config(config, dataset)
-        width, eps = int(config["hidden_size"]), float(config["layer_norm_eps"])
-        rate = float(config["hidden_dropout_prob"])
-        self.item_embedding = ItemTable(self.n_items, width)
+    def build(self, config: Any) -> None:
+        """Item table, positions, blocks; names and order of RecBole's SASRec."""
+        width = int(config["hidden_size"])
+        self.item_embedding = self.new_table(width)
         self.position_embedding = nn.Embedding(self.max_seq_length, width)
-        self.trm_encoder = TransformerEncoder(
-            n_layers=int(config["n_layers"]),
-            n_heads=int(config["n_heads"]),
-            hidden_size=width,
-            inner_size=int(config["inner_size"]),
-            hidden_dropout_prob=rate,
-            attn_dropout_prob=float(config["attn_dropout_prob"]),
-            hidden_act=config["hidden_act"],
-            layer_norm_eps=eps,
-        )
-        self.LayerNorm = nn.LayerNorm(width, eps=eps)
-        self.dropout = nn.Dropout(rate)
-        self._initialise(float(config["initializer_range"]))
-        self.text: TextVectors | None = None
-        if config["llm_init"]:
-            text = self.text = text_vectors(config, dataset, width, self.logger)
-            self.item_embedding.start_from(
-                text.vectors,
-                freeze=bool(config["freeze_item_embedding"]),
-                residual_id=bool(config["residual_id"]),
-                match_base=choice(config, "init_scale", ["none", "match_base"]) == "match_base",
-            )
-        self.to(self.device)
+        self.trm_encoder = transformer_encoder(config)
+        if not self.paper:
+            self.LayerNorm = nn.LayerNorm(width, eps=float(config["layer_norm_eps"]))
+        self.dropout_rate = float(config["hidden_dropout_prob"])
+        if self.has_head:
+            self.output_dense = nn.Linear(width, width)
 
-    def _initialise(self, std: float) -> None:
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding, ItemTable)):
-                assert module.weight is not None
-                nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+    def initialise(self, config: Any) -> None:
+        """Draw the initial weights."""
+        initialise_transformer(self, float(config["initializer_range"]), self.paper)
 
-    def forward(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """Vectors of every prefix of the histories.
+    def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Vectors of every prefix of the histories, shape (N, d)."""
+        position = packing.position(ending_at=self.max_seq_length - 1 if self.paper else None)
+        x = nn.functional.embedding(items, table) + self.position_embedding(position)
+        if not self.paper:
+            x = self.LayerNorm(x)
+        x = dropout(x, self.dropout_rate, self.training)
+        return run_transformer(self.trm_encoder, x, packing, causal=True, pre_norm=self.paper)
 
-        Parameters
-        ----------
-        table : torch.Tensor, shape (n_items, d)
-            :attr:`item_embedding`'s.
-        items : torch.LongTensor, shape (N,)
-            The real positions of the batch.
-        packing : Packing
-
-        Returns
-        -------
-        torch.Tensor, shape (N, d)
-        """
-        x = nn.functional.embedding(items, table) + self.position_embedding(packing.position())
-        x = dropout(self.LayerNorm(x), self.dropout.p, self.training)
-        return run_transformer(self.trm_encoder, x, packing, causal=True)
-
-    def _last(self, table: torch.Tensor, interaction: Interaction) -> torch.Tensor:
-        length, order = interaction[self.ITEM_SEQ_LEN].sort()
-        packing = Packing.of(length)
-        hidden = self.forward(table, packing.pack(interaction[self.ITEM_SEQ][order]), packing)
-        return hidden[length.cumsum(0)[order.argsort()] - 1]
-
-    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Mean loss over the targets of the batch: one at every position, or one a row in other views."""
-        table = self.item_embedding()
-        if NEXT + self.ITEM_SEQ not in interaction:
-            hidden, target = self._last(table, interaction), interaction[self.POS_ITEM_ID]
-        else:
-            length, order = interaction[self.ITEM_SEQ_LEN].sort()
-            packing = Packing.of(length)
-            target = packing.pack(interaction[NEXT + self.ITEM_SEQ][order])
-            hidden = self.forward(table, packing.pack(interaction[self.ITEM_SEQ][order]), packing)
-        return self.item_loss(hidden, table, target)
-
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,)."""
-        table = self.item_embedding()
-        return (self._last(table, interaction) * table[interaction[self.ITEM_ID]]).sum(-1)
-
-    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
-        table = self.item_embedding()
-        scores = self._last(table, interaction) @ table[: self.n_items].T
-        scores[:, 0] = -torch.inf
-        return scores
-
-    # ---- serving
-
-    def user_vectors(self, interaction: Interaction) -> torch.Tensor:
-        """Vectors of the histories, (B, d): scores are their products with :meth:`catalogue_vectors`."""
-        return self._last(self.item_embedding(), interaction)
-
-    def catalogue_vectors(self) -> torch.Tensor:
-        """Vectors of all items, (n_items, d)."""
-        return self.item_embedding()[: self.n_items]
-
-    def append_items(self, texts: Sequence[str]) -> None:
-        """Grow the catalogue by items known by their texts, each with the vector that it would have started from."""
-        if self.text is None:
-            raise ConfigError("llm_init=False: this model knows items by their ids only, and a new one by nothing.")
-        self.item_embedding.append(self.text.encode(texts))
-        self.n_items += len(texts)
-
-    def provenance(self) -> dict[str, Any]:
-        """What a result must say about the language model, the texts and the vectors."""
-        return {} if self.text is None else self.text.provenance
+    def output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Through the dense layer, where there is one; (N, d) -> (N, d)."""
+        return self.head_act(self.output_dense(hidden)) if self.has_head else hidden

@@ -1,0 +1,91 @@
+"""From the width of text vectors to the width of a recommender."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from recbole_llm.errors import ConfigError
+from recbole_llm.layer.dropout import dropout
+from recbole_llm.parameters import choice
+
+ADAPTORS = ("none", "linear", "mlp", "moe")
+
+
+def build_adaptor(config: Any, in_width: int, out_width: int) -> nn.Module | None:
+    """The adaptor that a configuration asks for, (n, in_width) -> (n, out_width); None for ``adaptor: none``.
+
+    Parameters
+    ----------
+    config : Config
+        ``adaptor``, ``adaptor_hidden_size``, ``adaptor_experts``, ``adaptor_dropout``.
+    in_width, out_width : int
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed.
+    """
+    kind = choice(config, "adaptor", ADAPTORS)
+    rate = float(config["adaptor_dropout"])
+    if not 0 <= rate < 1:
+        raise ConfigError(f"adaptor_dropout={rate!r} must lie between 0 and 1.")
+    if kind == "linear":
+        return nn.Linear(in_width, out_width)
+    if kind == "mlp":
+        hidden = out_width if config["adaptor_hidden_size"] is None else int(config["adaptor_hidden_size"])
+        return MLPAdaptor(in_width, hidden, out_width, rate)
+    if kind == "moe":
+        return MoEAdaptor(in_width, out_width, int(config["adaptor_experts"]), rate)
+    return None
+
+
+class MLPAdaptor(nn.Module):
+    """Linear layer, GELU, dropout, linear layer."""
+
+    def __init__(self, in_width: int, hidden: int, out_width: int, rate: float) -> None:
+        super().__init__()
+        self.inner, self.outer, self.rate = nn.Linear(in_width, hidden), nn.Linear(hidden, out_width), rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, in_width) -> (n, out_width)."""
+        return self.outer(dropout(nn.functional.gelu(self.inner(x)), self.rate, self.training))
+
+
+class MoEAdaptor(nn.Module):
+    """UniSRec's mixture of parametric whitenings (Hou et al., KDD 2022, arXiv 2206.05941, Eq. 2-4).
+
+        expert_k(x) = (Dropout(x) - b_k) W_k
+        g           = softmax(x W_gate + noise * softplus(x W_noise)), noise ~ N(0, 1) in training, 0 afterwards
+        output      = sum_k g_k expert_k(x)
+
+    Parameters
+    ----------
+    in_width, out_width : int
+    experts : int
+    rate : float
+        Dropout of each expert's input.
+    """
+
+    def __init__(self, in_width: int, out_width: int, experts: int, rate: float) -> None:
+        super().__init__()
+        if experts < 1:
+            raise ConfigError(f"adaptor_experts={experts!r} is too small: at least 1 is needed.")
+        self.rate = rate
+        self.shift = nn.Parameter(torch.zeros(experts, in_width))
+        self.weight = nn.Parameter(torch.randn(experts, out_width, in_width) * 0.02)
+        self.gate = nn.Parameter(torch.zeros(experts, in_width))
+        self.noise = nn.Parameter(torch.zeros(experts, in_width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, in_width) -> (n, out_width)."""
+        logits = x @ self.gate.T
+        if self.training:
+            deviation = nn.functional.softplus(x @ self.noise.T) + 1e-2
+            logits = logits + deviation * torch.randn_like(logits)
+        share = logits.softmax(-1)  # (n, experts)
+        total = x.new_zeros(len(x), self.weight.shape[1])
+        for k, (shift, weight) in enumerate(zip(self.shift, self.weight, strict=True)):
+            expert = nn.functional.linear(dropout(x, self.rate, self.training) - shift, weight)
+            total = total + share[:, k : k + 1] * expert
+        return total

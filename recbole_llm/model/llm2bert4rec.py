@@ -1,0 +1,153 @@
+"""LLM2BERT4Rec (Harte et al., RecSys 2023, arXiv 2309.09261; Boz et al., arXiv 2402.01339).
+
+    E      = reduce(LLM(text of item i)), trainable, and a random row for the mask token    (n_items + 1, d)
+    x_t    = Dropout(LayerNorm(E[item_t or mask] + P[t]))                                   (B, L, d)
+    h      = n_layers of bidirectional self-attention and feed-forward network              (B, L, d)
+    scores = LayerNorm(GELU(W h)) E^T + item bias
+    loss   = cross-entropy over all items at the masked positions
+
+Network, parameter names and initial weights are those of RecBole's BERT4Rec; the sequences that it is trained on are
+not: every batch masks whole sequences anew on the device, ``n_mask_copies`` of each with every item masked with
+probability ``mask_ratio`` and ``n_last_copies`` with the last one alone, and no masked position is passed over.
+``backbone: paper`` is the authors' network: neither LayerNorm nor dropout on the input, positions counted from the
+end, and a dense output layer with the activation of the blocks.
+"""
+
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from torch import nn
+from torch.nn import functional
+
+from recbole_llm.errors import ConfigError
+from recbole_llm.layer.dropout import dropout
+from recbole_llm.layer.packing import Packing
+from recbole_llm.layer.transformer import run_transformer
+from recbole_llm.model.llm2sequential import LLM2Sequential, initialise_transformer, transformer_encoder
+
+
+class LLM2BERT4Rec(LLM2Sequential):
+    """BERT4Rec on an item table that a language model has initialised.
+
+    Parameters
+    ----------
+    config : Config
+        Keys of ``props/model/LLM2BERT4Rec.yaml`` and the ``llm`` keys of ``props/overall.yaml``.
+    dataset : recbole Dataset
+        Its folder holds the ``.item`` file with the texts.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed, or two that contradict each other.
+    """
+
+    has_mask_token = True
+    recbole_has_head = True
+
+    @property
+    def mask_token(self) -> int:
+        """Row of the mask token: after the items, however many there are."""
+        return self.n_items
+
+    def build(self, config: Any) -> None:
+        """Item table, positions, blocks, output layer; names and order of RecBole's BERT4Rec."""
+        width, eps = int(config["hidden_size"]), float(config["layer_norm_eps"])
+        self.mask_ratio = float(config["mask_ratio"])
+        self.n_mask_copies, self.n_last_copies = int(config["n_mask_copies"]), int(config["n_last_copies"])
+        if not 0 < self.mask_ratio <= 1:
+            raise ConfigError(f"mask_ratio={self.mask_ratio!r} must lie above 0 and not above 1.")
+        if min(self.n_mask_copies, self.n_last_copies) < 0 or self.n_mask_copies + self.n_last_copies == 0:
+            raise ConfigError(
+                f"n_mask_copies={self.n_mask_copies} and n_last_copies={self.n_last_copies} leave nothing to train on."
+            )
+        self.item_embedding = self.new_table(width)
+        self.position_embedding = nn.Embedding(self.max_seq_length, width)
+        self.trm_encoder = transformer_encoder(config)
+        if not self.paper:
+            self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.dropout_rate = 0.0 if self.paper else float(config["hidden_dropout_prob"])
+        if self.has_head:
+            self.output_ffn = nn.Linear(width, width)
+        if self.has_head and not self.paper:
+            self.output_ln = nn.LayerNorm(width, eps=eps)
+
+    def initialise(self, config: Any) -> None:
+        """Draw the initial weights."""
+        initialise_transformer(self, float(config["initializer_range"]), self.paper)
+
+    def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Vectors at every position, shape (N, d)."""
+        position = packing.position(ending_at=self.max_seq_length - 1 if self.paper else None)
+        x = functional.embedding(items, table) + self.position_embedding(position)
+        if not self.paper:
+            x = self.LayerNorm(x)
+        x = dropout(x, self.dropout_rate, self.training)
+        return run_transformer(self.trm_encoder, x, packing, causal=False)
+
+    def output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Through the output layer; (N, d) -> (N, d)."""
+        if not self.has_head:
+            return hidden
+        if self.paper:
+            return self.head_act(self.output_ffn(hidden))
+        return self.output_ln(functional.gelu(self.output_ffn(hidden)))
+
+    def appended(
+        self, item_seq: torch.Tensor, length: torch.Tensor, item: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Histories with one more item at the end; what stands too far from it leaves at the front.
+
+        Parameters
+        ----------
+        item_seq : torch.LongTensor, shape (B, L), right padded with 0
+        length : torch.LongTensor, shape (B,)
+        item : torch.LongTensor, shape (B,)
+
+        Returns
+        -------
+        item_seq : torch.LongTensor, shape (B, L')
+        length : torch.LongTensor, shape (B,)
+            At most ``MAX_ITEM_LIST_LENGTH``.
+        """
+        item_seq = functional.pad(item_seq, (0, 1)).scatter(1, length[:, None], item[:, None])
+        gone = (length + 1 - self.max_seq_length).clamp(min=0)
+        place = torch.arange(min(item_seq.shape[1], self.max_seq_length), device=length.device) + gone[:, None]
+        return item_seq.gather(1, place), length + 1 - gone
+
+    def history_vector(self, table: torch.Tensor, interaction: Interaction) -> torch.Tensor:
+        """Output vector of a mask token behind the history, shape (B, d)."""
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        return self.last(table, *self.appended(item_seq, length, torch.full_like(length, self.mask_token)))
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Mean loss over the masked positions of the batch; the target of a row is the last item of its sequence."""
+        table = self.table()
+        item_seq, length = self.appended(
+            interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[self.POS_ITEM_ID]
+        )
+        copies = self.n_mask_copies + self.n_last_copies
+        batch = self.batch(item_seq.repeat_interleave(copies, 0), length.repeat_interleave(copies))
+        masked = self.draw_masks(batch.packing, batch.real, batch.order % copies < self.n_last_copies)
+        hidden = self.encode(table, batch.items.masked_fill(masked, self.mask_token), batch.packing)
+        return self.loss_of(table, self.output(hidden[masked]), batch.items[masked])
+
+    def draw_masks(self, packing: Packing, real: torch.Tensor | None, last_only: torch.Tensor) -> torch.Tensor:
+        """Which positions to mask, bool (N,): at least one a row.
+
+        Parameters
+        ----------
+        packing : Packing
+        real : torch.Tensor, bool, shape (N,), optional
+            Positions that are items; default: all.
+        last_only : torch.Tensor, bool, shape (B,)
+            Rows whose last position alone is masked.
+        """
+        row, end = packing.row(), packing.last()
+        masked = (torch.rand(len(row), device=row.device) < self.mask_ratio) & ~last_only[row]
+        if real is not None:
+            masked &= real
+        count = torch.zeros(packing.rows, device=row.device).index_add_(0, row, masked.float())
+        masked[end] |= count == 0
+        return masked

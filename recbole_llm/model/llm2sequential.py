@@ -1,0 +1,280 @@
+"""What LLM2SASRec, LLM2BERT4Rec and LLM2GRU4Rec share: item table, packed batches, output layer, scores.
+
+Only the initial value of the item table tells them from SASRec, BERT4Rec and GRU4Rec (Boz et al., arXiv 2402.01339);
+with ``llm_init: False`` nothing does.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.model.layers import TransformerEncoder
+from torch import nn
+from torch.nn import functional
+
+from recbole_llm.data.dataset import NEXT
+from recbole_llm.errors import ConfigError
+from recbole_llm.layer.adaptor import build_adaptor
+from recbole_llm.layer.item_loss import ItemLoss
+from recbole_llm.layer.item_table import ItemTable, TextVectors, text_vectors
+from recbole_llm.layer.packing import Packing
+from recbole_llm.parameters import choice
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+    "swish": functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+class Batch(NamedTuple):
+    """Sequences of a batch, the longest first, without their padding.
+
+    ``items`` (N,) row by row; ``order`` (B,) says which row of the interaction each is; ``real`` (N,) bool is given
+    where ``items`` also holds the authors' padding.
+    """
+
+    items: torch.Tensor
+    packing: Packing
+    order: torch.Tensor
+    real: torch.Tensor | None
+
+
+class LLM2Sequential(SequentialRecommender):
+    """A sequential model on an item table that a language model may have initialised.
+
+    A subclass builds its layers in :meth:`build`, draws their weights in :meth:`initialise`, and turns a batch into
+    vectors in :meth:`encode`.
+
+    Parameters
+    ----------
+    config : Config
+        Keys of ``props/model/<Model>.yaml`` and the ``llm`` keys of ``props/overall.yaml``.
+    dataset : recbole Dataset
+        Its folder holds the ``.item`` file with the texts.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed, or two that contradict each other.
+    """
+
+    needs_item_text = True
+    train_view = "sequence"
+    has_mask_token = False
+    recbole_has_head = False  # whether RecBole's network has a layer between sequence and item table
+    item_embedding: ItemTable
+    position_embedding: nn.Embedding
+    trm_encoder: TransformerEncoder
+    LayerNorm: nn.LayerNorm
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.item_loss = ItemLoss.from_config(config, dataset)
+        self.paper = choice(config, "backbone", ["recbole", "paper"]) == "paper"
+        self.unmasked_padding = bool(config["paper_unmasked_padding"])
+        if self.unmasked_padding and not self.paper:
+            raise ConfigError("paper_unmasked_padding=True is the authors' network's: it needs backbone=paper.")
+        default_head = self.paper or self.recbole_has_head
+        self.has_head = default_head if config["output_head"] is None else bool(config["output_head"])
+        self.head_act = ACTIVATIONS[choice(config, "hidden_act", list(ACTIVATIONS))]
+        self.build(config)
+        biased = choice(config, "output_bias", ["none", "item"]) == "item"
+        self.output_bias = nn.Parameter(torch.zeros(self.n_items)) if biased else None
+        self.initialise(config)
+
+        self.text: TextVectors | None = None
+        self._eval_table: torch.Tensor | None = None
+        # After every draw of the network's weights, which are then the same with and without the text.
+        if choice(config, "llm_init", [True, False]):
+            self._bring_in_text(config, dataset)
+        self.to(self.device)
+
+    def _bring_in_text(self, config: Any, dataset: Any) -> None:
+        width = self.item_embedding.width
+        text = self.text = text_vectors(config, dataset, width, self.logger)
+        columns = text.vectors.shape[1]
+        adaptor = build_adaptor(config, columns, width)
+        text.provenance["item_vectors"]["columns_without_text"] = 0 if adaptor else max(0, width - columns)
+        if adaptor is None and columns < width:
+            self.logger.warning(
+                f"The text vectors have {columns} columns and the model {width}: the other {width - columns} hold no "
+                "text."
+            )
+        self.item_embedding.start_from(
+            text.vectors,
+            adaptor,
+            freeze=bool(config["freeze_item_embedding"]),
+            residual_id=bool(config["residual_id"]),
+            match_base=choice(config, "init_scale", ["none", "match_base"]) == "match_base",
+        )
+
+    # ---- what a subclass says
+
+    def build(self, config: Any) -> None:
+        """Make the layers, :attr:`item_embedding` first."""
+        raise NotImplementedError
+
+    def initialise(self, config: Any) -> None:
+        """Draw the initial weights."""
+        raise NotImplementedError
+
+    def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Vectors at every position, shape (N, d), before the output layer.
+
+        Parameters
+        ----------
+        table : torch.Tensor, shape (n_items or more, d)
+        items : torch.LongTensor, shape (N,)
+        packing : Packing
+        """
+        raise NotImplementedError
+
+    def output(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the item table is multiplied with, shape (N, d); called for positions with a target only."""
+        return hidden
+
+    # ---- sequences
+
+    def new_table(self, width: int) -> ItemTable:
+        """A table of random ids, with a row for the mask token, or for the padding of the authors, after the items."""
+        return ItemTable(self.n_items, width, extra_rows=int(self.has_mask_token or self.unmasked_padding))
+
+    def table(self) -> torch.Tensor:
+        """All item vectors, shape (n_items + extra rows, d); in evaluation those of an adaptor are kept."""
+        if self.item_embedding.adaptor is None or self.training or torch.is_grad_enabled():
+            return self.item_embedding()
+        if self._eval_table is None:
+            self._eval_table = self.item_embedding()
+        return self._eval_table
+
+    def train(self, mode: bool = True) -> "LLM2Sequential":
+        """As ``nn.Module.train``; what was kept of an evaluation ends with it."""
+        self._eval_table = None
+        return super().train(mode)
+
+    def batch(self, item_seq: torch.Tensor, length: torch.Tensor) -> Batch:
+        """Sort by length and drop the padding.
+
+        With ``paper_unmasked_padding`` rows are instead filled up on the left, with the mask token, to
+        ``MAX_ITEM_LIST_LENGTH``, and the filling counts as items do.
+        """
+        length, order = length.sort(descending=True)
+        item_seq = item_seq[order]
+        if not self.unmasked_padding:
+            packing = Packing.of(length)
+            return Batch(packing.pack(item_seq), packing, order, None)
+        steps = self.max_seq_length
+        start = steps - length[:, None]
+        place = torch.arange(steps, device=length.device) - start
+        items = item_seq.gather(1, place.clamp(min=0)).masked_fill(place < 0, self.n_items)
+        packing = Packing.of(torch.full_like(length, steps))
+        return Batch(items.flatten(), packing, order, (place >= 0).flatten())
+
+    def last(self, table: torch.Tensor, item_seq: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Output vector at the end of every history, shape (B, d), in the order of the interaction."""
+        batch = self.batch(item_seq, length)
+        hidden = self.encode(table, batch.items, batch.packing)
+        return self.output(hidden[batch.packing.last()[batch.order.argsort()]])
+
+    def history_vector(self, table: torch.Tensor, interaction: Interaction) -> torch.Tensor:
+        """What the next item is predicted from, shape (B, d)."""
+        return self.last(table, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+
+    # ---- training, evaluation
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Mean loss over the targets of the batch: one at every position, or one a row in other views."""
+        table = self.table()
+        if NEXT + self.ITEM_SEQ not in interaction:
+            return self.loss_of(table, self.history_vector(table, interaction), interaction[self.POS_ITEM_ID])
+        batch = self.batch(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        following = interaction[NEXT + self.ITEM_SEQ][batch.order]
+        real = Packing.of(interaction[self.ITEM_SEQ_LEN][batch.order])
+        hidden = self.encode(table, batch.items, batch.packing)
+        hidden = hidden if batch.real is None else hidden[batch.real]
+        return self.loss_of(table, self.output(hidden), real.pack(following))
+
+    def loss_of(self, table: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean loss of output vectors (N, d) with targets (N,)."""
+        return self.item_loss(output, table[: self.n_items], target, self.output_bias)
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Score of ``ITEM_ID`` for every row, shape (B,)."""
+        table, item = self.table(), interaction[self.ITEM_ID]
+        scores = (self.history_vector(table, interaction) * table[item]).sum(-1)
+        return scores if self.output_bias is None else scores + self.output_bias[item]
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
+        table = self.table()
+        hidden = self.history_vector(table, interaction)
+        scores = functional.linear(hidden, table[: self.n_items], self.output_bias)
+        scores[:, 0] = -torch.inf
+        return scores
+
+    # ---- serving
+
+    def user_vectors(self, interaction: Interaction) -> torch.Tensor:
+        """Vectors of the histories, (B, d): scores are their products with :meth:`catalogue_vectors`, and a bias."""
+        return self.history_vector(self.table(), interaction)
+
+    def catalogue_vectors(self) -> torch.Tensor:
+        """Vectors of all items, (n_items, d)."""
+        return self.table()[: self.n_items]
+
+    def catalogue_bias(self) -> torch.Tensor:
+        """Bias of each item's score, (n_items,)."""
+        return self.table().new_zeros(self.n_items) if self.output_bias is None else self.output_bias
+
+    def append_items(self, texts: Sequence[str]) -> None:
+        """Grow the catalogue by items known by their texts, each with the vector that it would have started from."""
+        if self.text is None:
+            raise ConfigError("llm_init=False: this model knows items by their ids only, and a new one by nothing.")
+        self.item_embedding.append(self.text.encode(texts))
+        if self.output_bias is not None:
+            self.output_bias = nn.Parameter(functional.pad(self.output_bias.detach(), (0, len(texts))))
+        self.n_items += len(texts)
+        self._eval_table = None
+
+    def provenance(self) -> dict[str, Any]:
+        """What a result must say about the language model, the texts and the vectors."""
+        return {} if self.text is None else self.text.provenance
+
+
+def transformer_encoder(config: Any) -> TransformerEncoder:
+    """RecBole's encoder with the sizes of a configuration."""
+    width, heads = int(config["hidden_size"]), int(config["n_heads"])
+    if width % heads:
+        raise ConfigError(f"hidden_size={width} is not a multiple of n_heads={heads}: change one of them.")
+    return TransformerEncoder(
+        n_layers=int(config["n_layers"]),
+        n_heads=heads,
+        hidden_size=width,
+        inner_size=int(config["inner_size"]),
+        hidden_dropout_prob=float(config["hidden_dropout_prob"]),
+        attn_dropout_prob=float(config["attn_dropout_prob"]),
+        hidden_act=config["hidden_act"],
+        layer_norm_eps=float(config["layer_norm_eps"]),
+    )
+
+
+def initialise_transformer(model: nn.Module, std: float, paper: bool) -> None:
+    """Weights as RecBole's SASRec and BERT4Rec draw them, or as Keras does for the authors; biases are 0."""
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, ItemTable)):
+            assert module.weight is not None
+            if paper:
+                nn.init.uniform_(module.weight, -0.05, 0.05)
+            else:
+                nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear):
+            if paper:
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=std)
+            nn.init.zeros_(module.bias)
