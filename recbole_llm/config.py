@@ -47,6 +47,7 @@ AT_LEAST: dict[str, int] = {
     **dict.fromkeys(
         ("epochs", "pretrain_epochs", "stopping_step", "worker", "seed", "control_seed", "metric_decimal_place"), 0
     ),
+    **dict.fromkeys(("cold_items", "cold_items_seed"), 0),
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_ratio"), 0),
 }
 PROTOCOLS = ("eval_args", "loo", "temporal_session")

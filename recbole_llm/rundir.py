@@ -27,6 +27,7 @@ from tabulate import tabulate
 from recbole_llm.config import Config
 from recbole_llm.data.controls import control_of, label
 from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.evaluator.cold import cold_report
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.parameters import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.registry import stock_models
@@ -300,6 +301,12 @@ def evaluation(config: Config) -> str:
     ranking = "full ranking" if arguments["mode"]["test"] == "full" else f"sampled ({arguments['mode']['test']})"
     if config["task"] == "topn":
         ranking = f"ranked among {config['topn_negatives']} sampled items (top-N task)"
+    if config["cold_items"]:
+        kept = "kept in" if config["cold_items_in_history"] else "dropped from"
+        split += (
+            f", {config['cold_items']:.0%} of the items held out of training (cold_items_seed "
+            f"{config['cold_items_seed']}, {kept} evaluated histories)"
+        )
     return f"{split}, {ranking}, time order {config['time_order']}"
 
 
@@ -358,6 +365,7 @@ def report(
             "model_report": trainer.model_report if ranks else None,
             "members": members,
             "chosen_from": trainer.chosen_from or None,
+            "cold_items": cold_report(config, ranks, dataset.cold) if ranks and dataset.cold else None,
             "tied_targets": ranks.tied if ranks else None,
             "targets_in_history": ranks.targets_in_history if ranks else None,
             "stages": trainer.stage_results,
@@ -462,6 +470,7 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
             rank_unmasked=ranks.unmasked,
             history_length=ranks.history_length,
             target_popularity=counts[ranks.target],
+            **({} if dataset.cold is None else {"target_cold": dataset.cold.mask[ranks.target]}),
             target_popularity_rank=popularity_rank(counts)[ranks.target],
         )
     temporary = run_dir / "results.json.tmp"
@@ -473,6 +482,18 @@ def popularity_rank(counts: np.ndarray) -> np.ndarray:
     """1 + the number of items with more training interactions; shape (item_num,), item 0 is padding."""
     ascending = np.sort(counts[1:])
     return 1 + len(ascending) - np.searchsorted(ascending, counts, side="right")
+
+
+def _cold_table(cold: Mapping[str, Any], kind: str, places: int) -> str:
+    """Figures on cold and on warm targets, and on cold ones ranked among the cold items."""
+    parts = {
+        f"{cold['cold']['targets']} cold targets": cold["cold"].get(kind, {}),
+        f"{cold['warm']['targets']} warm targets": cold["warm"].get(kind, {}),
+        f"cold among the {cold['items']} cold items": cold["cold"].get("among_cold", {}),
+    }
+    metrics = list(dict.fromkeys(metric for part in parts.values() for metric in part))
+    rows = [[metric, *(part.get(metric) for part in parts.values())] for metric in metrics]
+    return tabulate(rows, ["metric", *parts], tablefmt="simple", floatfmt=f".{places}f")
 
 
 def _members_table(results: Mapping[str, Any], part: str, head: str, places: int) -> str:
@@ -501,6 +522,8 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     table = tabulate(
         rows, ["metric", "best valid", heads[first], heads[second]], tablefmt="simple", floatfmt=f".{places}f"
     )
+    if results["cold_items"]:
+        table += "\n\n" + _cold_table(results["cold_items"], first.removeprefix("test_"), places)
     if results["members"]:
         table += "\n\n" + _members_table(results, first, heads[first], places)
     language = results["language_models"] or {}

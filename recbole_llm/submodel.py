@@ -18,6 +18,7 @@ from recbole_llm.trainer import checkpoint
 SAME_DATA = (
     *("dataset", "time_order", "smoke", *rundir.FILTERS),
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "protocol"),
+    *("cold_items", "cold_items_seed", "cold_items_in_history"),
     *(f"temporal_session_{key}" for key in ("test_ratio", "valid_ratio", "valid_max", "seed", "fold", "folds")),
 )
 # What a loaded model takes from the run that loads it.

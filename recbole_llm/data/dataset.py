@@ -23,6 +23,7 @@ from recbole.utils.enum_type import FeatureSource, FeatureType
 from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm.data.atomic import read_header, read_table
+from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items
 from recbole_llm.data.controls import control_of, exchanged, mark_applied
 from recbole_llm.data.item_text import ItemText, load_item_text
 from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, are_ranks, split_sessions
@@ -110,6 +111,8 @@ class HistoryDataset(SequentialDataset):
         The atomic files that were read.
     catalogue_size : int
         Distinct items with an interaction, before a split takes any out.
+    cold : ColdItems, optional
+        Items held out of training. The splits' own :attr:`flat` and :attr:`offsets` lack their interactions.
     sessions : SessionSplit, optional
         Under ``protocol: temporal_session``, which user is in which part; :attr:`flat` then lacks what it took out.
 
@@ -125,6 +128,7 @@ class HistoryDataset(SequentialDataset):
     offsets: np.ndarray
     catalogue_size: int
     sessions: SessionSplit | None = None
+    cold: ColdItems | None = None
     shuffle_keys: torch.Tensor | None = None  # shape (len(flat),), see `with_shuffled_histories`
 
     def __init__(self, config: Any) -> None:
@@ -516,7 +520,54 @@ class HistoryDataset(SequentialDataset):
         self._set_flat(take(self.flat, torch.from_numpy(np.flatnonzero(self.sessions.kept))))
 
     def build(self) -> list["HistoryDataset"]:
-        """Training, validation and test split, as ``protocol`` and ``eval_args`` say."""
+        """Training, validation and test split, as ``protocol``, ``eval_args`` and ``cold_items`` say."""
+        splits = self._split()
+        self.cold = draw_cold_items(
+            self.config, np.bincount(self.flat[self.iid_field].numpy(), minlength=self.item_num)
+        )
+        if self.cold is None:
+            return splits
+        for number, (name, split) in enumerate(zip(("training", "validation", "test"), splits, strict=True)):
+            split.cold = self.cold
+            if number == 0 or not self.cold.in_history:
+                splits[number] = split.without_cold(name)
+        check_left(len(splits[0]), self.cold, self.dataset_name)
+        self.logger.info(self.cold.describe())
+        return splits
+
+    def without_cold(self, name: str) -> "HistoryDataset":
+        """This split with cold items in no history and, in training, as no target.
+
+        Rows that are left without a history are dropped, and counted under ``name`` in :attr:`cold`.
+        """
+        assert self.cold is not None
+        training = name == "training"
+        warm = ~self.cold.mask[self.flat[self.iid_field].numpy()]
+        # How many warm interactions stand before each position: where that position is in the new array.
+        before = np.concatenate([[0], np.cumsum(warm)])
+        position = self.inter_feat[POSITION].numpy()
+        first = before[self.offsets][self.inter_feat[self.uid_field].numpy()]
+        depth = before[position] - first
+        kept = depth > 0
+        wanted = warm[position] if training else np.ones(len(position), dtype=bool)
+        if training:
+            # What training reads is the rows' targets and the first item of a user.
+            removed = ~warm[position]
+            removed_first = ~warm[position - 1] & (
+                position - 1 == self.offsets[self.inter_feat[self.uid_field].numpy()]
+            )
+            self.cold.counts["training_interactions_removed"] = int(removed.sum() + removed_first.sum())
+        self.cold.counts[f"{name}_rows_without_history"] = int((wanted & ~kept).sum())
+        index = np.flatnonzero(kept & wanted)
+        columns = take(self.inter_feat, torch.from_numpy(index)).interaction
+        columns[POSITION] = torch.from_numpy(before[position][index])
+        columns[self.item_list_length_field] = torch.from_numpy(np.minimum(depth[index], self.max_item_list_len))
+        split = self.copy(None)
+        split.flat, split.offsets = take(self.flat, torch.from_numpy(np.flatnonzero(warm))), before[self.offsets]
+        split.inter_feat = HistoryRows(columns, split)
+        return split
+
+    def _split(self) -> list["HistoryDataset"]:
         if self.config["protocol"] != "temporal_session":
             return super().build()
         self._change_feat_format()
@@ -683,6 +734,12 @@ class HistoryDataset(SequentialDataset):
             pair = torch.unique(pair)
             return pair // self.item_num, pair % self.item_num
         return row, item
+
+    @property
+    def all_counts(self) -> np.ndarray:
+        """Interactions of each item in training, validation and test, shape (item_num,)."""
+        counts = np.bincount(self.flat[self.iid_field].numpy(), minlength=self.item_num)
+        return counts if self.cold is None else np.where(self.cold.mask, self.cold.item_counts, counts)
 
     def after_last(self, user: torch.Tensor) -> tuple[Interaction, tuple[torch.Tensor, torch.Tensor]]:
         """What a model reads of users after all their interactions, which is a row without a target.

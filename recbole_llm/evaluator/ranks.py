@@ -28,6 +28,7 @@ class Ranks:
     history_length : distinct items the user had before the target.
     masked_lists, unmasked_lists : recommended items, shape (rows, k), where they were asked for.
     tied : share of targets with the same score as another item that could stand in their place.
+    among : rank of the target among the items of a group, history excluded, where there is one; 0 for other targets.
     """
 
     user: np.ndarray
@@ -39,6 +40,7 @@ class Ranks:
     unmasked_lists: np.ndarray | None
     tied: float
     targets_in_history: int
+    among: np.ndarray | None = None
 
 
 class RankCollector:
@@ -51,10 +53,13 @@ class RankCollector:
     ----------
     list_length : int
         Keep the first so many recommended items of every row; 0 keeps none.
+    group : torch.LongTensor, optional
+        Internal ids of items among which their targets are also ranked apart, ascending.
     """
 
-    def __init__(self, list_length: int = 0) -> None:
+    def __init__(self, list_length: int = 0, group: torch.Tensor | None = None) -> None:
         self.list_length = list_length
+        self.group = group
         self._parts: dict[str, list[torch.Tensor]] = {}
 
     def _add(self, **values: torch.Tensor) -> None:
@@ -102,6 +107,13 @@ class RankCollector:
             repeated=repeated,
             broken=broken,
         )
+        if self.group is not None:
+            group = self.group.to(scores.device)
+            member = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device).index_fill_(0, group, True)
+            inside = scores[:, group]
+            rank = 1 + (inside > own).sum(1) + ((inside == own) & (group < target[:, None])).sum(1)
+            rank = rank - torch.zeros_like(rank).index_add_(0, rows, (above & member[items]).long())
+            self._add(among=torch.where(member[target], rank, 0))
         if self.list_length:
             k = min(self.list_length, scores.shape[1])
             self._add(unmasked_lists=_first(scores, k))
@@ -133,6 +145,7 @@ class RankCollector:
             unmasked_lists=whole.get("unmasked_lists"),
             tied=float(whole["tied"].mean()),
             targets_in_history=int((whole["repeated"] > 0).sum()),
+            among=whole.get("among"),
         )
 
 

@@ -385,8 +385,12 @@ class RunTrainer(Trainer):
         self.test_dataset = eval_data.dataset
         if hasattr(self.model, "start_evaluation"):
             self.model.start_evaluation()
-        collector = RankCollector(max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0)
         full = isinstance(eval_data, FullSortEvalDataLoader)
+        cold = eval_data.dataset.cold
+        collector = RankCollector(
+            max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0,
+            group=cold.items if cold is not None and full else None,
+        )
         for batch in self._progress(eval_data, "Evaluate   ", show_progress):
             if full:
                 interaction, history, _, target = batch
@@ -453,7 +457,7 @@ class RunTrainer(Trainer):
             return OrderedDict(metrics.compute(self.config, rank, None, None))
         assert self.train_counts is not None and self.ranks is not None, "popularity metrics need train_counts"
         dataset = self.test_dataset
-        all_counts = np.bincount(dataset.flat[dataset.iid_field].numpy(), minlength=dataset.item_num)
+        all_counts = dataset.all_counts
         return OrderedDict(
             metrics.compute(
                 self.config, rank, lists, self.train_counts, self.ranks.target, all_counts, dataset.catalogue_size

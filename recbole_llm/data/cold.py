@@ -1,0 +1,86 @@
+"""Cold items: a random share of the catalogue that no training interaction has, but evaluation targets may.
+
+A cold item stands for one that nobody has had yet. Its interactions are taken out of training, histories and targets
+alike, and by default out of the histories that are evaluated: only as a target does it appear. It stays in the
+catalogue, where every model may recommend it, learns to score it low (as a class of the softmax, or a sampled
+negative) and has its text. The draw depends on ``cold_items``, ``cold_items_seed`` and the items alone, so that all
+models and all seeds of training see the same cold items.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_llm.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class ColdItems:
+    """Which items are cold.
+
+    Attributes
+    ----------
+    mask : numpy.ndarray of bool, shape (item_num,)
+    item_counts : numpy.ndarray of int, shape (item_num,)
+        Interactions of each item before any was taken out.
+    share, seed, in_history : the settings ``cold_items``, ``cold_items_seed``, ``cold_items_in_history``.
+    counts : what taking them out left: interactions removed from training, and rows of each part that had no history
+        any more and were dropped.
+    """
+
+    mask: np.ndarray
+    item_counts: np.ndarray
+    share: float
+    seed: int
+    in_history: bool
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def items(self) -> torch.Tensor:
+        """Internal ids of the cold items, ascending."""
+        return torch.from_numpy(np.flatnonzero(self.mask))
+
+    def describe(self) -> str:
+        """One line for the log."""
+        counts = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in self.counts.items())
+        return f"Cold items: {int(self.mask.sum()):,} of {len(self.mask) - 1:,} items held out of training ({counts})"
+
+
+def draw_cold_items(config: Any, item_counts: np.ndarray) -> ColdItems | None:
+    """Draw cold items uniformly among those with an interaction; None where ``cold_items`` asks for none.
+
+    Parameters
+    ----------
+    config : Config
+    item_counts : numpy.ndarray, shape (item_num,)
+        Interactions of each item in the whole dataset.
+
+    Raises
+    ------
+    ConfigError
+        If ``cold_items`` is no share, or so small or large that nothing would be cold, or warm.
+    """
+    share = float(config["cold_items"] or 0)
+    if share == 0:
+        return None
+    present = np.flatnonzero(item_counts)
+    count = round(share * len(present))
+    if not 0 < share < 1 or not 0 < count < len(present):
+        raise ConfigError(
+            f"cold_items={config['cold_items']!r} must be a share between 0 and 1 that is at least one of the "
+            f"{len(present)} items and not all of them (0: no cold items)."
+        )
+    seed = int(config["cold_items_seed"])
+    mask = np.zeros(len(item_counts), dtype=bool)
+    mask[np.random.default_rng(seed).choice(present, count, replace=False)] = True
+    return ColdItems(mask, item_counts, share, seed, bool(config["cold_items_in_history"]))
+
+
+def check_left(training_rows: int, cold: ColdItems, dataset: str) -> None:
+    """DataError where no training row is left."""
+    if training_rows == 0:
+        raise DataError(
+            f"cold_items={cold.share} leaves no training row of {dataset!r}: hold out fewer items, or use more data."
+        )
