@@ -6,7 +6,7 @@ from pathlib import Path
 
 from recbole_llm.errors import RecBoleLLMError
 
-COMMANDS = ("run", "compare", "models", "convert", "check", "recommend", "export", "help")
+COMMANDS = ("run", "compare", "tune", "models", "convert", "check", "recommend", "export", "help")
 HELP = """\
 LLM-based sequential recommenders inside RecBole.
 
@@ -14,6 +14,7 @@ LLM-based sequential recommenders inside RecBole.
   recbole-llm --model=NAME,NAME --dataset=NAME [--seeds=1,2,3]       side by side: tables, tests and a report
   recbole-llm compare RUN_DIR RUN_DIR ...                            the same for finished runs
   recbole-llm --resume=RUN_DIR                                       continue an interrupted run
+  recbole-llm tune --model=NAME --dataset=NAME [--params_file=FILE]  search for the best settings
   recbole-llm models                                                 names for --model
   recbole-llm convert NAME --input PATH [--output FOLDER]            downloads or own logs -> atomic files
   recbole-llm check DATASET [--data_path FOLDER]                     what would hurt in a dataset
@@ -80,6 +81,11 @@ def _dispatch(command: str, arguments: list[str]) -> int:
     from recbole_llm.parameters import nearest, parse_arguments
     from recbole_llm.registry import own_models, props_dir, stock_models
 
+    if command == "tune" and {"-h", "--help"} & set(arguments):
+        from recbole_llm.tune.command import HELP as TUNE_HELP
+
+        sys.stdout.write(TUNE_HELP)
+        return 0
     if command == "help" or {"-h", "--help"} & set(arguments):
         sys.stdout.write(HELP.replace("{props}", str(props_dir())))
         return 0
@@ -93,6 +99,10 @@ def _dispatch(command: str, arguments: list[str]) -> int:
             raise RecBoleLLMError(f"`recbole-llm models` takes no parameters, but got {', '.join(given)}.")
         sys.stdout.write(f"recbole-llm: {', '.join(own_models())}\nRecBole: {', '.join(stock_models())}\n")
         return 0
+    if command == "tune" or "params_file" in given:
+        from recbole_llm.tune.command import tune_main
+
+        return tune_main(given)
     return _run(given)
 
 

@@ -344,32 +344,36 @@ class Config(RecBoleConfig):
 
     def _check_types(self) -> None:
         for key, value in self.external_config_dict.items():
-            if key in MAPPING_KEYS and not isinstance(value, (dict, type(None))):
-                raise ConfigError(f"{key}={value!r} is of type {type(value).__name__}; a mapping is needed.")
-            is_text = key in TEXT_KEYS - FREE_TYPE_KEYS - SECRETS - {"model"}
-            if is_text and not isinstance(value, (str, Path, type(None))):
-                raise ConfigError(f"{key}={value!r} is of type {type(value).__name__}; text is needed: quote it.")
-            if key == "clip_grad_norm" and (
-                isinstance(value, bool) or not isinstance(value, (dict, float, int, type(None)))
-            ):
-                raise ConfigError(f"clip_grad_norm={value!r} must be a number or a mapping such as {{max_norm: 1.0}}.")
-            default = self._default_types.get(key)
-            if default is None or value is None or key in FREE_TYPE_KEYS | TEXT_KEYS:
-                continue
-            allowed: tuple[type, ...] = (type(default),)
-            if isinstance(default, float):
-                allowed = (float, int)
-            elif isinstance(default, (list, tuple)):
-                allowed = (list, tuple)
-            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-                raise ConfigError(
-                    f"{key}={value!r} is of type {type(value).__name__}; {allowed[0].__name__} is needed, "
-                    f"such as the default {default!r}."
-                )
-            if key in AT_LEAST and self.external_config_dict[key] < AT_LEAST[key]:
-                raise ConfigError(f"{key}={value!r} is too small: at least {AT_LEAST[key]} is needed.")
+            self.check_value(key, value)
         control_of(self.external_config_dict)
         choice({"state": str(self.external_config_dict.get("state", "info")).lower()}, "state", LOG_LEVELS)
+
+    def check_value(self, key: str, value: Any) -> None:
+        """ConfigError where a value has not the type of the default, or is below what is allowed."""
+        if key in MAPPING_KEYS and not isinstance(value, (dict, type(None))):
+            raise ConfigError(f"{key}={value!r} is of type {type(value).__name__}; a mapping is needed.")
+        is_text = key in TEXT_KEYS - FREE_TYPE_KEYS - SECRETS - {"model"}
+        if is_text and not isinstance(value, (str, Path, type(None))):
+            raise ConfigError(f"{key}={value!r} is of type {type(value).__name__}; text is needed: quote it.")
+        if key == "clip_grad_norm" and (
+            isinstance(value, bool) or not isinstance(value, (dict, float, int, type(None)))
+        ):
+            raise ConfigError(f"clip_grad_norm={value!r} must be a number or a mapping such as {{max_norm: 1.0}}.")
+        default = self._default_types.get(key)
+        if default is None or value is None or key in FREE_TYPE_KEYS | TEXT_KEYS:
+            return
+        allowed: tuple[type, ...] = (type(default),)
+        if isinstance(default, float):
+            allowed = (float, int)
+        elif isinstance(default, (list, tuple)):
+            allowed = (list, tuple)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise ConfigError(
+                f"{key}={value!r} is of type {type(value).__name__}; {allowed[0].__name__} is needed, "
+                f"such as the default {default!r}."
+            )
+        if isinstance(value, (int, float)) and value < AT_LEAST.get(key, value):
+            raise ConfigError(f"{key}={value!r} is too small: at least {AT_LEAST[key]} is needed.")
 
     # What is shown.
 

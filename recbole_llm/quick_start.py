@@ -188,20 +188,19 @@ def _experiment(
     trainer = RunTrainer(config, model, run_dir, train_data.dataset.train_counts)
     if resume:
         trainer.resume()
-    trainer.fit(
-        train_data,
-        valid_data,
-        saved=run_dir is not None,
-        show_progress=config["show_progress"],
-        callback_fn=(lambda epoch, score: on_validation(trainer)) if on_validation else None,
-    )
-    with trainer.meter.phase("test"):
-        test_result = trainer.evaluate(test_data, show_progress=config["show_progress"]) if evaluate_test else None
-
-    members = None
-    if evaluate_test and test_data is not None and hasattr(model, "members"):
-        with trainer.meter.phase("test_members"):
-            members = trainer.evaluate_members(test_data, show_progress=config["show_progress"])
+    try:
+        trainer.fit(
+            train_data,
+            valid_data,
+            saved=run_dir is not None,
+            show_progress=config["show_progress"],
+            callback_fn=(lambda epoch, score: on_validation(trainer)) if on_validation else None,
+        )
+    finally:
+        trainer.close()
+    test_result, members = None, None
+    if evaluate_test:
+        test_result, members = evaluate_on_test(trainer, test_data, config["show_progress"])
 
     report = rundir.report(config, dataset, trainer, test_result, meter, members)
     if run_dir is not None:
@@ -227,6 +226,19 @@ def _notice_untrained_users(config: Config, model: Any, dataset: HistoryDataset)
             f"{config['model']} learns a vector per user, and under protocol=temporal_session no tested user was "
             "trained on: those vectors are random."
         )
+
+
+def evaluate_on_test(
+    trainer: RunTrainer, test_data: Any, show_progress: bool = False
+) -> tuple[dict[str, float] | None, list[dict[str, Any]] | None]:
+    """Metrics of the best weights on test, and those of a hybrid's members; None where there is nothing to test."""
+    with trainer.meter.phase("test"):
+        result = trainer.evaluate(test_data, show_progress=show_progress)
+    members = None
+    if test_data is not None and hasattr(trainer.model, "members"):
+        with trainer.meter.phase("test_members"):
+            members = trainer.evaluate_members(test_data, show_progress=show_progress)
+    return result, members
 
 
 def _find_language_models(config: Config) -> None:

@@ -61,32 +61,36 @@ class _Plain(logging.Formatter):
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
 
 
-class _Console(logging.StreamHandler):
+class Console(logging.StreamHandler):
     """Our own handler, told apart from one that the calling program installed."""
+
+
+class LogFile(logging.FileHandler):
+    """The log of a run or a study."""
 
 
 def log_to_console(level: str = "INFO") -> None:
     """RecBole's log lines on the terminal, unless the program that calls us has set up logging itself."""
     root = logging.getLogger()
     if not root.handlers:
-        handler = _Console()
+        handler = Console()
         coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         kind = logging.Formatter if coloured else _Plain
         handler.setFormatter(kind("%(asctime)-15s %(levelname)s  %(message)s", "%d %b %H:%M"))
         root.addHandler(handler)
         for noisy in ("httpx", "httpcore", "urllib3", "filelock", "sentence_transformers", "transformers"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-    if any(isinstance(handler, _Console) for handler in root.handlers):
+    if any(isinstance(handler, Console) for handler in root.handlers):
         root.setLevel(level.upper())
 
 
 @contextmanager
-def logging_into(run_dir: Path | None) -> Iterator[None]:
+def logging_into(run_dir: Path | None, name: str = "run.log") -> Iterator[None]:
     """Copy every log line into ``run.log`` of the run directory."""
     if run_dir is None:
         yield
         return
-    handler = logging.FileHandler(run_dir / "run.log", encoding="utf-8")
+    handler = LogFile(run_dir / name, encoding="utf-8")
     handler.setFormatter(_Plain("%(asctime)s %(levelname)s  %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
@@ -337,7 +341,6 @@ def report(
     model = trainer.model
     seconds = {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds}
     peaks = {**meter.peak_memory_mb, **trainer.meter.peak_memory_mb}
-    ranks = trainer.ranks if test_result is not None else None
     return plain(
         {
             "model": config["model"],
@@ -359,15 +362,8 @@ def report(
             },
             "best_valid_score": trainer.best_valid_score if np.isfinite(trainer.best_valid_score) else None,
             "best_valid_result": trainer.best_valid_result,
-            "test_result": test_result,
-            "test_masked": trainer.masked_result if ranks else None,
-            "test_unmasked": trainer.unmasked_result if ranks else None,
-            "model_report": trainer.model_report if ranks else None,
-            "members": members,
+            **figures_on_test(trainer, test_result, members),
             "chosen_from": trainer.chosen_from or None,
-            "cold_items": cold_report(config, ranks, dataset.cold) if ranks and dataset.cold else None,
-            "tied_targets": ranks.tied if ranks else None,
-            "targets_in_history": ranks.targets_in_history if ranks else None,
             "stages": trainer.stage_results,
             "epochs": len(trainer.curve),
             "updates": sum(stage["updates"] for stage in trainer.stage_results),
@@ -395,6 +391,24 @@ def report(
             "settings": {key: value for key, value in config.merged.items() if key not in SECRETS},
         }
     )
+
+
+def figures_on_test(
+    trainer: Any, test_result: Mapping[str, float] | None, members: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """What a report says about the last evaluation, that of the test set; None throughout where there was none."""
+    ranks = trainer.ranks if test_result is not None else None
+    cold = trainer.test_dataset.cold if ranks else None
+    return {
+        "test_result": test_result,
+        "test_masked": trainer.masked_result if ranks else None,
+        "test_unmasked": trainer.unmasked_result if ranks else None,
+        "model_report": trainer.model_report if ranks else None,
+        "members": members,
+        "cold_items": cold_report(trainer.config, ranks, cold) if ranks and cold else None,
+        "tied_targets": ranks.tied if ranks else None,
+        "targets_in_history": ranks.targets_in_history if ranks else None,
+    }
 
 
 def _files_read(dataset: Any, model: Any) -> list[Path]:
@@ -459,7 +473,7 @@ def _git_state() -> dict[str, Any] | None:
 
 def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> None:
     """``test_ranks.npz`` and then ``results.json``, whose presence says that the run is finished."""
-    if trainer.ranks is not None:
+    if results["test_result"] is not None:
         ranks, dataset = trainer.ranks, trainer.test_dataset
         counts = trainer.train_counts
         np.savez_compressed(
@@ -516,9 +530,8 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     heads = {"test_masked": "test, history masked", "test_unmasked": "test, not masked"}
     places = config["metric_decimal_place"]
     valid = results["best_valid_result"] or {}
-    rows = [
-        [metric, valid.get(metric), value, results[second][metric]] for metric, value in (results[first] or {}).items()
-    ]
+    test, other = results[first] or {}, results[second] or {}
+    rows = [[metric, valid.get(metric), test.get(metric), other.get(metric)] for metric in test or valid]
     table = tabulate(
         rows, ["metric", "best valid", heads[first], heads[second]], tablefmt="simple", floatfmt=f".{places}f"
     )

@@ -48,7 +48,7 @@ def test_the_examples_of_the_help_name_real_keys(capsys):
 
     config = Config("LiteLLM4Rec", "ml-100k")
     known = set(config.merged) | {"config_files", "help", "version", "key", "input", "output"}
-    known |= {"users", "k", "out", "seeds", "faiss"}
+    known |= {"users", "k", "out", "seeds", "faiss", "params_file"}
     assert set(re.findall(r"--(\w+)", capsys.readouterr().out)) <= known
 
 

@@ -553,6 +553,15 @@ class RunTrainer(Trainer):
             self.tensorboard.add_scalar(f"{row['stage']}/{key}", value, row["epoch"])
         self.tensorboard.flush()
 
+    def close(self) -> None:
+        """End what is logged elsewhere; its files and threads would stay open as long as the process."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+            self.tensorboard = None
+        if self.wandb is not None:
+            self.wandb.finish()
+            self.wandb = None
+
     def _write_curve(self) -> None:
         if self.run_dir is None or not self._saved:
             return

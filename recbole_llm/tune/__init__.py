@@ -1,0 +1,13 @@
+"""Hyper-parameter search on the validation score.
+
+    from recbole_llm.tune import tune
+    result = tune("LRURec", "ml-100k", params_file="props/hyper/LRURec.test", algo="random", max_evals=20)
+
+does what ``recbole-llm tune --model=LRURec --dataset=ml-100k --algo=random --max_evals=20`` does.
+"""
+
+from recbole_llm.tune.objective import objective_function
+from recbole_llm.tune.options import StudyOptions
+from recbole_llm.tune.study import StudyError, resume_study, tune
+
+__all__ = ["StudyError", "StudyOptions", "objective_function", "resume_study", "tune"]

@@ -1,0 +1,29 @@
+"""For scripts that call RecBole's ``HyperTuning`` themselves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_llm import quick_start, rundir
+from recbole_llm.config import Config
+
+
+def objective_function(
+    config_dict: Mapping[str, Any] | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    saved: bool = False,
+) -> dict[str, Any]:
+    """One run for RecBole's ``HyperTuning(objective_function, ...)``; model and dataset stand in the settings.
+
+    Returns
+    -------
+    dict
+        RecBole's keys. ``test_result`` is empty: the test set is for the winner, with
+        ``run(config_file_list=..., config_dict=tuner.best_params)``.
+    """
+    rundir.log_to_console()
+    config = Config(None, None, config_file_list, config_dict)
+    run_dir = rundir.create(config) if saved else None
+    with rundir.logging_into(run_dir):
+        result = quick_start.experiment(config, run_dir, evaluate_test=False)
+    return {"model": config.model, **result, "test_result": {}}

@@ -1,0 +1,136 @@
+"""How a study is carried out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from recbole_llm.errors import ConfigError
+from recbole_llm.parameters import nearest
+from recbole_llm.tune.proposals import ALGORITHMS
+from recbole_llm.tune.pruning import PRUNERS, Pruner
+
+KEEP = ("light", "all", "best")
+TOOLS = ("Hyperopt", "Ray")
+# Of RecBole's run_hyper.py, and what takes their place.
+REPLACED = {
+    "output_file": "a study writes trials.jsonl and study.csv into its folder, which --study=FOLDER names",
+    "display_file": "a study draws study.html into its folder, which --study=FOLDER names",
+}
+
+
+@dataclass(frozen=True)
+class StudyOptions:
+    """Options of a study, beside the settings of its runs.
+
+    Attributes
+    ----------
+    algo : str or None
+        exhaustive, random or bayes (TPE). None: exhaustive where ``max_evals`` goes through the whole space, else
+        bayes.
+    max_evals : int or None
+        Trials at most; None: the whole space for exhaustive, else 100. A larger number continues a study.
+    early_stop : int or None
+        End after this many trials without improvement, 0: never. None: 0 for exhaustive, else 20. (RecBole's 10 ends
+        most studies before TPE's random trials are over.)
+    max_hours : float or None
+        No new trial after this much time in trials.
+    random_trials : int
+        Trials that bayes draws at random before it models the results.
+    pruner : str
+        none, median, percentile or halving; see :class:`recbole_llm.tune.pruning.Pruner`.
+    prune_after : int
+        Epochs that no trial is pruned in; first rung of halving.
+    prune_trials : int
+        Other trials needed at the same epoch; median and percentile.
+    prune_keep : float
+        Share of the trials that percentile lets go on.
+    prune_factor : float
+        One of this many trials goes on at every rung of halving.
+    keep_trials : str
+        light (every trial's settings, log, curve and results; the best one's weights), all (every trial's weights) or
+        best (the best trial's directory only).
+    study : str or None
+        Folder of the study. None: ``checkpoint_dir/study-<Model>-<dataset>-<hash of what is searched>``, so that the
+        same command continues the same study.
+    retry_failed : bool
+        Run failed trials again.
+    tool : str
+        Hyperopt (one trial after the other) or Ray (Ray Tune, several at once).
+    ray_address : str or None
+        Ray cluster to use, such as ``auto`` or ``ray://head:10001``; None: this machine.
+    parallel : int or None
+        Ray: trials at once; None: as many as the resources allow.
+    cpus_per_trial, gpus_per_trial : float or None
+        Ray: resources of a trial, fractions of a GPU allowed. None: 1 CPU; 1 GPU where there is one and use_gpu.
+    """
+
+    algo: str | None = None
+    max_evals: int | None = None
+    early_stop: int | None = None
+    max_hours: float | None = None
+    random_trials: int = 20
+    pruner: str = "none"
+    prune_after: int = 5
+    prune_trials: int = 5
+    prune_keep: float = 0.25
+    prune_factor: float = 3.0
+    keep_trials: str = "light"
+    study: str | None = None
+    retry_failed: bool = False
+    tool: str = "Hyperopt"
+    ray_address: str | None = None
+    parallel: int | None = None
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+
+    def __post_init__(self) -> None:
+        for key, allowed in (
+            *(("algo", (None, *ALGORITHMS)), ("pruner", PRUNERS)),
+            *(("keep_trials", KEEP), ("tool", TOOLS)),
+        ):
+            value = getattr(self, key)
+            if value not in allowed:
+                hint = nearest(str(value), [str(option) for option in allowed])
+                shown = ", ".join(str(option) for option in allowed if option is not None)
+                raise ConfigError(f"{key}={value!r} is not a choice.{hint} Allowed: {shown}.")
+        for key, low, whole in (
+            *(("max_evals", 1, True), ("early_stop", 0, True), ("random_trials", 1, True), ("prune_after", 0, True)),
+            *(("prune_trials", 1, True), ("parallel", 1, True)),
+            *(("max_hours", 0, False), ("cpus_per_trial", 0, False), ("gpus_per_trial", 0, False)),
+            *(("prune_keep", 0, False), ("prune_factor", 1, False)),
+        ):
+            value = getattr(self, key)
+            kinds = int if whole else (int, float)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or value < low):
+                raise ConfigError(f"{key}={value!r} must be a {'whole ' * whole}number of at least {low}.")
+        if not 0 < self.prune_keep < 1:
+            raise ConfigError(f"prune_keep={self.prune_keep!r} must be a share between 0 and 1.")
+        if not self.prune_factor > 1:
+            raise ConfigError(f"prune_factor={self.prune_factor!r} must be above 1.")
+        if not isinstance(self.retry_failed, bool):
+            raise ConfigError(f"retry_failed={self.retry_failed!r} must be True or False.")
+        if self.tool != "Ray":
+            for key in ("ray_address", "parallel", "cpus_per_trial", "gpus_per_trial"):
+                if getattr(self, key) is not None:
+                    raise ConfigError(f"{key}={getattr(self, key)!r} is for trials under Ray: add --tool=Ray.")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the options."""
+        return [field.name for field in fields(cls)]
+
+    def pruning(self, bigger: bool) -> Pruner:
+        """The stopping rule."""
+        return Pruner(
+            self.pruner, bigger, self.prune_after, self.prune_trials, self.prune_keep, float(self.prune_factor)
+        )
+
+
+def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the study, and everything else, which is settings of its runs."""
+    for key, instead in REPLACED.items():
+        if key in given:
+            raise ConfigError(f"{key}={given[key]!r}: {instead}.")
+    names = StudyOptions.names()
+    options = {key: value for key, value in given.items() if key in names}
+    return options, {key: value for key, value in given.items() if key not in names}

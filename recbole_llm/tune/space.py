@@ -1,0 +1,260 @@
+"""Search spaces: RecBole's ``.test`` files, read without ``eval``.
+
+One parameter a line, ``name kind values``; ``#`` begins a comment (ours; RecBole's own reader knows none)::
+
+    learning_rate loguniform -9.21,-4.61     # natural logarithms: 1e-4 to 1e-2
+    dropout uniform 0,0.9
+    hidden_size quniform 16,512,16           # multiples of 16
+    loss_type choice ['BPR','CE']
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.config import Config
+from recbole_llm.errors import ConfigError
+from recbole_llm.parameters import nearest, parse_value
+from recbole_llm.registry import props_dir
+from recbole_llm.rundir import CIRCUMSTANCES
+
+KINDS = ("choice", "uniform", "quniform", "loguniform", "qloguniform")
+# Trials that differ in one of these are measured differently, and the best of them says nothing.
+MEASURE = frozenset(
+    {"model", "dataset", "eval_args", "metrics", "topk", "valid_metric", "mask_history", "time_order", "repeatable"}
+    | {
+        "user_inter_num_interval",
+        "item_inter_num_interval",
+        "val_interval",
+        "rm_dup_inter",
+        "threshold",
+        "task",
+        "topn_negatives",
+    }
+    | {"filter_inter_by_user_or_item", "popularity_counts", "smoke", "smoke_users", "smoke_interactions", "protocol"}
+    | {
+        "allow_rank_times",
+        "control",
+        "control_seed",
+        *(f"temporal_session_{part}" for part in ("test_ratio", "valid_ratio", "valid_max")),
+    }
+    | {*(f"temporal_session_{part}" for part in ("seed", "fold", "folds"))}
+)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One searched parameter.
+
+    Attributes
+    ----------
+    name, kind : str
+    options : tuple
+        Of ``choice``.
+    low, high, step : float
+        Of the others; natural logarithms of the bounds for the two logarithmic kinds, ``step`` for the q kinds.
+    whole : bool
+        Values are whole numbers.
+    where : str
+        What an error message calls this line.
+    """
+
+    name: str
+    kind: str
+    options: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: float = 0.0
+    whole: bool = False
+    where: str = ""
+
+    def value(self, raw: float) -> Any:
+        """The setting for a number that the search algorithm proposed: an index of ``choice``, else the number."""
+        if self.kind == "choice":
+            return self.options[int(raw)]
+        logarithmic = self.kind in ("loguniform", "qloguniform")
+        low, high = (math.exp(self.low), math.exp(self.high)) if logarithmic else (self.low, self.high)
+        # hyperopt rounds to multiples, which may lie half a step outside.
+        number = min(max(float(raw), low), high)
+        return round(number) if self.whole else float(f"{number:.6g}")
+
+    def bounds(self) -> list[Any]:
+        """Settings that must pass the checks of the configuration: every option, or both ends."""
+        if self.kind == "choice":
+            return list(self.options)
+        ends = [self.low, self.high]
+        return [self.value(math.exp(end) if "log" in self.kind else end) for end in ends]
+
+    def __str__(self) -> str:
+        if self.kind == "choice":
+            return f"{self.name} choice {list(self.options)!r}"
+        numbers = [self.low, self.high] + ([self.step] if self.kind.startswith("q") else [])
+        whole = self.whole and self.kind == "quniform"  # what makes values whole when the line is read again
+        return f"{self.name} {self.kind} " + ",".join(str(int(n)) if whole else repr(n) for n in numbers)
+
+
+def find_space(model: str, name: str | Path | None) -> Path:
+    """The file that ``params_file`` names; ours for the model where it names none.
+
+    A path that is not there is looked up in our ``props/hyper`` by its last part, with or without ``.test``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    """
+    folder = props_dir() / "hyper"
+    ours = folder / (f"{Path(name).name.removesuffix('.test')}.test" if name is not None else f"{model}.test")
+    if name is not None and Path(name).is_file():
+        return Path(name)
+    if ours.is_file():
+        return ours
+    known = sorted(path.stem for path in folder.glob("*.test"))
+    asked = f"There is no file {str(name)!r}" if name is not None else f"There is no search space for {model}"
+    raise ConfigError(
+        f"{asked} (looked from {Path.cwd()} and in {folder}).{nearest(ours.stem, known)} Give a file of lines such as "
+        f'"learning_rate loguniform -9.21,-4.61" with --params_file=FILE. Ours: {", ".join(known)}.'
+    )
+
+
+def read_space(file: Path) -> list[Parameter]:
+    """The parameters of a search-space file.
+
+    Raises
+    ------
+    ConfigError
+        Naming file and line, for what is not understood.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The search space {str(file)!r} cannot be read: {error}.") from error
+    return read_lines(text.splitlines(), str(file))
+
+
+def read_lines(lines: Sequence[str], name: str) -> list[Parameter]:
+    """As :func:`read_space`, from lines; ``name`` stands in messages."""
+    space: list[Parameter] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where = f"{name}, line {number}"
+        parts = line.split(None, 2)
+        if len(parts) < 3:
+            raise ConfigError(
+                f"{where}: {line.strip()!r} is not `name kind values`, such as `dropout uniform 0,0.9` or "
+                "`n_layers choice [1,2]`."
+            )
+        _add(space, _parse(parts[0], parts[1], parts[2], where))
+    if not space:
+        raise ConfigError(f"{name} holds no parameter: write lines such as `dropout uniform 0,0.9`.")
+    return space
+
+
+def space_from_dict(params: Mapping[str, Mapping[str, Any]]) -> list[Parameter]:
+    """RecBole's ``params_dict``: ``{"choice": {"n_layers": [1, 2]}, "loguniform": {"learning_rate": [-8, 0]}}``."""
+    space: list[Parameter] = []
+    for kind, entries in params.items():
+        for name, values in entries.items():
+            where = f"params_dict, {name}"
+            if kind == "choice":
+                _add(space, _choice(name, values, where))
+            else:
+                text = ",".join(str(value) for value in (values if isinstance(values, (list, tuple)) else [values]))
+                _add(space, _parse(name, kind, text, where))
+    if not space:
+        raise ConfigError("params_dict holds no parameter, such as {'choice': {'n_layers': [1, 2]}}.")
+    return space
+
+
+def _add(space: list[Parameter], parameter: Parameter) -> None:
+    for other in space:
+        if other.name == parameter.name:
+            raise ConfigError(f"{parameter.where}: {parameter.name!r} stands in {other.where} already; keep one.")
+    space.append(parameter)
+
+
+def _parse(name: str, kind: str, text: str, where: str) -> Parameter:
+    if kind not in KINDS:
+        raise ConfigError(f"{where}: {kind!r} is not a kind.{nearest(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
+    if kind == "choice":
+        # A comment may follow the list; inside it "#" is a character.
+        found = re.fullmatch(r"([\[(].*[\])])\s*(?:#.*)?", text.strip())
+        return _choice(name, parse_value(found[1]) if found else text, where)
+    needed = 3 if kind.startswith("q") else 2
+    form = "low,high,step" if needed == 3 else "low,high"
+    words = [word.strip() for word in text.partition("#")[0].split(",")]
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        numbers = []
+    if len(numbers) != needed or not all(math.isfinite(number) for number in numbers):
+        raise ConfigError(f"{where}: {text.strip()!r} is not {form}: {kind} takes {needed} numbers.")
+    low, high, step = [*numbers, 0.0][:3]
+    if low >= high:
+        raise ConfigError(f"{where}: the lower bound {words[0]} must be below the upper bound {words[1]}.")
+    if needed == 3 and step <= 0:
+        raise ConfigError(f"{where}: the step {words[2]} must be above 0.")
+    if "log" in kind and (high > 30 or 0 < low < high < 1):
+        raise ConfigError(
+            f"{where}: {kind} takes natural logarithms of the bounds, as in RecBole. For {low:g} to {high:g} write "
+            f"{math.log(low) if low > 0 else -9:.4g},{math.log(high):.4g}."
+        )
+    whole = kind == "quniform" and all(re.fullmatch(r"[-+]?\d+", word) for word in words)
+    whole |= kind == "qloguniform" and step >= 1 and step.is_integer()
+    return Parameter(name, kind, (), low, high, step, whole, where)
+
+
+def _choice(name: str, values: Any, where: str) -> Parameter:
+    if not isinstance(values, (list, tuple)) or not values:
+        raise ConfigError(
+            f"{where}: {values!r} is not a list of options, such as [1,2] or ['pca','none'] (quote words that hold "
+            "commas or blanks)."
+        )
+    if len({repr(value) for value in values}) < len(values):
+        raise ConfigError(f"{where}: {name} has an option twice: {list(values)!r}.")
+    return Parameter(name, "choice", tuple(values), where=where)
+
+
+def check_space(space: Sequence[Parameter], config: Config, typed: Mapping[str, Any]) -> None:
+    """Refuse what cannot be searched, before the first trial.
+
+    Parameters
+    ----------
+    space : list of Parameter
+    config : Config
+        Of the study, without any trial's values.
+    typed : dict
+        Settings of the command line or the caller's dictionary, which would contradict a searched value.
+
+    Raises
+    ------
+    ConfigError
+        For a parameter that the model does not read, that changes what is measured or nothing at all, that is also
+        given, or whose values have the wrong type.
+    """
+    for parameter in space:
+        key, where = parameter.name, parameter.where
+        if key in CIRCUMSTANCES:
+            raise ConfigError(f"{where}: {key} says where or how a run is carried out; it changes no result.")
+        if key in MEASURE:
+            raise ConfigError(
+                f"{where}: {key} changes what is measured, so trials could not be compared. Fix it for the study: "
+                f"--{key}=VALUE."
+            )
+        reason = config.no_effect(key)
+        if reason and config.model_keys:  # a class of the user's own may read what no file lists
+            raise ConfigError(f"{where}: {reason}")
+        if key in typed:
+            raise ConfigError(f"{where}: {key} is searched, but {key}={typed[key]!r} is given as well; drop one.")
+        for value in parameter.bounds():
+            try:
+                config.check_value(key, value)
+            except ConfigError as error:
+                hint = ""
+                if isinstance(value, float) and "int is needed" in str(error):
+                    hint = f" For whole numbers write `{key} quniform {parameter.low:g},{parameter.high:g},1`."
+                raise ConfigError(f"{where}: {error}{hint}") from error

@@ -1,0 +1,243 @@
+"""One trial: an experiment that sees the training and the validation data only."""
+
+import csv
+import gc
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_llm import quick_start, rundir
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.errors import RecBoleLLMError
+from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.trainer import RunTrainer
+
+# Curve so far -> why the trial should stop, or None.
+PruneRule = Callable[[Sequence[Sequence[Any]]], str | None]
+
+
+class Pruned(Exception):
+    """Ends a trial early; carries the reason."""
+
+
+class _Recorder:
+    """A configuration that notes what is read from it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.read: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        self.read[key] = value = self.config[key]
+        return value
+
+    def __contains__(self, key: str) -> bool:
+        self[key]
+        return key in self.config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+class SharedData:
+    """Dataset and splits of the last trial, for the next one where it reads the same settings.
+
+    Which settings those are is recorded while a dataset is made, not listed, so that none can be forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[str, Any] = {}
+        self._made: tuple[HistoryDataset, list[HistoryDataset]] | None = None
+
+    def __call__(self, config: Config) -> tuple[HistoryDataset, list[HistoryDataset]]:
+        """Dataset and splits for a configuration."""
+        if self._made is None or any(config[key] != value for key, value in self._read.items()):
+            self._made = None  # the old one makes room first
+            recorder = _Recorder(config)
+            dataset = HistoryDataset(recorder)
+            self._made, self._read = (dataset, dataset.build()), recorder.read
+        dataset, splits = self._made
+        for part in (dataset, *splits):
+            part.config = config
+        return dataset, splits
+
+
+def run_trial(
+    model: str | type,
+    dataset: str,
+    settings: Mapping[str, Any],
+    run_dir: Path,
+    prune: PruneRule,
+    data: SharedData,
+) -> dict[str, Any]:
+    """Train with these settings and validate; an interrupted trial continues where its run directory stands.
+
+    Parameters
+    ----------
+    model : str or class
+    dataset : str
+    settings : dict
+        All settings, the searched ones included.
+    run_dir : pathlib.Path
+    prune : callable
+        Asked after every validation.
+    data : SharedData
+
+    Returns
+    -------
+    dict
+        ``state`` (finished, pruned, failed), ``score``, ``curve``, ``result`` and ``details`` as in
+        :class:`recbole_llm.tune.journal.Trial`. Errors become ``state: failed``, except an interruption.
+    """
+    try:
+        outcome = _run_trial(model, dataset, settings, run_dir, prune, data)
+    except Exception as error:
+        with rundir.logging_into(run_dir if run_dir.is_dir() else None):
+            logging.getLogger().error(f"The trial failed: {error}", exc_info=not isinstance(error, RecBoleLLMError))
+        outcome = _outcome("failed", None, [], {}, error=f"{type(error).__name__}: {error}")
+    _free_memory()
+    return outcome
+
+
+def _free_memory() -> None:
+    """A trial's memory must be free before the next one begins; trainers and models refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _outcome(
+    state: str, score: float | None, curve: list[list[Any]], result: Mapping[str, float], **details: Any
+) -> dict[str, Any]:
+    return {"state": state, "score": score, "curve": curve, "result": dict(result), "details": details}
+
+
+def _run_trial(
+    model: str | type, dataset: str, settings: Mapping[str, Any], run_dir: Path, prune: PruneRule, data: SharedData
+) -> dict[str, Any]:
+    config = Config(model, dataset, None, None, settings)
+    state = checkpoint.state_folder(run_dir)
+    if (run_dir / "results.json").is_file():
+        return _finished(run_dir, config)  # stopped between its end and the study's note of it
+    if state is None:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.mkdir(parents=True)
+        rundir.write_settings(run_dir / "config.yaml", config.merged)
+    curves: list[list[list[Any]]] = []
+
+    def check(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> None:
+        curves.append(_curve(rows, stages))
+        if curves[-1] and not np.isfinite(curves[-1][-1][-1]):
+            raise FloatingPointError(f"The validation score of epoch {curves[-1][-1][1]} is {curves[-1][-1][-1]}.")
+        reason = prune(curves[-1])
+        if reason:
+            raise Pruned(reason)
+
+    def on_validation(trainer: RunTrainer) -> None:
+        check(trainer.curve, trainer.stages)
+
+    with rundir.logging_into(run_dir):
+        try:
+            if state is not None:
+                # The process may have died between this validation and what it would have led to.
+                values = checkpoint.read_state(state)
+                rows = values["curve"]
+                if rows and "valid_score" in rows[-1]:
+                    check(rows, list(dict.fromkeys(row["stage"] for row in rows)))
+            quick_start.experiment(config, run_dir, state is not None, data, on_validation, evaluate_test=False)
+        except Pruned as reason:
+            logging.getLogger().info(f"Pruned: {reason}")
+            return pruned(run_dir, curves[-1], str(reason), config["valid_metric_bigger"])
+    return _finished(run_dir, config)
+
+
+def pruned(run_dir: Path, curve: list[list[Any]], reason: str, bigger: bool) -> dict[str, Any]:
+    """The outcome of a trial that was given up after the last point of its curve."""
+    scores = [score for _, _, score in curve]
+    best = int(np.argmax(scores) if bigger else np.argmin(scores))
+    return _outcome("pruned", scores[best], curve, {}, reason=reason, best_epoch=curve[best][1], **_costs(run_dir))
+
+
+def _finished(run_dir: Path, config: Config) -> dict[str, Any]:
+    report = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    score = report["best_valid_score"]
+    if score is None or not np.isfinite(score):
+        return _outcome("failed", None, [], {}, error=f"The validation score is {score}; is there validation data?")
+    stages = [stage["stage"] for stage in report["stages"]]
+    return _outcome(
+        "finished",
+        score,
+        _curve(_history(run_dir), stages),
+        report["best_valid_result"],
+        best_epoch=report["stages"][-1]["best_epoch"],
+        updates=report["updates"],
+        parameters=report["parameters"]["trained"],
+        peak_memory_mb=report["peak_memory_mb"],
+        **_costs(run_dir, report["seconds"]),
+    )
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[list[Any]]:
+    """``[stage, epoch, score]`` of every validation."""
+    return [
+        [stages.index(row["stage"]), int(row["epoch"]), float(row["valid_score"])]
+        for row in rows
+        if row.get("valid_score") not in (None, "")
+    ]
+
+
+def _history(run_dir: Path) -> list[dict[str, Any]]:
+    file = run_dir / "history.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _costs(run_dir: Path, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
+    rows = _history(run_dir)
+    spent = sum(float(row[key] or 0) for row in rows for key in ("train_seconds", "valid_seconds") if key in row)
+    return {"epochs": len(rows), "seconds": round(sum(seconds.values()) if seconds else spent, 3)}
+
+
+def tidy(run_dir: Path, keep: str, is_best: bool) -> None:
+    """What ``keep_trials`` leaves of an ended trial's directory.
+
+    ``all`` leaves the weights; ``light`` the settings, the log, the curve and the results; ``best`` nothing. The best
+    trial keeps its weights in any case.
+    """
+    shutil.rmtree(run_dir / checkpoint.STATE, ignore_errors=True)
+    if keep == "all" or is_best or not run_dir.is_dir():
+        return
+    if keep == "best":
+        shutil.rmtree(run_dir, ignore_errors=True)
+        return
+    for path in run_dir.iterdir():
+        if path.suffix not in (".json", ".csv", ".yaml", ".log"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def quiet_console() -> Iterator[None]:
+    """Lines of a trial go into its own ``run.log``; the terminal and ``study.log`` belong to the study."""
+    ours = (rundir.Console, rundir.LogFile)
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, ours)]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)

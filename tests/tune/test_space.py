@@ -1,0 +1,154 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from recbole_llm.config import Config
+from recbole_llm.errors import ConfigError
+from recbole_llm.registry import own_models, property_file, props_dir, stock_models
+from recbole_llm.tune.space import check_space, find_space, read_lines, read_space, space_from_dict
+
+HYPER = sorted((props_dir() / "hyper").glob("*.test"))
+
+
+@pytest.fixture(autouse=True)
+def _isolated(isolated):
+    pass
+
+
+def parse(*lines):
+    return read_lines(lines, "a.test")
+
+
+def test_every_kind_of_line():
+    space = parse(
+        "# a comment with three words",
+        "",
+        "learning_rate loguniform -8,0",
+        "dropout  uniform 0, 0.9   # blanks do not matter",
+        "hidden_size quniform 16,512,16",
+        "share quniform 0,0.9,0.05",
+        "width qloguniform 2.77,6.24,16",
+        "loss_type choice ['BPR', 'CE']  # after a list",
+        "words choice ['a b#c', None, True, 1, 0.5, (1,2), {'max_norm': 5}]",
+        "plain choice [pca, none]",
+    )
+    by_name = {parameter.name: parameter for parameter in space}
+    assert by_name["learning_rate"].bounds() == [float(f"{math.exp(-8):.6g}"), 1.0]
+    assert by_name["dropout"].value(0.1234567891) == 0.123457
+    assert [type(by_name[name].value(33.0)) for name in ("hidden_size", "share", "width")] == [int, float, int]
+    assert by_name["share"].value(0.15000000000000002) == 0.15
+    assert by_name["hidden_size"].value(520.0) == 512  # hyperopt may round over the bound
+    assert by_name["loss_type"].options == ("BPR", "CE")
+    assert by_name["words"].options == ("a b#c", None, True, 1, 0.5, (1, 2), {"max_norm": 5})
+    assert by_name["plain"].options == ("pca", "none")
+    again = parse(*map(str, space))
+    assert [(p.name, p.kind, p.options, p.low, p.high, p.step, p.whole) for p in again] == [
+        (p.name, p.kind, p.options, p.low, p.high, p.step, p.whole) for p in space
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("dropout uniform", "a.test, line 2: 'dropout uniform' is not `name kind values`"),
+        ("dropout unifrom 0,1", "line 2: 'unifrom' is not a kind. Did you mean 'uniform'?"),
+        ("dropout uniform 0", "uniform takes 2 numbers"),
+        ("dropout quniform 0,1", "'0,1' is not low,high,step: quniform takes 3 numbers"),
+        ("dropout uniform 0,inf", "uniform takes 2 numbers"),
+        ("dropout uniform 1,0", "the lower bound 1 must be below the upper bound 0"),
+        ("dropout quniform 0,1,0", "the step 0 must be above 0"),
+        ("learning_rate loguniform 1e-4,1e-2", "takes natural logarithms of the bounds, as in RecBole. For 0.0001 to"),
+        ("learning_rate loguniform 1e-4,1e-2", "write -9.21,-4.605"),
+        ("hidden_size loguniform 16,512", "write 2.773,6.238"),
+        ("n_layers choice 1,2", "'1,2' is not a list of options"),
+        ("n_layers choice []", "is not a list of options"),
+        ("n_layers choice [1,2,1]", "n_layers has an option twice"),
+        ("n_layers choice open('x','w')", "is not a list of options"),
+        ("n_layers choice [open('x','w')]", "is not a list of options"),
+        ("seed choice [1]", "'seed' stands in a.test, line 1 already"),
+    ],
+)
+def test_what_is_not_understood_is_named_with_its_line(line, says):
+    with pytest.raises(ConfigError) as caught:
+        parse("seed choice [0]", line)
+    assert says in str(caught.value)
+    assert not Path("x").exists()
+
+
+def test_an_empty_file_and_a_missing_one():
+    with pytest.raises(ConfigError, match="holds no parameter"):
+        parse("# nothing")
+    with pytest.raises(ConfigError, match="There is no file 'mine.test'"):
+        find_space("SASRec", "mine.test")
+    with pytest.raises(ConfigError, match="There is no search space for NARM"):
+        find_space("NARM", None)
+
+
+def test_where_a_space_is_found():
+    ours = props_dir() / "hyper" / "LRURec.test"
+    assert find_space("LRURec", None) == find_space("SASRec", "props/hyper/LRURec.test") == ours
+    assert find_space("SASRec", "LRURec") == ours
+    Path("LRURec.test").write_text("dropout choice [0]", encoding="utf-8")
+    assert find_space("SASRec", "LRURec.test") == Path("LRURec.test")
+
+
+def test_recboles_dictionary_is_the_same_space():
+    space = space_from_dict({"choice": {"n_layers": [1, 2]}, "quniform": {"hidden_size": [16, 64, 16]}})
+    assert [str(parameter) for parameter in space] == ["n_layers choice [1, 2]", "hidden_size quniform 16,64,16"]
+    with pytest.raises(ConfigError, match="params_dict, n_layers: 'choose' is not a kind"):
+        space_from_dict({"choose": {"n_layers": [1]}})
+
+
+@pytest.mark.parametrize(
+    ("line", "typed", "says"),
+    [
+        (
+            "learning_rat loguniform -8,0",
+            {},
+            "line 1: The parameter 'learning_rat' is not known and has no effect. Did",
+        ),
+        ("mask_ratio choice [0.1]", {}, "'mask_ratio' has no effect on SASRec; it belongs to BERT4Rec"),
+        ("mask_history choice [True,False]", {}, "mask_history changes what is measured"),
+        ("valid_metric choice ['NDCG@10']", {}, "valid_metric changes what is measured"),
+        ("checkpoint_dir choice ['a','b']", {}, "it changes no result"),
+        ("n_layers choice [1,2]", {"n_layers": 3}, "n_layers is searched, but n_layers=3 is given as well"),
+        ("n_layers choice [1,'two']", {}, "line 1: n_layers='two' is of type str; int is needed"),
+        ("hidden_size quniform 16.0,64.0,16", {}, "For whole numbers write `hidden_size quniform 16,64,1`"),
+        ("train_batch_size quniform 0,64,16", {}, "train_batch_size=0 is too small"),
+    ],
+)
+def test_what_cannot_be_searched(line, typed, says):
+    with pytest.raises(ConfigError) as caught:
+        check_space(parse(line), Config("SASRec", "ml-100k"), typed)
+    assert says in str(caught.value)
+
+
+# ---- the files that ship
+
+
+def test_every_model_of_ours_has_a_space():
+    nothing_to_search = {"MaxIdRule", "MostPopular"}
+    missing = sorted(set(own_models()) - {path.stem for path in HYPER} - nothing_to_search)
+    assert missing == [], f"write props/hyper/{missing[0]}.test"
+
+
+@pytest.mark.parametrize("path", HYPER, ids=lambda path: path.stem)
+def test_every_key_is_read_by_its_model_and_every_value_allowed(path):
+    space = read_space(path)
+    if path.stem not in own_models() + stock_models():
+        pytest.skip(f"{path.stem} is not there yet")
+    config = Config(path.stem, "ml-100k")
+    check_space(space, config, {})
+    # A key of overall.yaml passes for any model; here it must be one of the model or of its training.
+    recbole = property_file(props_dir() / "overall.yaml").keys() | set(config.parameters["Training"])
+    training = {key for key in recbole if key in config.parameters["Training"] or key in ("warmup_ratio", "amp")}
+    assert {parameter.name for parameter in space} <= config.model_keys | training
+
+
+@pytest.mark.parametrize("path", HYPER, ids=lambda path: path.stem)
+def test_every_file_says_what_it_is(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# Search space of ") and path.stem in lines[0]
+    assert any(f"recbole-llm tune --model={path.stem} " in line for line in lines[:4])
+    assert max(map(len, lines)) < 120
