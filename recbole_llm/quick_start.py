@@ -242,8 +242,10 @@ def evaluate_on_test(
 
 
 def _find_language_models(config: Config) -> None:
-    """A language model that cannot be had stops the run before anything is read; ``auto`` never does."""
-    if getattr(config.model_class, "needs_item_text", False):
+    """A language model that cannot be had stops the run before anything is read; of ``auto``, models decide."""
+    if hasattr(config.model_class, "resolve_llm"):
+        config.model_class.resolve_llm(config)
+    elif getattr(config.model_class, "needs_item_text", False):
         # Vectors from a file stand in the place of the model that encodes texts.
         keys = ["llm"] if not config["item_vectors"] else []
         for key in keys + ["rec_llm"] * ("rec_llm" in config.model_keys):

@@ -35,7 +35,10 @@ from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
 
 LOCK, DATA_STAMP = "lock", "data.json"
-PACKAGES = ("recbole-llm", "recbole", "torch", "transformers", "sentence-transformers", "numpy", "pandas")
+PACKAGES = (
+    *("recbole-llm", "recbole", "torch", "transformers", "sentence-transformers", "peft", "bitsandbytes"),
+    *("numpy", "pandas"),
+)
 FILTERS = (
     *("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter", "threshold"),
     *("filter_inter_by_user_or_item", "benchmark_filename"),
@@ -404,6 +407,7 @@ def figures_on_test(
         "test_masked": trainer.masked_result if ranks else None,
         "test_unmasked": trainer.unmasked_result if ranks else None,
         "model_report": trainer.model_report if ranks else None,
+        "retrieval": trainer.retrieval if ranks else None,
         "members": members,
         "cold_items": cold_report(trainer.config, ranks, cold) if ranks and cold else None,
         "tied_targets": ranks.tied if ranks else None,
@@ -487,6 +491,8 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
             **({} if dataset.cold is None else {"target_cold": dataset.cold.mask[ranks.target]}),
             target_popularity_rank=popularity_rank(counts)[ranks.target],
         )
+    if hasattr(trainer.model, "save_adapter"):
+        trainer.model.save_adapter(run_dir / "adapter")
     temporary = run_dir / "results.json.tmp"
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
     os.replace(temporary, run_dir / "results.json")
@@ -523,6 +529,26 @@ def _members_table(results: Mapping[str, Any], part: str, head: str, places: int
     return tabulate(rows, columns, tablefmt="simple", floatfmt=digits)
 
 
+def _retrieval_lines(retrieval: Mapping[str, Any], mask_history: bool, places: int) -> list[str]:
+    """The rows of a two-step model: its retriever alone, and both on the users whose target was retrieved."""
+    k, users, found = retrieval["candidates"], retrieval["users"], retrieval["users_retrieved"]
+    masked, unmasked = "retriever_masked", "retriever_unmasked"
+    first, second = (masked, unmasked) if mask_history else (unmasked, masked)
+    heads = {masked: "retriever, history masked", unmasked: "retriever, not masked"}
+    columns = [first, second, "retrieved_users", "retrieved_users_retriever"]
+    rows = [[metric, *((retrieval[key] or {}).get(metric) for key in columns)] for metric in retrieval[first]]
+    titles = ["metric", heads[first], heads[second], f"both, {found} users", f"retriever, {found} users"]
+    skipped = users - retrieval["users_reranked"]
+    return [
+        "",
+        f"the target is among the retriever's {k} candidates for {found} of {users} users (Recall@{k} "
+        f"{retrieval[f'retriever_recall@{k}']:.{places}f})"
+        + (f"; {skipped} users were not re-ranked (skip_users_without_target reads the label)" if skipped else ""),
+        "",
+        tabulate(rows, titles, tablefmt="simple", floatfmt=f".{places}f"),
+    ]
+
+
 def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:
     """The table at the end of a run, with the protocol above it."""
     logger = logging.getLogger()
@@ -543,6 +569,7 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     lines = [
         set_color(f"{label(config)} on {config['dataset']}", "green") + f": {results['protocol']['text']}",
         *([f"llm: {language['llm']}, rec_llm: {language['rec_llm']}"] if "rec_llm" in language else []),
+        *([f"llm: {language['llm']}, retriever: {language['retriever']}"] if "retriever" in language else []),
         *(
             f"stage {stage['stage']}: best {config['valid_metric']} {stage['best_valid_score']:.{places}f} "
             f"in epoch {stage['best_epoch']}, {stage['updates']} updates"
@@ -551,6 +578,11 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         ),
         "",
         table,
+        *(
+            _retrieval_lines(results["retrieval"], results["protocol"]["mask_history"], places)
+            if results["retrieval"]
+            else []
+        ),
         "",
         "seconds: "
         + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items())

@@ -468,7 +468,7 @@ def test_no_key_is_dead(path):
     ours, theirs = _sources()
     dead = []
     for key in load_yaml(path):
-        options = [key, re.sub(r"^(?:rec_)?llm_", "", key), re.sub(r"^stage2_", "", key)]
+        options = [key, re.sub(r"^(?:rec_)?llm_", "", key), re.sub(r"^(?:stage2|retriever)_", "", key)]
         if not any(f'"{name}"' in ours or f'"{name}"' in theirs or f"'{name}'" in theirs for name in options):
             dead.append(key)
     assert dead == []

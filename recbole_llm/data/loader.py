@@ -12,7 +12,7 @@ from recbole.data.utils import create_samplers
 from recbole.utils import ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from recbole_llm.data.candidates import CANDIDATES, CandidateSampler
+from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.views import TrainRows, view_of
@@ -88,32 +88,80 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
 
     def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = True) -> None:
         self._set_neg_sample_args(config, dataset, config["MODEL_INPUT_TYPE"], config["train_neg_sample_args"])
-        self.rows = TrainRows(dataset, view_of(config, config.model_class), config["seed"])
+        view, per_user = view_of(config, config.model_class), config["max_train_rows_per_user"]
+        self.rows = TrainRows(dataset, view, config["seed"], per_user)
         self.sample_size = len(self.rows)
+        self.negatives: PrefixNegatives | None = None
+        if getattr(config.model_class, "draws_negatives", False):
+            self.negatives = PrefixNegatives(dataset, int(config["n_candidates"]) - 1)
+        self._costs: torch.Tensor | None = None
+        self._first_batch = 0
         self._set_up(config, dataset, sampler, shuffle)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch's."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """The next iteration is this epoch's, from this batch on."""
+        self.epoch, self._first_batch = epoch, first_batch
+
+    def bucket(self, item_costs: torch.Tensor, recent: int) -> None:
+        """Make batches of rows of similar length.
+
+        Parameters
+        ----------
+        item_costs : torch.Tensor, shape (item_num,)
+            What an item adds to the length of a row, in the history or among the candidates.
+        recent : int
+            Only so many of the newest items of a history count.
+        """
+        self._costs, self._recent = item_costs.cpu().long(), recent
 
     def __iter__(self) -> Iterator[Interaction]:
         # Seeds of worker processes come from this generator.
         self.generator.manual_seed(self.rows.generator(self.epoch).initial_seed())
         return super().__iter__()
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """``(position, length)`` of each batch of this epoch."""
+    def batches(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """``(position, length)`` of each batch of this epoch, and the candidates where the model has such."""
         generator = self.rows.generator(self.epoch)
+        first, self._first_batch = self._first_batch, 0
         self.epoch += 1
-        position, length = self.rows.draw(generator)
+        columns: tuple[torch.Tensor, ...] = self.rows.draw(generator)
+        if self.negatives is not None:
+            columns = (*columns, self.negatives.draw(columns[0], generator))
+        order = torch.arange(len(columns[0]))
         if self.shuffle:
-            order = torch.randperm(len(position), generator=generator)
-            position, length = position[order], length[order]
-        yield from zip(position.split(self.step), length.split(self.step), strict=True)
+            order = torch.randperm(len(order), generator=generator)
+        if self._costs is not None:
+            order = self._by_cost(order, self._costs_of(*columns)[order], generator)
+        for rows in order.split(self.step)[first:]:
+            yield tuple(column[rows] for column in columns)
 
-    def collate_fn(self, batch: tuple[torch.Tensor, torch.Tensor]) -> Interaction:
+    def _costs_of(
+        self, position: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        assert self._costs is not None
+        until = torch.nn.functional.pad(self._costs[self._dataset.flat[self._dataset.iid_field]].cumsum(0), (1, 0))
+        costs = until[position] - until[position - length.clamp(max=self._recent)]
+        if candidates is not None:
+            for part in candidates.T:
+                costs += self._costs[part.long()]
+        return costs
+
+    def _by_cost(self, order: torch.Tensor, costs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The same rows: sorted by cost within every 50 batches, whole batches shuffled again if rows are."""
+        block = torch.arange(len(order)) // (50 * self.step)
+        order = order[torch.argsort(block * (int(costs.max()) + 1) + costs, stable=True)]
+        whole = len(order) // self.step
+        if not self.shuffle:
+            return order
+        shuffled = order[: whole * self.step].view(whole, self.step)[torch.randperm(whole, generator=generator)]
+        return torch.cat([shuffled.flatten(), order[whole * self.step :]])
+
+    def collate_fn(self, batch: tuple[torch.Tensor, ...]) -> Interaction:
         """Rows of a batch, transformed, with sampled negatives where the configuration has them."""
-        data = self._dataset.rows_at(*batch, with_next=self.rows.view == "sequence")
+        position, length, *candidates = batch
+        data = self._dataset.rows_at(position, length, with_next=self.rows.view == "sequence")
+        if candidates:
+            data.update(Interaction({CANDIDATES: candidates[0].long()}))
         return self._neg_sampling(self.transform(self._dataset, self._with_candidates(data, fixed=False)))
 
 
@@ -122,7 +170,17 @@ class FullSortLoader(_ArrayLoader, FullSortEvalDataLoader):
 
     Unlike RecBole's, the second entry holds the whole history of every row, which its trainers then mask. Batches
     shrink so that their scores stay below ``eval_score_memory_mb``.
+
+    Attributes
+    ----------
+    phase : str
+        Name of the split, such as ``valid``.
+    retrieved : torch.LongTensor, shape (rows, k), optional
+        Candidates of every row for a model that re-ranks: batches then have a field with them.
     """
+
+    phase = ""
+    retrieved: torch.Tensor | None = None
 
     def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = False) -> None:
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
@@ -141,7 +199,15 @@ class FullSortLoader(_ArrayLoader, FullSortEvalDataLoader):
     def collate_fn(self, index: torch.Tensor) -> tuple[Interaction, tuple[torch.Tensor, torch.Tensor], Any, Any]:
         """One batch."""
         interaction = self.transform(self._dataset, self._with_candidates(self._dataset[index], fixed=True))
+        if self.retrieved is not None:
+            interaction.update(Interaction({CANDIDATES: self.retrieved[index]}))
         return interaction, self._dataset.history(index), torch.arange(len(index)), interaction[self.iid_field]
+
+
+def train_loader(config: Any, dataset: HistoryDataset) -> TrainLoader:
+    """Training batches of a split under other settings than those that it was made with."""
+    sampler, _, _ = create_samplers(config, dataset, [dataset])
+    return TrainLoader(config, dataset, sampler, shuffle=config["shuffle"])
 
 
 def prepare_data(
@@ -168,7 +234,10 @@ def prepare_data(
     for phase, split, sampler in zip(("valid", "test"), splits[1:], samplers[1:], strict=True):
         full = config["eval_args"]["mode"][phase] == "full"
         loader = FullSortLoader if full else NegSampleEvalDataLoader
-        loaders.append(loader(config, split, sampler, shuffle=False) if len(split) else None)
+        made: Any = loader(config, split, sampler, shuffle=False) if len(split) else None
+        if full and made is not None:
+            made.phase = phase
+        loaders.append(made)
     return train, loaders[0], loaders[1]
 
 

@@ -41,6 +41,8 @@ class TrainRows:
         ``sequence``: each user's training items in consecutive windows, anchored at the newest item, with a target at
         every position; every training interaction that has one before it is a target once.
     seed : int
+    per_user : int, optional
+        ``prefix`` only: the newest so many rows of every user.
 
     Raises
     ------
@@ -48,7 +50,7 @@ class TrainRows:
         If no user has two training items.
     """
 
-    def __init__(self, dataset: HistoryDataset, view: str, seed: int) -> None:
+    def __init__(self, dataset: HistoryDataset, view: str, seed: int, per_user: int | None = None) -> None:
         self.view, self.seed = view, seed
         self.max_length = int(dataset.max_item_list_len)
         position = dataset.inter_feat[POSITION]
@@ -60,6 +62,11 @@ class TrainRows:
         if view == "prefix":
             self._position = position
             self._length = dataset.inter_feat[dataset.item_list_length_field]
+            if per_user is not None:
+                user = dataset.inter_feat[dataset.uid_field]
+                newest = torch.zeros(dataset.user_num, dtype=torch.long).scatter_reduce(0, user, position, "amax")
+                kept = newest[user] - position < per_user
+                self._position, self._length = position[kept], self._length[kept]
             return
         users, index = np.unique(dataset.inter_feat[dataset.uid_field].numpy(), return_inverse=True)
         first = dataset.offsets[users]

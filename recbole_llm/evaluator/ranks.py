@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from recbole_llm.errors import RecBoleLLMError
-from recbole_llm.evaluator.topk import top_k
+from recbole_llm.evaluator.topk import top_items
 
 # Scores that are ranked at once on a CPU.
 CPU_SCORES = 2**17
@@ -115,10 +115,9 @@ class RankCollector:
             rank = rank - torch.zeros_like(rank).index_add_(0, rows, (above & member[items]).long())
             self._add(among=torch.where(member[target], rank, 0))
         if self.list_length:
-            k = min(self.list_length, scores.shape[1])
-            self._add(unmasked_lists=_first(scores, k))
+            self._add(unmasked_lists=top_items(scores, self.list_length))
             scores[rows, items] = -torch.inf
-            self._add(masked_lists=_first(scores, k))
+            self._add(masked_lists=top_items(scores, self.list_length))
 
     def finish(self) -> Ranks:
         """Move everything to the CPU.
@@ -165,9 +164,3 @@ def _places(
         parts.append((rank, equal.sum(1), part.amax(1).isnan()))
     rank, equal, broken = (torch.cat(values) for values in zip(*parts, strict=True))
     return rank, equal, broken
-
-
-def _first(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """Items of the k highest scores; 0 where fewer than k can be recommended. (B, k)."""
-    values, items = top_k(scores, k)
-    return items.where(values > -torch.inf, 0)

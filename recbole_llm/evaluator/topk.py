@@ -37,6 +37,12 @@ def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, columns.gather(1, order)
 
 
+def top_items(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Columns of the ``min(k, n)`` best of every row, best first; 0 where fewer are above ``-inf``. Shape (B, k)."""
+    values, columns = top_k(scores, k)
+    return columns.where(values > -torch.inf, 0)
+
+
 def _smallest_ids(scores: torch.Tensor, lowest: torch.Tensor, k: int) -> torch.Tensor:
     """Columns above ``lowest`` and the first ones equal to it, k in a row, in no order; (B, k)."""
     above, equal = scores > lowest, scores == lowest

@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recbole_llm.errors import ConfigError, ModelNotFoundError
+from recbole_llm.errors import ConfigError, MissingExtraError, ModelNotFoundError
 from recbole_llm.llm.hf import first_line, has_tokenizer, quiet_transformers, read_config
 from recbole_llm.llm.resolve import remedies, resolve_llm
 from recbole_llm.llm.spec import DTYPES, LLMSpec, ResolvedLLM
@@ -21,7 +24,10 @@ from recbole_llm.llm.tiny import fixed_seed, tiny_config, tiny_tokenizer
 __all__ = [
     "LLMSpec",
     "ResolvedLLM",
+    "add_lora",
+    "checkpoint_activations",
     "hidden_size",
+    "load_causal_lm",
     "load_config",
     "load_encoder",
     "load_seq2seq",
@@ -176,6 +182,143 @@ def _auto_class(family: str) -> Any:
     from transformers import AutoModel, AutoModelForTextEncoding
 
     return AutoModelForTextEncoding if family == "t5" else AutoModel
+
+
+def load_causal_lm(
+    resolved: ResolvedLLM,
+    pretrained: bool = True,
+    dtype: str | None = None,
+    in_4bit: bool = False,
+    device: Any = "cpu",
+) -> torch.nn.Module:
+    """Return a causal language model with its head, in evaluation mode.
+
+    Parameters
+    ----------
+    resolved : ResolvedLLM
+        From :func:`recbole_llm.llm.resolve.resolve_causal_lm`.
+    pretrained : bool
+        False: the same architecture with random weights, drawn from torch's global generator.
+    dtype : str, optional
+        As ``LLMSpec.dtype``, which is the default. With `in_4bit` the type that is computed in.
+    in_4bit : bool
+        Keep the weights of linear layers in 4 bits (NF4 with double quantisation, as QLoRA does) through bitsandbytes.
+    device : torch.device or str
+        Where the model goes.
+
+    Raises
+    ------
+    ModelNotFoundError
+        Weights or configuration are missing, damaged or do not belong together.
+    MissingExtraError
+        `in_4bit` without bitsandbytes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(resolved)
+    weight_type = resolve_dtype(resolved, dtype, config)
+    options: dict[str, Any] = {"trust_remote_code": resolved.spec.trust_remote_code}
+    if resolved.spec.attn_implementation is not None:
+        options["attn_implementation"] = resolved.spec.attn_implementation
+    if in_4bit:
+        options |= {"quantization_config": _four_bits(weight_type), "device_map": {"": device}}
+    if not pretrained or resolved.source == "random":
+        if in_4bit:
+            raise ConfigError(f"load_in_4bit=True: {resolved.name} has no saved weights to quantise.")
+        with fixed_seed() if pretrained else nullcontext():
+            module = AutoModelForCausalLM.from_config(config, **options).to(weight_type)
+    else:
+        module = _load_weights(resolved, config, weight_type, options, AutoModelForCausalLM)
+    return (module if in_4bit else module.to(device)).eval()
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            'load_in_4bit=True needs the package bitsandbytes: pip install "recbole-llm[4bit]". Without it, '
+            "llm_dtype=bfloat16 takes 2 bytes a weight instead of about .6, and trains faster."
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def checkpoint_activations(module: Any) -> None:
+    """Compute activations again in the backward pass instead of keeping them, layer by layer."""
+    how = {"use_reentrant": False}  # the other way needs inputs with gradients, which frozen embeddings do not give
+    if hasattr(module, "activation_checkpointing_enable"):  # renamed within transformers 5
+        module.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+
+
+def add_lora(
+    module: torch.nn.Module,
+    resolved: ResolvedLLM,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str] | str,
+) -> Any:
+    """Freeze a model and put low-rank adapters (LoRA) beside some of its linear layers.
+
+    Parameters
+    ----------
+    module : transformers model
+    resolved : ResolvedLLM
+        Its name and revision stand in the adapter's ``adapter_config.json``.
+    rank, alpha, dropout
+        Width r of the adapters, their scale alpha / r, and the dropout in front of them.
+    targets : list of str or str
+        Last parts of the names of layers, or PEFT's ``all-linear``.
+
+    Returns
+    -------
+    peft.PeftModel
+
+    Raises
+    ------
+    ConfigError
+        A target is not there, with the names that are.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    linear = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
+    names = [targets] if isinstance(targets, str) else [str(target) for target in targets]
+    absent = [name for name in names if name not in linear and name != "all-linear"]
+    if absent or not names:
+        raise ConfigError(
+            f"lora_target_modules={targets!r}: {resolved.name} has no layer {', '.join(absent) or 'of no name'}. It "
+            f"has {', '.join(linear)}."
+        )
+    if not 0 <= float(dropout) < 1 or rank < 1:
+        raise ConfigError(f"lora_r={rank} must be at least 1 and lora_dropout={dropout} in [0, 1).")
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=float(dropout),
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        bias="none",
+    )
+    with warnings.catch_warnings():
+        # PEFT still reads an attribute that transformers has renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = get_peft_model(module, config)
+    # What a reader of the adapter needs to find the base model; PEFT puts in the folder it was read from.
+    config.base_model_name_or_path = resolved.name
+    config.revision = resolved.revision if resolved.source in ("hub", "cache") else None
+    return adapted
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    # GPT-2 keeps its linear layers transposed, in a class of that name.
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _load_weights(

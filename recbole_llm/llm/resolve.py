@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from recbole_llm.errors import ModelNotFoundError
+from recbole_llm.errors import ConfigError, ModelNotFoundError
 from recbole_llm.llm.fingerprint import file_sha256, folder_revision
 from recbole_llm.llm.hf import family_of, first_line, has_tokenizer, read_config
 from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
@@ -68,6 +68,43 @@ def resolve_llm(spec: LLMSpec, logger: logging.Logger | None = None, weights: bo
         *(BUNDLED_NAME, spec.preferred, reason),
     )
     return replace(_resolve_bundled(spec), requested="auto")
+
+
+def resolve_causal_lm(spec: LLMSpec, logger: logging.Logger | None = None, weights: bool = True) -> ResolvedLLM:
+    """As :func:`resolve_llm`, for a model that has to be a causal language model.
+
+    "auto" takes `spec.preferred` and nothing else: the bundled model is an encoder.
+
+    Raises
+    ------
+    ModelNotFoundError
+        The model cannot be had; the message says why and what to do.
+    ConfigError
+        It is no causal language model.
+    """
+    logger = logger or logging.getLogger(__name__)
+    try:
+        if spec.name == "auto":
+            resolved = replace(_resolve_exactly(replace(spec, name=spec.preferred), logger, weights), requested="auto")
+        else:
+            resolved = _resolve_exactly(spec, logger, weights)
+    except ModelNotFoundError as error:
+        meant = f"auto means {spec.preferred} here. " if spec.name == "auto" else ""
+        raise ModelNotFoundError(f"llm: {meant}{_reason(error)}{_CAUSAL_REMEDIES}") from error
+    if resolved.family != "decoder":
+        raise ConfigError(
+            f"llm: {resolved.name} is no causal language model, and only such a one can rank.{_CAUSAL_REMEDIES}"
+        )
+    return resolved
+
+
+_CAUSAL_REMEDIES = (
+    "\nWhat you can do:"
+    "\n  1. Connect to the hub once, or set HF_ENDPOINT to a mirror; for a gated model (Llama) set llm_token."
+    "\n  2. Copy a model to this machine and set llm to its folder: --llm=/path/to/folder."
+    "\n  3. Choose a smaller or an open one: --llm=Qwen/Qwen3-0.6B, --llm=HuggingFaceTB/SmolLM2-360M."
+    "\n  4. To see whether everything runs: --llm=tiny-random-llama (random weights: its figures mean nothing)."
+)
 
 
 def _resolve_exactly(spec: LLMSpec, logger: logging.Logger, weights: bool) -> ResolvedLLM:

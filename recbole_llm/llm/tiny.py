@@ -45,7 +45,10 @@ def tiny_config(name: str) -> Any:
             decoder_start_token_id=0,
         ),
         "tiny-random-bert": lambda: BertConfig(**common, **shape),
-        "tiny-random-llama": lambda: LlamaConfig(**common, **shape, num_key_value_heads=_HEADS),
+        # Prompts of bytes are long; positions are rotations and have no weights.
+        "tiny-random-llama": lambda: LlamaConfig(
+            **common, **{**shape, "max_position_embeddings": 8192}, num_key_value_heads=_HEADS
+        ),
     }[name]()
 
 

@@ -1,5 +1,7 @@
 """Weights and training state on disk without pickle: safetensors for tensors, JSON for the rest."""
 
+import hashlib
+import itertools
 import json
 import os
 import random
@@ -22,19 +24,35 @@ STATE = "training_state"
 def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Trainable parameters and persistent buffers by name; of tensors that share memory, the first name only.
 
-    Frozen parameters are left out: they come from the base model, which a run records by name and revision.
+    Frozen parameters are left out: they come from the base model, which a run records by name and revision. What an
+    earlier stage has learned and a later one keeps frozen stands in ``learned_earlier`` of the model, as prefixes of
+    names.
     """
+    earlier = tuple(getattr(model, "learned_earlier", ()))
     frozen = {
-        name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad and not name.startswith(earlier)
     }
     tensors: dict[str, torch.Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in model.state_dict().items():
         key = (tensor.data_ptr(), tensor.shape)
-        if name not in frozen and (tensor.numel() == 0 or key not in seen):
+        # A quantised weight brings tensors of its own, named <weight>.absmax and the like.
+        parts = itertools.accumulate(name.split("."), "{}.{}".format)
+        if frozen.isdisjoint(parts) and (tensor.numel() == 0 or key not in seen):
             seen.add(key)
             tensors[name] = tensor.detach().contiguous().cpu()
     return tensors
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 (hex) of all parameters and persistent buffers, names included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_weights(model: nn.Module, file: Path) -> None:

@@ -26,17 +26,29 @@ class Meter:
         self.device = device
         self.seconds: dict[str, float] = {}
         self.peak_memory_mb: dict[str, float] = {}
+        self._open: list[str] = []
+        self._since = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the body; phases must not be nested."""
-        _forget_peak(self.device)
-        start = time.perf_counter()
+        """Measure the body; what a phase inside it measures counts there only."""
+        self._book()
+        self._open.append(name)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self._book()
+            self._open.pop()
+
+    def _book(self) -> None:
+        """Add what was used since the last call to the innermost open phase."""
+        now = time.perf_counter()
+        if self._open:
+            name = self._open[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
             self.peak_memory_mb[name] = max(self.peak_memory_mb.get(name, 0.0), _peak_memory_mb(self.device))
+        _forget_peak(self.device)
+        self._since = now
 
 
 def _forget_peak(device: torch.device) -> None:

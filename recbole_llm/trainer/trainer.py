@@ -3,7 +3,7 @@
 import csv
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from logging import getLogger
 from pathlib import Path
@@ -19,12 +19,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from recbole_llm.data.loader import FullSortLoader, train_loader
 from recbole_llm.errors import ConfigError, MissingExtraError, RecBoleLLMError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.ranks import RankCollector, Ranks
 from recbole_llm.parameters import SECRETS, choice, nearest
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
+from recbole_llm.trainer.retrieval import Retrieved, summary
 from recbole_llm.trainer.schedule import SCHEDULES, autocast_dtype, learning_rate_factor, parameter_groups
 
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
@@ -41,7 +43,13 @@ class RunTrainer(Trainer):
     A model may train in several stages: it lists them in ``training_stages`` and changes itself in
     ``start_stage(name)``; every stage starts from the best weights of the one before, with its own optimizer,
     schedule and patience. A stage ``name`` may override ``learning_rate`` and ``epochs`` with the keys
-    ``<name>_learning_rate`` and ``<name>_epochs``.
+    ``<name>_learning_rate`` and ``<name>_epochs``; ``stage_config(name)`` may give a configuration of its own, with
+    other batches, optimizer and view. The scores of a stage start at those of the one before, which it must beat,
+    unless the model says ``stages_start_afresh``.
+
+    A model that re-orders what another one retrieved says so in ``reranks``, the number of candidates (0: not in this
+    stage), and gives the first one's scores in ``retriever_scores``. The candidates of a split are then computed once
+    and handed to it with the batches; ``pools`` is how many it draws training negatives from.
 
     Parameters
     ----------
@@ -73,27 +81,12 @@ class RunTrainer(Trainer):
         self.gpu_available = self.device.type == "cuda"
         self.eval_type = config["eval_type"]
         self.test_batch_size = config["eval_batch_size"]
-        self.stopping_step = config["stopping_step"]
-        self.clip_grad_norm = config["clip_grad_norm"]
-        self.valid_metric = config["valid_metric"].lower()
-        self.valid_metric_bigger = config["valid_metric_bigger"]
-        self.weight_decay = config["weight_decay"]
-        self.learner = str(choice({"learner": str(config["learner"]).lower()}, "learner", LEARNERS))
-        choice(config, "lr_schedule", SCHEDULES)
-        choice(config, "decay_groups", ["all", "no_bias_norm"])
-        choice(config, "amp", [None, "bf16", "fp16"])
         choice(config, "popularity_counts", ["train", "all"])
-        self.accumulate = int(config["accumulate_grad_batches"])
-        if self.accumulate < 1:
-            raise ConfigError(f"accumulate_grad_batches={self.accumulate!r} must be at least 1.")
-        if isinstance(self.clip_grad_norm, (int, float)) and not isinstance(self.clip_grad_norm, bool):
-            self.clip_grad_norm = {"max_norm": self.clip_grad_norm}
-        self.amp_dtype = autocast_dtype(config["amp"], config["enable_amp"], self.device)
         self.train_counts = train_counts
         self.train_rows: int | None = None
 
         self.stages = list(getattr(model, "training_stages", [TRAIN_STAGE]))
-        self.stage = 0
+        self._read_settings(0)
         self.start_epoch = 0
         self.updates = 0
         self.cur_step = 0
@@ -107,6 +100,7 @@ class RunTrainer(Trainer):
         self.ranks: Ranks | None = None
         self.chosen_from: list[dict[str, Any]] = []
         self.unmasked_result: OrderedDict[str, float] | None = None
+        self.retrieval: dict[str, Any] | None = None
         self.item_tensor = None
         self.tot_item_num: int | None = None
         self.tensorboard: SummaryWriter | None = None
@@ -114,6 +108,10 @@ class RunTrainer(Trainer):
         self._total_steps = 0
         self._saved = False
         self._best_weights: dict[str, torch.Tensor] | None = None
+        self._inside: Callable[[int, int, list[float]], bool] | None = None
+        self._validated = -1
+        self._candidates: dict[tuple[str, int], Retrieved] = {}
+        self._retriever_key: str | None = None
         if finished:
             self._set_up_stage(len(self.stages) - 1)
         else:
@@ -124,7 +122,29 @@ class RunTrainer(Trainer):
 
     def _stage_setting(self, key: str) -> Any:
         value = self.config[f"{self.stages[self.stage]}_{key}"]
-        return self.config[key] if value is None else value
+        return self.settings[key] if value is None else value
+
+    def _read_settings(self, stage: int) -> None:
+        """How this stage trains and what it is validated by."""
+        self.stage = stage
+        own = self.model.stage_config(self.stages[stage]) if hasattr(self.model, "stage_config") else None
+        self.settings = settings = self.config if own is None else own
+        self.stopping_step = settings["stopping_step"]
+        self.clip_grad_norm = settings["clip_grad_norm"]
+        self.valid_metric = settings["valid_metric"].lower()
+        self.valid_metric_bigger = settings["valid_metric_bigger"]
+        self.weight_decay = settings["weight_decay"]
+        self.learner = str(choice({"learner": str(settings["learner"]).lower()}, "learner", LEARNERS))
+        choice(settings, "lr_schedule", SCHEDULES)
+        choice(settings, "decay_groups", ["all", "no_bias_norm"])
+        choice(settings, "amp", [None, "bf16", "fp16"])
+        self.accumulate = int(settings["accumulate_grad_batches"])
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate_grad_batches={self.accumulate!r} must be at least 1.")
+        self.eval_updates = int(settings["eval_updates"] or 0)
+        if isinstance(self.clip_grad_norm, (int, float)) and not isinstance(self.clip_grad_norm, bool):
+            self.clip_grad_norm = {"max_norm": self.clip_grad_norm}
+        self.amp_dtype = autocast_dtype(settings["amp"], settings["enable_amp"], self.device)
 
     def _start_stage(self, stage: int) -> None:
         if hasattr(self.model, "start_stage"):
@@ -132,24 +152,26 @@ class RunTrainer(Trainer):
         self._set_up_stage(stage)
 
     def _set_up_stage(self, stage: int) -> None:
-        self.stage = stage
+        self._read_settings(stage)
         self.epochs = int(self._stage_setting("epochs"))
-        self.eval_step = min(self.config["eval_step"], self.epochs)
+        self.eval_step = min(self.settings["eval_step"], self.epochs)
         self.learning_rate = float(self._stage_setting("learning_rate"))
-        self.start_epoch, self.cur_step, self.updates = 0, 0, 0
+        self.start_epoch, self.start_batch, self.cur_step, self.updates = 0, 0, 0, 0
+        self._start_sums: list[float] = []
+        self._stopped = False
         self.best_valid_score, self.best_valid_result, self.best_epoch = self._worst_score(), None, None
         self.optimizer = self._build_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype is torch.float16)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        groups = parameter_groups(self.model, self.config["decay_groups"], self.weight_decay)
+        groups = parameter_groups(self.model, self.settings["decay_groups"], self.weight_decay)
         if not any(group["params"] for group in groups):
             if self.epochs > 0:
                 raise ConfigError(f"{self.config['model']} has nothing to train here: set epochs=0.")
             groups = [{"params": [torch.zeros(0, requires_grad=True)]}]
         if self.learner in ("adam", "adamw"):
             kind = torch.optim.Adam if self.learner == "adam" else torch.optim.AdamW
-            return kind(groups, lr=self.learning_rate, eps=self.config["adam_eps"], fused=True)
+            return kind(groups, lr=self.learning_rate, eps=self.settings["adam_eps"], fused=True)
         for group in groups if self.learner == "sparse_adam" else []:
             group.pop("weight_decay")
         return super()._build_optimizer(params=groups, **kwargs)
@@ -191,8 +213,9 @@ class RunTrainer(Trainer):
             self._load_best()
             best = self.best_valid_score, self.best_valid_result
             self._start_stage(self.stage + 1)
-            # A stage starts at exactly the scores of the one before, and must beat them.
-            self.best_valid_score, self.best_valid_result = best
+            if not getattr(self.model, "stages_start_afresh", False):
+                # A stage starts at exactly the scores of the one before, and must beat them.
+                self.best_valid_score, self.best_valid_result = best
             # Before the new stage's weights replace the file of the old one's: a crash in between must resume here.
             self._save_training_state(0)
             if verbose:
@@ -201,17 +224,29 @@ class RunTrainer(Trainer):
     def _fit_stage(
         self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool, callback_fn: Any
     ) -> None:
-        batches = len(train_data)
-        self._total_steps = -(-batches // self.accumulate) * self.epochs
+        train_data = self._stage_loader(train_data, show_progress)
+        self._total_steps = -(-len(train_data) // self.accumulate) * self.epochs
         if self.epochs == 0 and len(getattr(self.model, "choices", ())) > 1:
             with self.meter.phase("valid"):
                 self._choose(valid_data, show_progress)
-        if self.epochs == 0 or self.start_epoch == 0:
+        if self.epochs == 0 or (self.start_epoch == 0 and self.start_batch == 0):
             self._save_best()
         if self.epochs == 0 and valid_data is not None:
             # Nothing is learned, but a tuner compares settings by their validation score.
             with self.meter.phase("valid"):
                 self.best_valid_score, self.best_valid_result = self._valid_epoch(valid_data, show_progress)
+
+        def inside(epoch: int, batches: int, sums: list[float]) -> bool:
+            """Validation after some batches of an epoch; whether training is to end."""
+            self._require_finite(sums, epoch)
+            row = self._row(epoch, sum(sums))
+            stop = self._validate(epoch, valid_data, row, verbose, show_progress)
+            self._keep(row, epoch, batches, sums)
+            if callback_fn:
+                callback_fn(epoch, row["valid_score"])
+            return stop
+
+        self._inside = inside if valid_data is not None and self.eval_updates else None
         for epoch in range(self.start_epoch, self.epochs):
             start = time.perf_counter()
             with self.meter.phase("train"):
@@ -220,25 +255,18 @@ class RunTrainer(Trainer):
             self.train_loss_dict[epoch] = sum(loss) if isinstance(loss, tuple) else loss
             if verbose:
                 self.logger.info(self._generate_train_loss_output(epoch, start, start + seconds, loss))
-            row = {
-                "stage": self.stages[self.stage],
-                "epoch": epoch,
-                "updates": self.updates,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "train_loss": self.train_loss_dict[epoch],
-                "train_seconds": round(seconds, 3),
-            }
-            stop = False
-            validate = valid_data is not None and self.eval_step > 0 and (epoch + 1) % self.eval_step == 0
+            row = self._row(epoch, self.train_loss_dict[epoch])
+            row["train_seconds"] = round(seconds, 3)
+            stop = self._stopped
+            # The weights at the end of the epoch may just have been validated.
+            due = self.eval_step > 0 and (epoch + 1) % self.eval_step == 0 and self.updates != self._validated
+            validate = valid_data is not None and not stop and due
             if validate:
                 stop = self._validate(epoch, valid_data, row, verbose, show_progress)
-            elif valid_data is None or self.eval_step <= 0:
+            elif valid_data is None or (self.eval_step <= 0 and not self.eval_updates):
                 self.best_epoch = epoch
                 self._save_best()
-            self.curve.append(row)
-            self._write_curve()
-            self._log_elsewhere(row)
-            self._save_training_state(epoch + 1)
+            self._keep(row, epoch + 1)
             if validate and callback_fn:
                 callback_fn(epoch, row["valid_score"])
             if stop:
@@ -279,10 +307,42 @@ class RunTrainer(Trainer):
         ]
         self.logger.info(f"Chosen on validation, of {len(scores)}: {self.chosen_from[best]}")
 
+    def _row(self, epoch: int, loss: float) -> dict[str, Any]:
+        return {
+            "stage": self.stages[self.stage],
+            "epoch": epoch,
+            "updates": self.updates,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_loss": loss,
+        }
+
+    def _keep(self, row: dict[str, Any], next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
+        """Add a row to the curve and save what resuming needs."""
+        self.curve.append(row)
+        self._write_curve()
+        self._log_elsewhere(row)
+        self._save_training_state(next_epoch, next_batch, sums)
+
+    def _stage_loader(self, train_data: Any, show_progress: bool) -> Any:
+        """Training batches as the stage wants them."""
+        if self.settings is not self.config:
+            train_data = train_loader(self.settings, train_data.dataset)
+        elif getattr(self.model, "reranks", 0):
+            costs = self.model.batch_costs()
+            if costs is not None:
+                train_data.bucket(*costs)
+            pools = getattr(self.model, "pools", 0)
+            if pools:
+                split = FullSortLoader(self.config, train_data.dataset, None)
+                split.phase = "train"
+                train_data.negatives.draw_from(self._retrieved(split, pools, show_progress).items)
+        return train_data
+
     def _validate(self, epoch: int, valid_data: Any, row: dict[str, Any], verbose: bool, show_progress: bool) -> bool:
         start = time.perf_counter()
         with self.meter.phase("valid"):
             score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+        self._validated = self.updates
         seconds = time.perf_counter() - start
         self.best_valid_score, self.cur_step, stop, better = early_stopping(
             score, self.best_valid_score, self.cur_step, max_step=self.stopping_step, bigger=self.valid_metric_bigger
@@ -307,11 +367,12 @@ class RunTrainer(Trainer):
         loss_func = loss_func or self.model.calculate_loss
         if hasattr(train_data, "set_epoch"):
             # Stages continue the count, so that a second stage does not repeat the draws of the first.
-            train_data.set_epoch(epoch_idx + 1_000_000 * self.stage)
+            train_data.set_epoch(epoch_idx + 1_000_000 * self.stage, self.start_batch)
         batches = len(train_data)
-        progress = self._progress(train_data, f"Train {epoch_idx:>5}", show_progress)
-        total: list[torch.Tensor] = []
-        for number, interaction in enumerate(progress):
+        progress = self._progress(train_data, f"Train {epoch_idx:>5}", show_progress, self.start_batch)
+        total = [torch.tensor(self._start_sums, device=self.device)] if self._start_sums else []
+        first, self.start_batch, self._start_sums = self.start_batch, 0, []
+        for number, interaction in enumerate(progress, start=first):
             group = min(self.accumulate, batches - number // self.accumulate * self.accumulate)
             with self.autocast():
                 losses = loss_func(interaction.to(self.device))
@@ -323,7 +384,16 @@ class RunTrainer(Trainer):
             total = [total[0] + values] if total else [values]
             if (number + 1) % self.accumulate == 0 or number + 1 == batches:
                 self._step()
+                if self._inside and self.updates % self.eval_updates == 0:
+                    self._stopped = self._inside(epoch_idx, number + 1, total[0].tolist())
+                    if self._stopped:
+                        break
+                    self.model.train()
         sums = total[0].tolist() if total else [0.0]
+        self._require_finite(sums, epoch_idx)
+        return tuple(sums) if len(sums) > 1 else sums[0]
+
+    def _require_finite(self, sums: Sequence[float], epoch_idx: int) -> None:
         if not np.all(np.isfinite(sums)):
             raise DivergedError(
                 f"The training loss of epoch {epoch_idx} is {sum(sums)}. Lower learning_rate={self.learning_rate}, "
@@ -331,15 +401,12 @@ class RunTrainer(Trainer):
                 "weights so "
                 f"far are kept in {self.run_dir}."
             )
-        return tuple(sums) if len(sums) > 1 else sums[0]
 
     def _step(self) -> None:
-        factor = learning_rate_factor(
-            self.updates,
-            self.config["lr_schedule"],
-            int(self.config["warmup_ratio"] * self._total_steps),
-            self._total_steps,
-        )
+        warmup = self.settings["warmup_updates"]
+        if warmup is None:
+            warmup = int(self.settings["warmup_ratio"] * self._total_steps)
+        factor = learning_rate_factor(self.updates, self.settings["lr_schedule"], warmup, self._total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * factor
         if self.clip_grad_norm:
@@ -358,8 +425,10 @@ class RunTrainer(Trainer):
         return torch.autocast(self.device.type, dtype=self.amp_dtype)
 
     @staticmethod
-    def _progress(data: Any, label: str, show: bool) -> Any:
-        return tqdm(data, total=len(data), ncols=100, desc=set_color(label, "pink"), leave=False) if show else data
+    def _progress(data: Any, label: str, show: bool, done: int = 0) -> Any:
+        if not show:
+            return data
+        return tqdm(data, total=len(data), initial=done, ncols=100, desc=set_color(label, "pink"), leave=False)
 
     # ---- evaluation
 
@@ -385,16 +454,34 @@ class RunTrainer(Trainer):
         self.test_dataset = eval_data.dataset
         if hasattr(self.model, "start_evaluation"):
             self.model.start_evaluation()
+        length = max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0
+        retrieved, reranked = None, 0
+        if getattr(self.model, "reranks", 0):
+            retrieved = self._retrieved(eval_data, self.model.reranks, show_progress)
+            reranked = self._hand_over(retrieved, eval_data)
+        self.ranks = self._collect(eval_data, length, "Evaluate   ", show_progress)
+        if retrieved is not None:
+            self.retrieval = summary(self.config, retrieved, self.ranks, reranked)
+        masked = self._metrics(self.ranks.masked, self.ranks.masked_lists)
+        unmasked = self._metrics(self.ranks.unmasked, self.ranks.unmasked_lists)
+        self.masked_result, self.unmasked_result = masked, unmasked
+        self.model_report = self.model.evaluation_report() if hasattr(self.model, "evaluation_report") else None
+        return masked if self.config["mask_history"] else unmasked
+
+    @torch.no_grad()
+    def _collect(self, eval_data: Any, list_length: int, label: str, show_progress: bool, scorer: Any = None) -> Ranks:
+        """Ranks of a split under the model's scores, or those of ``scorer``."""
         full = isinstance(eval_data, FullSortEvalDataLoader)
         cold = eval_data.dataset.cold
-        collector = RankCollector(
-            max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0,
-            group=cold.items if cold is not None and full else None,
-        )
-        for batch in self._progress(eval_data, "Evaluate   ", show_progress):
+        collector = RankCollector(list_length, group=cold.items if cold is not None and full else None)
+        for batch in self._progress(eval_data, label, show_progress):
             if full:
                 interaction, history, _, target = batch
-                scores = self.scores(interaction, eval_data.dataset)
+                if scorer is None:
+                    scores = self.scores(interaction, eval_data.dataset)
+                else:
+                    with self.autocast():
+                        scores = scorer(interaction.to(self.device))
                 history = (history[0].to(self.device), history[1].to(self.device))
                 user = interaction[self.config["USER_ID_FIELD"]]
             else:
@@ -405,12 +492,36 @@ class RunTrainer(Trainer):
                 history = (torch.zeros(0, dtype=torch.long, device=self.device),) * 2
                 user = interaction[self.config["USER_ID_FIELD"]][: len(target)]
             collector.collect(scores, user.to(self.device), target.to(self.device), history)
-        self.ranks = collector.finish()
-        masked = self._metrics(self.ranks.masked, self.ranks.masked_lists)
-        unmasked = self._metrics(self.ranks.unmasked, self.ranks.unmasked_lists)
-        self.masked_result, self.unmasked_result = masked, unmasked
-        self.model_report = self.model.evaluation_report() if hasattr(self.model, "evaluation_report") else None
-        return masked if self.config["mask_history"] else unmasked
+        return collector.finish()
+
+    def _retrieved(self, data: Any, k: int, show_progress: bool) -> Retrieved:
+        """Candidates of a split, computed where they were not before by this retriever."""
+        if self._retriever_key is None:
+            self._retriever_key = self.model.retriever_key()
+        key = f"{self._retriever_key} {k} {self.config['mask_history']} {len(data.dataset)}"
+        if (data.phase, k) not in self._candidates:
+            folder = self.run_dir if self._saved else None
+            known = Retrieved.load(folder, data.phase, key) if folder else None
+            if known is None:
+                self.model.eval()
+                with self.meter.phase("retrieve"):
+                    label = f"Retrieve {data.phase}"
+                    ranks = self._collect(data, k, label, show_progress, self.model.retriever_scores)
+                lists = ranks.masked_lists if self.config["mask_history"] else ranks.unmasked_lists
+                known = Retrieved(torch.from_numpy(lists), ranks.masked, ranks.unmasked)
+                if folder:
+                    known.save(folder, data.phase, key)
+            self._candidates[data.phase, k] = known
+        return self._candidates[data.phase, k]
+
+    def _hand_over(self, retrieved: Retrieved, data: Any) -> int:
+        """Give a loader the candidates of its rows; returns how many rows are re-ranked."""
+        items = retrieved.items
+        if self.model.reranks_retrieved_only(data.phase):
+            missed = retrieved.ranks(self.config["mask_history"]) > items.shape[1]
+            items = items.masked_fill(torch.from_numpy(missed)[:, None], 0)
+        data.retrieved = items
+        return int((items > 0).any(1).sum())
 
     def evaluate_members(self, eval_data: Any, show_progress: bool = False) -> list[dict[str, Any]]:
         """Results of the models that a hybrid is made of, on the same data, and the seconds each took."""
@@ -493,12 +604,14 @@ class RunTrainer(Trainer):
         elif self.run_dir is not None:
             checkpoint.load_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
 
-    def _save_training_state(self, next_epoch: int) -> None:
+    def _save_training_state(self, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
         if self.run_dir is None or not (self._saved and self.config["save_state"]):
             return
         values = {
             "stage": self.stage,
             "next_epoch": next_epoch,
+            "next_batch": next_batch,
+            "loss_sums": list(sums),
             "updates": self.updates,
             "cur_step": self.cur_step,
             "best_valid_score": None if np.isinf(self.best_valid_score) else self.best_valid_score,
@@ -524,7 +637,9 @@ class RunTrainer(Trainer):
             self._start_stage(stage)
         values = checkpoint.load_state(folder, self.model, self.optimizer)
         self.start_epoch = self.epochs if values["stopped"] else values["next_epoch"]
+        self.start_batch, self._start_sums = values.get("next_batch", 0), values.get("loss_sums", [])
         self.updates, self.cur_step = values["updates"], values["cur_step"]
+        self._validated = self.updates if self.start_batch else -1
         if values["best_valid_score"] is not None:
             self.best_valid_score = values["best_valid_score"]
         if values["best_valid_result"] is not None:
@@ -534,7 +649,8 @@ class RunTrainer(Trainer):
         self.meter.peak_memory_mb = values.get("peak_memory_mb", {})
         self.scaler.load_state_dict(values["scaler"])
         self.logger.info(
-            f"Resuming {self.run_dir}: stage {self.stages[self.stage]!r}, epoch {values['next_epoch']} comes next."
+            f"Resuming {self.run_dir}: stage {self.stages[self.stage]!r}, epoch {values['next_epoch']} comes next"
+            + (f", from batch {self.start_batch} on." if self.start_batch else ".")
         )
         return True
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from recbole_llm.data.candidates import CandidateSampler
+from recbole_llm.data.candidates import CandidateSampler, PrefixNegatives
+from recbole_llm.data.dataset import POSITION
 from recbole_llm.errors import DataError
 
 
@@ -59,3 +60,47 @@ def test_too_many_negatives(dataset):
     most = dataset.item_num - 1 - max(map(len, histories))
     with pytest.raises(DataError, match=rf"topn_negatives={most + 1} is too many.*At most {most} are possible"):
         CandidateSampler(dataset, most + 1, seed=1)
+
+
+def before(dataset, position):
+    """Items that the user of this position had before it, repetitions included."""
+    start = dataset.offsets[int(dataset.flat["user_id"][position])]
+    return set(dataset.flat["item_id"][start:position].tolist())
+
+
+@pytest.mark.parametrize("pool", [None, 9])
+def test_negatives_are_distinct_and_outside_the_history_so_far(dataset, pool):
+    position = dataset.inter_feat[POSITION]
+    negatives = PrefixNegatives(dataset, 5)
+    allowed = [set(range(1, dataset.item_num))] * len(position)
+    if pool:
+        items = torch.rand(len(position), dataset.item_num - 1).argsort(1)[:, :pool] + 1
+        negatives.draw_from(items)
+        allowed = [set(row) for row in items.tolist()]
+    order = torch.randperm(len(position))
+    drawn = negatives.draw(position[order], torch.Generator().manual_seed(0))
+    later = 0
+    for row, where in zip(drawn.tolist(), order.tolist(), strict=True):
+        at = int(position[where])
+        target, history = int(dataset.flat["item_id"][at]), before(dataset, at)
+        others = set(row) - {target}
+        assert target in row and 0 not in row and len(set(row)) == 6
+        assert not others & history
+        if pool and len(allowed[where] - history - {target}) >= 5:
+            assert others <= allowed[where]
+        user = dataset.flat["user_id"] == dataset.flat["user_id"][at]
+        later += bool(others & (set(dataset.flat["item_id"][user].tolist()) - history))
+    assert later > 10  # what the user has later may be among them
+    again = negatives.draw(position[order], torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
+
+
+def test_a_small_catalogue_gives_fewer_negatives(dataset):
+    position = dataset.inter_feat[POSITION]
+    drawn = PrefixNegatives(dataset, dataset.item_num).draw(position, torch.Generator().manual_seed(0))
+    for row, at in zip(drawn.tolist(), position.tolist(), strict=True):
+        target, history = int(dataset.flat["item_id"][at]), before(dataset, at)
+        kept = [item for item in row if item]
+        assert row == kept + [0] * (len(row) - len(kept))  # none stands before one
+        expected = set(range(1, dataset.item_num)) - history | {target}
+        assert set(kept) <= expected and len(set(kept)) == len(kept) >= len(expected) - 2

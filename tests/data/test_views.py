@@ -150,6 +150,17 @@ def test_prefixes_are_the_rows_of_the_dataset(shop, make_config, make_dataset):
         assert torch.equal(batches[0][field], rows[field]), field
 
 
+def test_the_newest_prefixes_of_every_user(shop, make_dataset):
+    train = make_dataset().build()[0]
+    every, _ = TrainRows(train, "prefix", 0).draw(torch.Generator())
+    position, length = TrainRows(train, "prefix", 0, per_user=2).draw(torch.Generator())
+    user = train.flat["user_id"]
+    expected = [p for p in every.tolist() if ((user[every] == user[p]) & (every > p)).sum() < 2]
+    assert position.tolist() == expected and len(position) == len(length) < len(every)
+    row = {at: i for i, at in enumerate(every.tolist())}
+    assert length.tolist() == [int(train.inter_feat["item_length"][row[p]]) for p in expected]
+
+
 def test_draws_depend_on_seed_and_epoch_alone(histories, make_dataset):
     histories([12] * 50)
     train = make_dataset().build()[0]

@@ -25,6 +25,7 @@ TINY = {
 NEEDED = {
     "ScoreEnsemble": {"members": ["LLMSeqSim", {"model": "LLMSeqSim", "dim_reduction": "none"}]},
     "LLMSeqSimSequential": {"popular_model": "VSKNN"},
+    "LlamaRec": {"n_candidates": 5},
 }
 pytestmark = pytest.mark.parametrize("name", own_models())
 
@@ -35,9 +36,12 @@ def settings(name, tmp_path):
     own = property_file(props_dir() / "model" / f"{name}.yaml")
     # A model that is not trained keeps its own epochs: 0.
     tiny = {key: value for key, value in TINY.items() if key != "epochs" or own.get("epochs") != 0}
+    # A model may need another tiny language model than most, and less of it.
+    shrunk = {key: value for key, value in own.get("smoke_settings", {}).items() if key not in TINY or "llm" in key}
     return {
         **tiny,
         **NEEDED.get(name, {}),
+        **shrunk,
         "data_path": str(tmp_path / "data"),
         "checkpoint_dir": str(tmp_path / "saved"),
         "embedding_cache_dir": str(tmp_path / "cache"),

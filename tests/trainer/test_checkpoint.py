@@ -34,6 +34,32 @@ def test_what_is_saved_is_what_was_learned(tmp_path):
     assert torch.equal(other.frozen.weight, frozen)
 
 
+def test_what_an_earlier_stage_has_learned_is_kept():
+    model = Small()
+    model.learned_earlier = ("frozen.",)
+    names = {"table.weight", "vectors", "frozen.weight", "frozen.bias"}
+    assert set(checkpoint.learned_tensors(model)) == names
+
+
+def test_what_belongs_to_a_frozen_weight_is_left_out():
+    """Weights of 4 bits have scales of their own in the state, under the name of the weight."""
+    model = Small()
+    model.frozen.register_state_dict_post_hook(
+        lambda module, state, prefix, _: state.update({f"{prefix}weight.absmax": torch.ones(3)})
+    )
+    assert "frozen.weight.absmax" in model.state_dict()
+    assert set(checkpoint.learned_tensors(model)) == {"table.weight", "vectors"}
+
+
+def test_fingerprint():
+    first, second = Small(), Small()
+    assert checkpoint.fingerprint(first) != checkpoint.fingerprint(second)
+    second.load_state_dict(first.state_dict())
+    assert checkpoint.fingerprint(first) == checkpoint.fingerprint(second)
+    second.frozen.bias.data[0] += 1e-6
+    assert checkpoint.fingerprint(first) != checkpoint.fingerprint(second)
+
+
 def test_weights_of_another_shape_are_refused_and_named(tmp_path):
     checkpoint.save_weights(Small(4), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"table.weight: \(5, 4\) in the file, \(5, 6\) in the model"):

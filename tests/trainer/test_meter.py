@@ -1,4 +1,5 @@
 import sys
+import time
 
 import pytest
 import torch
@@ -26,3 +27,13 @@ def test_a_phase_does_not_inherit_the_peak_of_the_one_before():
     with meter.phase("small"):
         pass
     assert meter.peak_memory_mb["large"] - meter.peak_memory_mb["small"] > 150
+
+
+def test_what_an_inner_phase_measures_counts_there_only():
+    meter = Meter(torch.device("cpu"))
+    with meter.phase("train"):
+        with meter.phase("valid"):
+            time.sleep(0.05)
+        time.sleep(0.02)
+    assert meter.seconds["valid"] >= 0.05 > meter.seconds["train"] - 0.02 >= 0
+    assert meter.peak_memory_mb["valid"] > 0

@@ -76,6 +76,44 @@ def test_the_learning_rate_follows_warm_up_and_decay(settings):
     assert [row["learning_rate"] for row in trainer.curve] == pytest.approx([0.005, 0.01, 0.01, 0.005])
 
 
+def test_warm_up_as_a_number_of_updates(settings):
+    config, model, train, valid, _ = prepare(
+        settings, lr_schedule="linear", warmup_updates=1, warmup_ratio=0.5, learning_rate=0.01, train_batch_size=1024
+    )
+    trainer = RunTrainer(config, model)
+    trainer.fit(train, valid, saved=False)
+    assert [row["learning_rate"] for row in trainer.curve] == pytest.approx([0.01, 0.01])
+
+
+def test_validation_inside_an_epoch(settings):
+    config, model, train, valid, _ = prepare(settings, eval_updates=2, epochs=2)
+    batches = len(train)
+    assert batches > 4
+    seen = []
+    trainer = RunTrainer(config, model)
+    trainer.fit(train, valid, saved=False, callback_fn=lambda epoch, score: seen.append(trainer.updates))
+    expected = sorted({*range(2, 2 * batches + 1, 2), batches, 2 * batches})  # and at the end of each epoch, once
+    assert seen == expected
+    rows = [row["updates"] for row in trainer.curve if "valid_score" in row]
+    assert rows == expected
+    # The loss of an epoch is that of all its batches.
+    whole = [row["train_loss"] for row in trainer.curve if "train_seconds" in row]
+    config, model, train, valid, _ = prepare(settings, epochs=2)
+    trainer = RunTrainer(config, model)
+    trainer.fit(train, valid, saved=False)
+    assert [row["train_loss"] for row in trainer.curve] == whole
+
+
+def test_patience_ends_training_inside_an_epoch(settings, monkeypatch):
+    config, model, train, valid, _ = prepare(settings, eval_updates=1, epochs=3, stopping_step=1)
+    trainer = RunTrainer(config, model)
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+    monkeypatch.setattr(trainer, "_valid_epoch", lambda *_, **__: (next(scores), {}))
+    trainer.fit(train, valid, saved=False)
+    assert trainer.updates == 3 < len(train)
+    assert trainer.best_valid_score == 0.5 and trainer.curve[-1]["updates"] == 3
+
+
 def test_gradients_are_unscaled_before_they_are_clipped(settings, monkeypatch):
     order = []
     config, model, train, *_ = prepare(settings, clip_grad_norm={"max_norm": 1.0}, epochs=1)

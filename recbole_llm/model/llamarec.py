@@ -1,0 +1,416 @@
+"""LlamaRec (Yue et al., arXiv 2311.02089): a retriever names candidates, a causal language model ranks them.
+
+    c      = first 20 items of the retriever, the user's history left out               Sec. 3.1
+    prompt = instruction, titles of the newest 20 items of the history, (A) c_1 ... (T) c_20
+    l_i    = logit of letter i behind the prompt, in one pass                            Sec. 3.2.3
+    result = the retriever's ranking with c in the order of l
+
+Trained on prompts with the next item among 19 random ones, by cross-entropy on the letter and the end token. Stages:
+``retriever`` (left out where a finished run is given) and ``ranker``.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch.nn import functional
+
+from recbole_llm import submodel
+from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.dataset import item_text_of
+from recbole_llm.errors import ConfigError
+from recbole_llm.evaluator.topk import top_items
+from recbole_llm.layer.ranking import reorder
+from recbole_llm.llm.backbone import add_lora, checkpoint_activations, load_causal_lm, load_config, load_tokenizer
+from recbole_llm.llm.prompts import PromptComposer, PromptTemplate
+from recbole_llm.llm.resolve import resolve_causal_lm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words
+from recbole_llm.parameters import choice
+from recbole_llm.trainer.checkpoint import fingerprint
+
+RETRIEVER, RANKER = "retriever", "ranker"
+PREFERRED = "meta-llama/Llama-2-7b-hf"
+
+
+class LlamaRec(SequentialRecommender):
+    """A retriever and a language model that re-ranks what it finds, as one model.
+
+    Until the stage ``ranker`` begins, the model is its retriever and the language model is not loaded.
+
+    Parameters
+    ----------
+    config : Config
+        Keys of ``props/model/LlamaRec.yaml``.
+    dataset : HistoryDataset
+        Training split.
+
+    Attributes
+    ----------
+    retriever : recbole SequentialRecommender
+    ranker : transformers causal language model, or a PEFT model around it; None before its stage.
+    composer : PromptComposer
+    reranks : int
+        Candidates that are ranked; 0 before the stage of the ranker.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed, or a model that cannot rank.
+    """
+
+    train_view = "prefix"
+    needs_item_text = True
+    draws_negatives = True
+    stages_start_afresh = True
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.config = config
+        self._check(config)
+        self.resolved = self.resolve_llm(config)
+        self.ranker: Any = None
+        self.mask_history = bool(config["mask_history"])
+        self.n_candidates = int(config["n_candidates"])
+        self.loss = config["ranker_loss"]
+        self._build_prompts(config, dataset)
+        self._build_retriever(config, dataset)
+        self.pools = int(config["negative_pool"]) if config["train_negatives"] == "retriever" else 0
+
+    def _check(self, config: Any) -> None:
+        choice(config, "loss_type", ["CE"])
+        choice(config, "tuning", ["lora", "full", "none"])
+        choice(config, "llm_init", ["pretrained", "scratch"])
+        choice(config, "verbalizer", ["in_context", "original"])
+        choice(config, "ranker_loss", ["letter_eos", "letter", "candidates"])
+        choice(config, "train_negatives", ["random", "retriever"])
+        choice(config, "skip_users_without_target", ["never", "valid", "always"])
+        if config["tuning"] == "full" and config["load_in_4bit"]:
+            raise ConfigError("load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora.")
+        if not 0 <= float(config["retriever_weight"]) <= 1:
+            raise ConfigError(f"retriever_weight={config['retriever_weight']!r} must be between 0 and 1.")
+        for key, least in (("n_candidates", 2), ("max_history", 1), ("permutations", 1), ("rank_batch_size", 1)):
+            if int(config[key]) < least:
+                raise ConfigError(f"{key}={config[key]!r} must be at least {least}.")
+        if config["train_negatives"] == "retriever" and int(config["negative_pool"]) < int(config["n_candidates"]):
+            raise ConfigError(
+                f"negative_pool={config['negative_pool']} must be at least n_candidates={config['n_candidates']}."
+            )
+        if set(config["eval_args"]["mode"].values()) != {"full"}:
+            raise ConfigError(
+                f"eval_args.mode={config['eval_args']['mode']!r}: LlamaRec ranks what it retrieves from the whole "
+                "catalogue. Use mode: full."
+            )
+
+    @staticmethod
+    def resolve_llm(config: Any) -> Any:
+        """The files of the language model; an error says early what cannot be had."""
+        spec = LLMSpec.from_config(config, preferred=PREFERRED)
+        return resolve_causal_lm(spec, weights=config["llm_init"] == "pretrained")
+
+    # ---- the two models
+
+    def _build_retriever(self, config: Any, dataset: Any) -> None:
+        """A new model by its name, or the model of a finished run by its folder."""
+        name = str(config["retriever"])
+        self.retriever_from: str | None = None
+        self.training_stages = [RETRIEVER, RANKER]
+        self.learned_earlier: tuple[str, ...] = ("retriever.",)
+        if Path(name).is_dir():
+            self.retriever_from = name
+            self.training_stages, self.learned_earlier = [RANKER], ()
+            self.retriever = submodel.load_trained(name, config, dataset)
+            self.retriever_config = self.retriever.config
+            if config["retriever_settings"]:
+                raise ConfigError(
+                    "retriever_settings are for a retriever that is trained here, not for a finished run."
+                )
+        else:
+            self.retriever_config = submodel.inner_config(name, config, config["retriever_settings"])
+            config.notices += self.retriever_config.notices
+            self._refuse(self.retriever_config)
+            self.retriever = submodel.build(self.retriever_config, dataset)
+            if len(getattr(self.retriever, "training_stages", ())) > 1:
+                raise self._not_here(name, "is itself trained in stages")
+
+    @staticmethod
+    def _refuse(inner: Any) -> None:
+        if inner.model_class is LlamaRec:
+            raise LlamaRec._not_here("LlamaRec", "has a retriever of its own")
+        if submodel.has_pretraining(inner):
+            raise LlamaRec._not_here(inner["model"], "is itself trained in stages")
+        if "item" in (inner["load_col"] or {}):
+            raise LlamaRec._not_here(inner["model"], "reads item features, which this run does not load")
+
+    @staticmethod
+    def _not_here(name: str, why: str) -> ConfigError:
+        return ConfigError(
+            f"retriever={name!r} {why}. Train it in a run of its own and set retriever to its run directory."
+        )
+
+    def stage_config(self, name: str) -> Any:
+        """How a stage trains: the retriever as its own property file says, the ranker as ours."""
+        return self.retriever_config if name == RETRIEVER else None
+
+    def start_stage(self, name: str) -> None:
+        """Enter a stage; the ranker's loads the language model and freezes the retriever."""
+        if name != RANKER or self.ranker is not None:
+            return
+        config = self.config
+        self.retriever.requires_grad_(False)
+        ranker: Any = load_causal_lm(
+            self.resolved, config["llm_init"] == "pretrained", in_4bit=config["load_in_4bit"], device=self.device
+        )
+        ranker.requires_grad_(config["tuning"] == "full")
+        if config["gradient_checkpointing"]:
+            checkpoint_activations(ranker)
+        ranker.config.use_cache = False
+        if config["tuning"] == "lora":
+            ranker = add_lora(
+                ranker,
+                self.resolved,
+                int(config["lora_r"]),
+                float(config["lora_alpha"]),
+                config["lora_dropout"],
+                config["lora_target_modules"],
+            )
+        self.ranker = ranker
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "LlamaRec":
+        """As ``nn.Module.train``; a retriever that is not trained any more stays in evaluation mode."""
+        super().train(mode)
+        if self.ranker is not None:
+            self.retriever.eval()
+        return self
+
+    # ---- prompts
+
+    def _build_prompts(self, config: Any, dataset: Any) -> None:
+        tokenizer = load_tokenizer(self.resolved)
+        self.item_text = item_text_of(dataset, config, title_only=True)
+        tokens = dataset.field2id_token[dataset.iid_field]
+        titles = [text or f"Item {token}" for text, token in zip(self.item_text.texts, tokens, strict=True)]
+        words = label_words(config["label_words"], self.n_candidates)
+        template = PromptTemplate.read(str(config["prompt"]))
+        limit, positions = int(config["max_prompt_length"]), self._positions()
+        if positions is not None and limit + 2 > positions:
+            raise ConfigError(
+                f"max_prompt_length={limit} is beyond the {positions} positions of {self.resolved.name}, which a "
+                f"prompt shares with the answer: set it to {positions - 2} or less."
+            )
+        recent = min(int(config["max_history"]), int(config["MAX_ITEM_LIST_LENGTH"]))
+        self.composer = PromptComposer(tokenizer, template, titles, words, recent, limit, config["max_title_tokens"])
+        example = self.composer.text([], [min(1, self.n_items - 1)])
+        answers = ids_in_context(tokenizer, example, words)
+        read = answers if config["verbalizer"] == "in_context" else ids_alone(tokenizer, words)
+        if self.loss == "letter_eos" and tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"ranker_loss=letter_eos: {self.resolved.name} has no end token. Use ranker_loss=letter."
+            )
+        self.eos = tokenizer.eos_token_id
+        # Not saved: they come from the tokenizer, which the run records.
+        self.register_buffer("answer_ids", torch.tensor(answers), persistent=False)
+        self.register_buffer("letter_ids", torch.tensor(read), persistent=False)
+
+    def _positions(self) -> int | None:
+        """How long a text may be, where the model says so."""
+        shape = load_config(self.resolved)
+        shape = shape.get_text_config() if hasattr(shape, "get_text_config") else shape
+        return getattr(shape, "max_position_embeddings", None)
+
+    def batch_costs(self) -> tuple[torch.Tensor, int] | None:
+        """Tokens of every item in a prompt, (n_items,), and how many of a history are in one; None: in any order."""
+        if not self.config["length_bucketing"]:
+            return None
+        return self.composer.item_costs(), self.composer.max_history
+
+    def _logits(self, ids: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
+        """Logits behind the last positions of left-padded texts, (B, last, vocabulary); of no other position."""
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        output = self.ranker(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=last)
+        return output.logits.float()
+
+    # ---- training
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """The retriever's loss in its stage; then the mean cross-entropy of the answers (Sec. 3.2.3)."""
+        if self.ranker is None:
+            return self.retriever.calculate_loss(interaction)
+        candidates, target = interaction[CANDIDATES], interaction[self.POS_ITEM_ID]
+        label = (candidates == target[:, None]).long().argmax(1)
+        prompts = self.composer(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates)
+        return self.answer_loss(prompts.ids, prompts.mask, label, candidates > 0)
+
+    def answer_loss(
+        self, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean cross-entropy of the right answers behind prompts.
+
+        Parameters
+        ----------
+        ids, mask : torch.LongTensor, shape (B, W)
+            Left-padded prompts.
+        label : torch.LongTensor, shape (B,)
+            Which candidate is right.
+        here : torch.BoolTensor, shape (B, C)
+            Which candidates there are.
+        """
+        answer = self.answer_ids[label]
+        if self.loss == "candidates":
+            scores = self._logits(ids, mask, 1)[:, -1, self.letter_ids[: here.shape[1]]]
+            return functional.cross_entropy(scores.masked_fill(~here, -torch.inf), label)
+        if self.loss == "letter":
+            return functional.cross_entropy(self._logits(ids, mask, 1)[:, -1], answer)
+        ids = torch.cat([ids, answer[:, None]], dim=1)
+        logits = self._logits(ids, functional.pad(mask, (0, 1), value=1), 2)
+        end = torch.full_like(answer, self.eos)
+        return functional.cross_entropy(logits.flatten(0, 1), torch.stack([answer, end], dim=1).flatten())
+
+    # ---- evaluation
+
+    @property
+    def reranks(self) -> int:
+        """How many candidates are put into another order."""
+        return self.n_candidates if self.ranker is not None else 0
+
+    def reranks_retrieved_only(self, phase: str) -> bool:
+        """Whether users are left out whose target, which this reads, is not among the candidates."""
+        when = self.config["skip_users_without_target"]
+        return when == "always" or when == phase
+
+    def retriever_key(self) -> str:
+        """Names the retriever's weights, for what is kept of its results."""
+        return fingerprint(self.retriever)
+
+    @torch.no_grad()
+    def retriever_scores(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the retriever, shape (B, n_items), padding ``-inf``; in full precision."""
+        recent = submodel.newest(interaction, self.ITEM_SEQ_LEN, int(self.retriever.max_seq_length))
+        with torch.autocast(self.device.type, enabled=False) if self.ranker is not None else nullcontext():
+            scores = self.retriever.full_sort_predict(recent)
+        scores = scores.view(len(interaction), self.n_items).float()
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Score of ``ITEM_ID`` for every row, shape (B,)."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the whole catalogue, shape (B, n_items): the retriever's, the candidates' in the ranker's order.
+
+        Candidates come with the batch. Where they do not, they are the retriever's first items outside the history
+        that the batch shows.
+        """
+        scores = self.retriever_scores(interaction)
+        if self.ranker is None:
+            return scores
+        candidates = interaction[CANDIDATES] if CANDIDATES in interaction else self._candidates(scores, interaction)
+        ranking = torch.full(candidates.shape, -torch.inf, device=scores.device)
+        rows = (candidates > 0).any(1).nonzero()[:, 0]
+        if len(rows):
+            ranking[rows] = self.rank(
+                interaction[self.ITEM_SEQ][rows],
+                interaction[self.ITEM_SEQ_LEN][rows],
+                candidates[rows],
+                scores[rows].gather(1, candidates[rows]),
+            )
+        return reorder(scores, candidates, ranking)
+
+    def _candidates(self, scores: torch.Tensor, interaction: Interaction) -> torch.Tensor:
+        if self.mask_history:
+            scores = scores.scatter(1, interaction[self.ITEM_SEQ], -torch.inf)
+        return top_items(scores, self.n_candidates)
+
+    @torch.no_grad()
+    def rank(
+        self, history: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor, retrieved: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores of candidates.
+
+        Parameters
+        ----------
+        history : torch.LongTensor, shape (B, L)
+            Item ids, oldest first, right padded.
+        length : torch.LongTensor, shape (B,)
+        candidates : torch.LongTensor, shape (B, C)
+            In the retriever's order; 0 at the end where there are fewer.
+        retrieved : torch.Tensor, shape (B, C)
+            The retriever's scores of them.
+
+        Returns
+        -------
+        torch.Tensor, shape (B, C)
+            Larger is better; ``-inf`` where there is none.
+        """
+        config, here = self.config, candidates > 0
+        orders, weight = int(config["permutations"]), float(config["retriever_weight"])
+        total = torch.zeros(candidates.shape, device=candidates.device)
+        for number in range(orders):
+            order = self._order(number, history, candidates)
+            logits = self._letter_logits(history, length, candidates.gather(1, order))
+            total.scatter_add_(1, order, functional.log_softmax(logits, dim=1).masked_fill(~here, 0.0))
+        total = (total / orders).masked_fill(~here, -torch.inf)
+        if weight:
+            known = functional.log_softmax(retrieved.masked_fill(~here, -torch.inf), dim=1)
+            total = ((1 - weight) * total + weight * known).masked_fill(~here, -torch.inf)
+        return total
+
+    def _order(self, number: int, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """In which order the candidates are shown, (B, C): a function of row, number and seed, not of the batch."""
+        if number == 0 and not self.config["shuffle_candidates"]:
+            return torch.arange(candidates.shape[1], device=candidates.device).expand_as(candidates)
+        place = torch.arange(1, history.shape[1] + 1, device=history.device)
+        salt = _scramble(history * place).sum(1, keepdim=True) + int(self.config["seed"]) * 1_000_003 + number
+        key = (_scramble(candidates + _scramble(salt)) >> 1) & (2**62 - 1)
+        return key.masked_fill(candidates == 0, 2**62).argsort(dim=1, stable=True)
+
+    def _letter_logits(self, history: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """Logits of the letters, (B, C); ``-inf`` where there is no candidate. Prompts go by length."""
+        prompts = self.composer(history, length, candidates)
+        result = torch.empty(candidates.shape, device=candidates.device)
+        order = prompts.length.argsort()
+        widths = prompts.length[order].tolist()
+        for start in range(0, len(order), int(self.config["rank_batch_size"])):
+            rows = order[start : start + int(self.config["rank_batch_size"])]
+            width = widths[start + len(rows) - 1]
+            logits = self._logits(prompts.ids[rows, -width:], prompts.mask[rows, -width:], 1)
+            result[rows] = logits[:, -1, self.letter_ids[: candidates.shape[1]]]
+        return result.masked_fill(candidates == 0, -torch.inf)
+
+    # ---- what a run keeps
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format, where there is one."""
+        if self.ranker is not None and self.config["tuning"] == "lora":
+            self.ranker.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What a result must say about the two models and the prompt."""
+        return {
+            "llm": self.resolved.label(),
+            "llm_revision": self.resolved.revision,
+            "llm_init": self.config["llm_init"],
+            "retriever": self.retriever_config["model"],
+            "retriever_from": self.retriever_from,
+            "retriever_key": self.retriever_key(),
+            "verbalizer": dict(zip(self.composer.words, self.letter_ids.tolist(), strict=True)),
+            "prompt": self.composer.text([], [1]),
+            "item_title": self.item_text.template,
+            "item_text_fingerprint": self.item_text.fingerprint(),
+            "items_without_text": self.item_text.n_missing,
+        }
+
+
+def _scramble(values: torch.Tensor) -> torch.Tensor:
+    """Spread 64-bit integers, so that small differences become large ones (the mixing steps of SplitMix64)."""
+    values = values * -7046029254386353131
+    values = (values ^ (values >> 30)) * -4658895280553007687
+    values = (values ^ (values >> 27)) * -7723592293110705685
+    return values ^ (values >> 31)
