@@ -28,14 +28,14 @@ def colour_of(comparison: Comparison, row: Row) -> str:
 def _figure(x_title: str, y_title: str, **layout: Any) -> go.Figure:
     figure = go.Figure()
     axis = {"gridcolor": "#e6e9ed", "linecolor": "#aab2bd", "zeroline": False, "ticks": "outside", "automargin": True}
-    title = {"font": {"size": 13, "color": "#56606e"}}
+    title = {"font": {"size": 13, "color": "#56606e"}, "standoff": 12}
     figure.update_layout(
         template="none",
         font={"family": FONT, "size": 13, "color": "#1d2430"},
-        margin={"l": 56, "r": 16, "t": 40, "b": 48},
+        margin={"l": 56, "r": 16, "t": 36, "b": 48},
         height=360,
         hovermode="closest",
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        showlegend=False,  # the page has one for all charts
         paper_bgcolor="white",
         plot_bgcolor="white",
         xaxis={**axis, "title": {**title, "text": x_title}, "showgrid": False},
@@ -86,7 +86,7 @@ def learning_curves(comparison: Comparison) -> go.Figure | None:
     epochs: list[list[float]] = []
     seconds: list[list[float]] = []
     for row in comparison.rows:
-        for number, run in enumerate(run for run in row.runs if run.curve):
+        for run in row.runs:
             x, t, y = _curve(run.curve, metric)
             if not y:
                 continue
@@ -95,9 +95,6 @@ def learning_curves(comparison: Comparison) -> go.Figure | None:
                 go.Scatter(
                     x=x,
                     y=y,
-                    name=_name(row),
-                    legendgroup=row.label,
-                    showlegend=number == 0,
                     mode="lines+markers",
                     line=_line(comparison, row),
                     marker={"size": [9 if i == best else 4 for i in range(len(y))]},
@@ -117,7 +114,6 @@ def learning_curves(comparison: Comparison) -> go.Figure | None:
                 go.Scatter(
                     x=[0, ends[0]],
                     y=[valid, valid],
-                    name=f"{_name(row)} (not trained)",
                     mode="lines",
                     line={"color": colour_of(comparison, row), "width": 1.5, "dash": "dash"},
                     hovertemplate=f"{_name(row)}, not trained: %{{y:.4f}}<extra></extra>",
@@ -162,7 +158,6 @@ def metric_at_k(comparison: Comparison) -> go.Figure | None:
             mean = np.array([point[0] for point in points])
             half = np.nan_to_num([point[1] for point in points])
             colour = colour_of(comparison, row)
-            shared = {"legendgroup": row.label, "visible": name == names[0]}
             figure.add_trace(
                 go.Scatter(
                     x=[*cut_offs, *cut_offs[::-1]],
@@ -171,22 +166,20 @@ def metric_at_k(comparison: Comparison) -> go.Figure | None:
                     fillcolor=_rgba(colour, 0.13),
                     line={"width": 0},
                     hoverinfo="skip",
-                    showlegend=False,
-                    **shared,
+                    visible=name == names[0],
                 )
             )
             figure.add_trace(
                 go.Scatter(
                     x=cut_offs,
                     y=list(mean),
-                    name=_name(row),
                     mode="lines+markers",
                     line=_line(comparison, row),
                     marker={"size": 5},
+                    visible=name == names[0],
                     customdata=list(half),
                     hovertemplate=f"{_name(row)}<br>{metric_name(name)}@%{{x}}: %{{y:.4f}} ± %{{customdata:.4f}}"
                     "<extra></extra>",
-                    **shared,
                 )
             )
     per_name = 2 * len(comparison.rows)
@@ -218,7 +211,6 @@ def breakdown(comparison: Comparison, title: str) -> go.Figure:
                     "array": [point[1] for point in points],
                     **{"type": "data", "thickness": 1, "width": 3, "color": "#3b4452"},
                 },
-                name=_name(row),
                 marker={"color": colour_of(comparison, row), "opacity": 0.6 if row.baseline else 0.95},
                 hovertemplate=f"{_name(row)}: %{{y:.4f}}<extra></extra>",
             )
@@ -231,7 +223,7 @@ def breakdown(comparison: Comparison, title: str) -> go.Figure:
 def accuracy_against_time(comparison: Comparison) -> go.Figure:
     """The headline metric against milliseconds of inference per test row."""
     metric = comparison.headline
-    figure = _figure("milliseconds per user, test pass (log scale)", metric_name(metric), showlegend=False)
+    figure = _figure("milliseconds per user, test pass (log scale)", metric_name(metric))
     for row in comparison.rows:
         mean, half = interval(comparison.values(row, metric, comparison.versions[0]))
         figure.add_trace(
@@ -240,7 +232,7 @@ def accuracy_against_time(comparison: Comparison) -> go.Figure:
                 y=[mean],
                 error_y={"type": "data", "array": [half], "thickness": 1, "width": 4},
                 mode="markers+text",
-                text=[_name(row)],
+                text=[f" {_name(row)}"],
                 textposition="middle right",
                 textfont={"color": colour_of(comparison, row)},
                 marker={

@@ -69,7 +69,7 @@ def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
         ("Files", ", ".join(f"{name} sha256:{digest[:12]}…" for name, digest in data["files"].items())),
         ("Language models", _language_models(comparison) or "none"),
         ("Code", f"{packages}; Python {environment['python']}{commit}"),
-        ("Hardware", f"{environment['gpu'] or environment['processor']}, {environment['threads']} thread(s)"),
+        ("Hardware", f"{environment['gpu'] or environment['processor']}, threads: {environment['threads']}"),
         ("Command", command),
     ]
     return [(name, text) for name, text in facts if text]
@@ -136,7 +136,8 @@ def _charts(comparison: Comparison) -> list[dict[str, Any]]:
         (
             "Learning curves",
             figures.learning_curves(comparison),
-            f"{metric} on the validation set, {version}; the large mark is the best epoch.",
+            f"{metric} on the validation set, {version}; a large mark is the best epoch, a dashed line a model "
+            "without training.",
         ),
         ("Metric at each k", figures.metric_at_k(comparison), f"Bands: {intervals}."),
         *(

@@ -35,9 +35,10 @@ def main() -> int:
 def run_task(task: dict[str, Any]) -> dict[str, str]:
     """Run one experiment; errors of the run are part of the answer."""
     from recbole_llm.errors import RecBoleLLMError
-    from recbole_llm.quick_start import run
 
     try:
+        from recbole_llm.quick_start import run
+
         result = run(_model(task["model"]), task["dataset"], [task["file_settings"]], task["given"], task["arguments"])
     except RecBoleLLMError as error:
         return {"error": str(error)}
