@@ -110,3 +110,17 @@ def test_seeds_are_averaged_per_user():
     assert test.difference == pytest.approx(expected.mean())
     assert test.p == pytest.approx(stats.ttest_1samp(expected, 0, alternative="greater").pvalue)
     assert comparison.cells["masked", "better", "recall@10"].deviation > 0
+
+
+def test_the_opponent_is_the_best_baseline_on_that_metric():
+    rank = np.arange(1, 201)
+    ranks = {"hits": np.where(rank <= 50, 10, 100), "tops": np.where(rank <= 40, 1, 100), "ours": rank}
+    comparison = made_up_comparison(ranks, baselines=("hits", "tops"))
+    assert {key[2]: test.baseline for key, test in comparison.tests.items()} == {
+        "recall@10": "hits",
+        "ndcg@10": "tops",
+    }
+    # Without baselines each is tested against the best of the others.
+    comparison = made_up_comparison(ranks, baselines=())
+    assert comparison.tests["masked", "ours", "recall@10"].baseline == "hits"
+    assert comparison.tests["masked", "hits", "recall@10"].baseline == "tops"
