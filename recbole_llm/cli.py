@@ -1,5 +1,6 @@
 """The command line: ``recbole-llm`` and ``python run_recbole_llm.py``."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,12 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(command, arguments)
     except RecBoleLLMError as error:
-        sys.stderr.write(f"recbole-llm: error: {error}\n")
+        if _is_first_to_fail():
+            sys.stderr.write(f"recbole-llm: error: {error}\n")
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return 0
+
+
+def _is_first_to_fail() -> bool:
+    if "RANK" not in os.environ:
+        return True  # without the seconds that importing torch takes
+    from recbole_llm.distributed import first_to_fail
+
+    return first_to_fail()
 
 
 def _dispatch(command: str, arguments: list[str]) -> int:
@@ -100,6 +110,7 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         sys.stdout.write(f"recbole-llm: {', '.join(own_models())}\nRecBole: {', '.join(stock_models())}\n")
         return 0
     if command == "tune" or "params_file" in given:
+        _one_process("tune", "--tool=Ray runs its trials side by side")
         from recbole_llm.tune.command import tune_main
 
         return tune_main(given)
@@ -144,9 +155,15 @@ def _compare_models(given: dict) -> int:
     """0 if every run finished, 1 if some are missing from the table."""
     from recbole_llm.compare import compare
 
+    _one_process("compare", "--nproc=N trains each model with N processes")
     _no_bars_in_files(given)
     comparison = compare(arguments=given)
     return int(any(row.failures for row in comparison.all_rows))
+
+
+def _one_process(command: str, instead: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
+        raise RecBoleLLMError(f"`{command}` is started once and not by torchrun: {instead}.")
 
 
 def _no_bars_in_files(given: dict) -> None:

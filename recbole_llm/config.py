@@ -17,6 +17,7 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import EvaluatorType, InputType, ModelType, set_color
 
+from recbole_llm import distributed
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import check_loss_type
@@ -25,7 +26,7 @@ from recbole_llm.registry import RECBOLE_ROOT, get_model, own_models, property_f
 
 # Read by RecBole's code or ours without standing in any property file; `rec_llm_X` falls back to `llm_X`.
 UNLISTED_KEYS = frozenset(
-    {"config_files", "dataset", "model", "encoding", "tail_ratio", "llm_attn_implementation"}
+    {"config_files", "dataset", "model", "encoding", "tail_ratio", "llm_attn_implementation", "offset"}
     | {f"rec_llm_{option}" for option in ("revision", "cache_dir", "local_files_only", "token", "dtype")}
     | {f"rec_llm_{option}" for option in ("trust_remote_code", "attn_implementation")}
 )
@@ -48,6 +49,9 @@ AT_LEAST: dict[str, int] = {
         ("epochs", "pretrain_epochs", "stopping_step", "worker", "seed", "control_seed", "metric_decimal_place"), 0
     ),
     **dict.fromkeys(("cold_items", "cold_items_seed"), 0),
+    **dict.fromkeys(("nproc", "distributed_timeout"), 1),
+    "group_offset": 0,
+    "world_size": -1,
     **dict.fromkeys(("learning_rate", "weight_decay", "warmup_ratio"), 0),
 }
 PROTOCOLS = ("eval_args", "loo", "temporal_session")
@@ -287,28 +291,63 @@ class Config(RecBoleConfig):
         final["eval_args"]["split"] = {"temporal_session": final["temporal_session_test_ratio"]}
 
     def _init_device(self) -> None:
-        """Choose the device without touching ``CUDA_VISIBLE_DEVICES``."""
+        """Choose the device of this process without touching ``CUDA_VISIBLE_DEVICES``."""
         final = self.final_config_dict
+        here = self._processes()
         gpu_id = final["gpu_id"]
         gpus = [
             str(part).strip() for part in (gpu_id if isinstance(gpu_id, (tuple, list)) else str(gpu_id).split(","))
         ]
         gpus = [gpu for gpu in gpus if gpu]
-        if final.get("local_rank") is not None or len(gpus) > 1:
-            raise ConfigError(
-                f"gpu_id={gpu_id!r}: training on several devices is not supported yet; give one, e.g. --gpu_id=0."
-            )
-        final["single_spec"], final["local_rank"] = True, 0
+        # Ours, not RecBole's, distributes data and gradients: RecBole's switch for that stays off.
+        final["single_spec"], final["local_rank"] = True, here.local_rank
         final["gpu_id"] = ",".join(gpus)
+        if not here.is_main:
+            final["show_progress"] = False
         if not final["use_gpu"] or not gpus or not torch.cuda.is_available():
             final["device"] = torch.device("cpu")
             return
-        if not gpus[0].isdigit() or int(gpus[0]) >= torch.cuda.device_count():
-            raise ConfigError(
-                f"gpu_id={gpu_id!r}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0. "
-                "Choose one of them, or --use_gpu=False."
+        wanted = max(here.local_size, final["nproc"])
+        if gpus == ["0"]:
+            gpus = [str(number) for number in range(wanted)]  # RecBole's default names the first only
+        elif len(gpus) != wanted:
+            self._notice(
+                f"gpu_id={gpu_id!r} names {len(gpus)} device(s) for {wanted} process(es), each of which takes one: "
+                "--nproc says how many."
             )
-        final["device"] = torch.device("cuda", int(gpus[0]))
+        gpu = gpus[here.local_rank] if here.local_rank < len(gpus) else "none"
+        if not gpu.isdigit() or int(gpu) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"gpu_id={gpu_id!r} has no device for process {here.local_rank} of {here.local_size} on this machine. "
+                f"It has {torch.cuda.device_count()} CUDA device(s), numbered from 0: choose among them, start fewer "
+                "processes, or --use_gpu=False."
+            )
+        final["device"] = torch.device("cuda", int(gpu))
+        if here.size > 1:
+            torch.cuda.set_device(final["device"])
+
+    def _processes(self) -> distributed.World:
+        """Which process of how many this is; RecBole's keys are checked, :func:`quick_start.run` acts on them."""
+        final = self.final_config_dict
+        if final.get("local_rank") is not None:
+            raise ConfigError("local_rank cannot be set: give nproc, or start the processes with torchrun.")
+        count, offset = final["nproc"], final.get("offset") or final["group_offset"]
+        final["group_offset"] = offset
+        size = count if final["world_size"] == -1 else final["world_size"]
+        if size < offset + count:
+            raise ConfigError(
+                f"world_size={size} is too small for nproc={count} processes from group_offset={offset} on: it counts "
+                "the processes of all machines, and group_offset those of the machines before this one."
+            )
+        final["world_size"] = size
+        here = distributed.launched()
+        if here is None:
+            return distributed.World()
+        if size > 1 and (size, count) != (here.size, here.local_size):
+            self._notice(
+                f"nproc={count} and world_size={size} have no effect: {here.size} processes have been started already."
+            )
+        return here
 
     # Checks of what the user gave.
 

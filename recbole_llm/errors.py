@@ -31,3 +31,7 @@ class MissingExtraError(RecBoleLLMError, ImportError):
 
 class UnsupportedError(RecBoleLLMError, NotImplementedError):
     """A model cannot do what was asked of it."""
+
+
+class DistributedError(RecBoleLLMError, ConnectionError):
+    """The processes of a run cannot reach each other, or one of them has ended."""

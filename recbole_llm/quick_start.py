@@ -5,6 +5,7 @@
 does what ``python run_recbole_llm.py --model=LiteLLM4Rec --dataset=ml-100k --epochs=3`` does.
 """
 
+import logging
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +18,12 @@ from typing import Any
 import torch
 from recbole.utils import init_seed, set_color
 
-from recbole_llm import rundir, submodel
+from recbole_llm import distributed, rundir, submodel
 from recbole_llm.config import Config
 from recbole_llm.data import controls
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.errors import CheckpointError, RecBoleLLMError
+from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.trainer import checkpoint
@@ -72,24 +73,38 @@ def run(
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` (under
         ``mask_history``), and ``test_result_unmasked``, ``stages``, ``members`` (of a hybrid), ``run_dir``.
     """
+    spawned = distributed.launched() is not None
     rundir.log_to_console()
     config = Config(model, dataset, config_file_list, config_dict, arguments)
     rundir.log_to_console(config["state"])
-    resumed_from = rundir.find_resumable(config) if saved else None
-    run_dir = resumed_from or (rundir.create(config) if saved else None)
-    with rundir.held(run_dir), rundir.logging_into(run_dir):
-        try:
-            return experiment(config, run_dir, resume=resumed_from is not None)
-        except RecBoleLLMError:
-            rundir.discard_unused(run_dir)
-            raise
-        except KeyboardInterrupt:
-            if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
-                getLogger().warning(f"Interrupted. Continue with: recbole-llm --resume={shlex.quote(str(run_dir))}")
-            else:
-                getLogger().warning("Interrupted before the first epoch had ended: there is nothing to resume.")
-                rundir.discard_unused(run_dir)
-            raise
+    if not spawned and config["world_size"] > 1:
+        given = {"model": model, "dataset": dataset, "config_file_list": config_file_list, "config_dict": config_dict}
+        return distributed.spawn(run, {**given, "arguments": arguments, "saved": saved}, config)
+    with distributed.group(config["distributed_timeout"]) as here:
+        resumed_from = distributed.from_main(lambda: rundir.find_resumable(config)) if saved else None
+        run_dir = resumed_from or (distributed.from_main(lambda: rundir.create(config)) if saved else None)
+        main_dir = run_dir if here.is_main else None  # where this process writes
+        with rundir.held(main_dir), rundir.logging_into(main_dir):
+            try:
+                return experiment(config, run_dir, resume=resumed_from is not None)
+            except RecBoleLLMError:
+                rundir.discard_unused(main_dir)
+                raise
+            except KeyboardInterrupt:
+                _say_how_to_go_on(run_dir)
+                raise
+
+
+def _say_how_to_go_on(run_dir: Path | None) -> None:
+    if not distributed.first_to_fail():
+        return
+    if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
+        message = f"Interrupted. Continue with: recbole-llm --resume={shlex.quote(str(run_dir))}"
+    else:
+        message = "Interrupted before the first epoch had ended: there is nothing to resume."
+        rundir.discard_unused(run_dir)
+    # Processes other than the main one show errors only.
+    getLogger().log(logging.WARNING if distributed.world().is_main else logging.ERROR, message)
 
 
 class OutOfMemoryError(RecBoleLLMError, MemoryError):
@@ -144,6 +159,11 @@ def experiment(
     evaluate_test : bool
         False leaves the test set alone: ``test_result`` is then None.
     """
+    if config["world_size"] > 1 and distributed.world().size == 1:
+        raise ConfigError(
+            f"nproc={config['nproc']}, world_size={config['world_size']}: here an experiment takes one process. Leave "
+            "them out; `run` and the command line start several."
+        )
     with _advice_when_out_of_memory(config, run_dir):
         return _experiment(config, run_dir, resume, prepare, on_validation, evaluate_test)
 
@@ -166,14 +186,14 @@ def _experiment(
     with meter.phase("data"):
         dataset, splits = prepare(config)
         train_data, valid_data, test_data = prepare_data(config, dataset, splits)
-    if run_dir is not None:
+    if run_dir is not None and distributed.world().is_main:
         rundir.stamp_data(run_dir, config, dataset)
     logger.info(dataset)
 
     with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
         if submodel.has_pretraining(config):
-            _pretrain_s3rec(config, run_dir or Path(temporary), train_data, resume, meter)
-        init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+            _pretrain_s3rec(config, run_dir, Path(temporary), train_data, resume, meter)
+        init_seed(config["seed"], config["reproducibility"])
         with meter.phase("model"):
             train_data.dataset.applied = ()
             model = submodel.build(config, train_data.dataset)
@@ -202,10 +222,13 @@ def _experiment(
     if evaluate_test:
         test_result, members = evaluate_on_test(trainer, test_data, config["show_progress"])
 
-    report = rundir.report(config, dataset, trainer, test_result, meter, members)
-    if run_dir is not None:
-        rundir.write_results(run_dir, report, trainer)
-    rundir.print_summary(config, report, run_dir)
+    meter.merge_peaks()
+    trainer.meter.merge_peaks()
+    if distributed.world().is_main:
+        report = rundir.report(config, dataset, trainer, test_result, meter, members)
+        if run_dir is not None:
+            rundir.write_results(run_dir, report, trainer)
+        rundir.print_summary(config, report, run_dir)
     return {
         "best_valid_score": trainer.best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -291,14 +314,16 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, 
 # ---- S3Rec: two models, one after the other
 
 
-def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool, meter: Meter) -> None:
+def _pretrain_s3rec(
+    config: Config, run_dir: Path | None, temporary: Path, train_data: Any, resume: bool, meter: Meter
+) -> None:
     """RecBole leaves S3Rec's two stages to the user and cannot read its own checkpoint under today's torch.
 
     The pre-trained weights go through a file, since S3Rec reads one, that holds tensors only.
     """
-    file = folder / "pretrained.pth"
+    file = (run_dir or temporary) / "pretrained.pth"
     config["train_stage"] = "pretrain"
-    if not (resume and file.is_file()):
+    if not distributed.from_main(lambda: resume and file.is_file()):
         getLogger().info(f"S3Rec pre-training: {config['pretrain_epochs']} epochs.")
         model = submodel.build(config, train_data.dataset)
         stage = rundir.Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False, "log_wandb": False})
@@ -306,5 +331,10 @@ def _pretrain_s3rec(config: Config, folder: Path, train_data: Any, resume: bool,
         trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])
         meter.seconds["pretrain"] = trainer.meter.seconds.get("train", 0.0)
         meter.peak_memory_mb["pretrain"] = trainer.meter.peak_memory_mb.get("train", 0.0)
-        torch.save({"state_dict": model.state_dict()}, file)
+        if distributed.world().is_main:
+            torch.save({"state_dict": model.state_dict()}, file)
+    weights = distributed.from_main(file.read_bytes)
+    if not distributed.world().is_main:
+        file = temporary / file.name  # the folder may be on another machine
+        file.write_bytes(weights)
     config["train_stage"], config["pre_model_path"] = "finetune", str(file)

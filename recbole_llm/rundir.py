@@ -24,6 +24,7 @@ import yaml
 from recbole.utils import set_color
 from tabulate import tabulate
 
+from recbole_llm import distributed
 from recbole_llm.config import Config
 from recbole_llm.data.controls import control_of, label
 from recbole_llm.errors import CheckpointError, ConfigError
@@ -47,6 +48,7 @@ FILTERS = (
 CIRCUMSTANCES = frozenset(
     {"resume", "checkpoint_dir", "show_progress", "state", "gpu_id", "use_gpu", "worker", "data_path", "save_state"}
     | {"embedding_cache_dir", "llm_cache_dir", "rec_llm_cache_dir", "log_wandb", "wandb_project", "smoke_settings"}
+    | {"nproc", "world_size", "group_offset", "offset", "ip", "port", "distributed_timeout", "find_unused_parameters"}
     | SECRETS
 )
 LANGUAGE_MODEL_KEYS = frozenset(
@@ -73,7 +75,13 @@ class LogFile(logging.FileHandler):
 
 
 def log_to_console(level: str = "INFO") -> None:
-    """RecBole's log lines on the terminal, unless the program that calls us has set up logging itself."""
+    """RecBole's log lines on the terminal, unless the program that calls us has set up logging itself.
+
+    Of several processes the main one speaks; the others report errors only.
+    """
+    here = distributed.launched()
+    if here is not None and not here.is_main:
+        level = "ERROR"
     root = logging.getLogger()
     if not root.handlers:
         handler = Console()
@@ -370,6 +378,11 @@ def report(
             "stages": trainer.stage_results,
             "epochs": len(trainer.curve),
             "updates": sum(stage["updates"] for stage in trainer.stage_results),
+            "batch": {
+                "rows_per_update": config["train_batch_size"] * trainer.accumulate,
+                "processes": trainer.world.size,
+                "rows_per_process": -(-config["train_batch_size"] // trainer.world.size),
+            },
             "dataset": {
                 "name": config["dataset"],
                 "users": dataset.user_num - 1,

@@ -22,6 +22,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils.enum_type import FeatureSource, FeatureType
 from torch.nn.utils.rnn import pad_sequence
 
+from recbole_llm import distributed
 from recbole_llm.data.atomic import read_header, read_table
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items
 from recbole_llm.data.controls import control_of, exchanged, mark_applied
@@ -149,6 +150,12 @@ class HistoryDataset(SequentialDataset):
         super().__init__(config)
 
     # ---- reading
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        with distributed.main_of_machine_first():
+            if not Path(dataset_path).exists():
+                self._download()
+        super()._load_data(token, dataset_path)
 
     def _download(self) -> None:
         from recbole.utils.url import decide_download, download_url, extract_zip, rename_atomic_files

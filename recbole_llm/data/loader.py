@@ -4,18 +4,23 @@ from collections.abc import Iterator
 from logging import getLogger
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.transform import construct_transform
 from recbole.data.utils import create_samplers
-from recbole.utils import ModelType
+from recbole.utils import InputType, ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from recbole_llm import distributed
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.views import TrainRows, view_of
+
+# Rows whose sampled items are drawn together: RecBole's sampler makes Python objects of every draw.
+DRAWN_AT_ONCE = 4096
 
 
 class _Batches(Sampler):
@@ -25,7 +30,7 @@ class _Batches(Sampler):
         self.loader = loader
 
     def __len__(self) -> int:
-        return -(-self.loader.sample_size // self.loader.step)
+        return self.loader.n_batches
 
     def __iter__(self) -> Iterator[Any]:
         return self.loader.batches()
@@ -68,6 +73,11 @@ class _ArrayLoader:
             num_workers=config["worker"],
             generator=self.generator,
         )
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of one epoch that this process goes through."""
+        return -(-self.sample_size // self.step)
 
     def batches(self) -> Iterator[Any]:
         """Index tensors of one epoch; each loader has its own."""
@@ -119,8 +129,11 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
         self.generator.manual_seed(self.rows.generator(self.epoch).initial_seed())
         return super().__iter__()
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        """``(position, length)`` of each batch of this epoch, and the candidates where the model has such."""
+    def batches(self) -> Iterator[Any]:
+        """``(position, length)`` of each batch of this epoch, or of this process's share of it.
+
+        A third tensor holds the candidates where the model has such.
+        """
         generator = self.rows.generator(self.epoch)
         first, self._first_batch = self._first_batch, 0
         self.epoch += 1
@@ -132,8 +145,18 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
             order = torch.randperm(len(order), generator=generator)
         if self._costs is not None:
             order = self._by_cost(order, self._costs_of(*columns)[order], generator)
+        here = distributed.world()
         for rows in order.split(self.step)[first:]:
-            yield tuple(column[rows] for column in columns)
+            # A process without rows of a short last batch still takes part in its step, with one that weighs nothing.
+            part = here.share(len(rows))
+            own = rows[part] if part.start < part.stop else rows[:1]
+            yield tuple(column[own] for column in columns)
+
+    def share(self, number: int) -> float:
+        """Which part of the rows of a batch this process has, 0 to 1."""
+        rows = min(self.step, self.sample_size - number * self.step)
+        part = distributed.world().share(rows)
+        return (part.stop - part.start) / rows
 
     def _costs_of(
         self, position: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor | None = None
@@ -165,7 +188,29 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
         return self._neg_sampling(self.transform(self._dataset, self._with_candidates(data, fixed=False)))
 
 
-class FullSortLoader(_ArrayLoader, FullSortEvalDataLoader):
+class _EvaluationLoader(_ArrayLoader):
+    """Rows in order. Of several processes each takes whole batches in turn: a score may depend, in its last digit, on
+    the batch it is computed in, and metrics must not depend on the number of processes."""
+
+    def _init_batch_size_and_step(self) -> None:
+        times = getattr(self, "times", 1)
+        fitting = int(self.config["eval_score_memory_mb"]) * 2**20 // (4 * self._dataset.item_num)
+        self.step = max(1, min(self.config["eval_batch_size"] // times, fitting))
+        self.set_batch_size(self.step * times)  # type: ignore[attr-defined]
+
+    @property
+    def n_batches(self) -> int:
+        """Batches that this process goes through."""
+        here = distributed.world()
+        return len(range(here.rank, super().n_batches, here.size))
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Row numbers of each batch of this process, in order."""
+        here = distributed.world()
+        yield from torch.arange(self.sample_size).split(self.step)[here.rank :: here.size]
+
+
+class FullSortLoader(_EvaluationLoader, FullSortEvalDataLoader):
     """Evaluation batches ``(interaction, (row, seen item), row, target)``.
 
     Unlike RecBole's, the second entry holds the whole history of every row, which its trainers then mask. Batches
@@ -187,21 +232,45 @@ class FullSortLoader(_ArrayLoader, FullSortEvalDataLoader):
         self.sample_size = len(dataset)
         self._set_up(config, dataset, sampler, shuffle=False)
 
-    def _init_batch_size_and_step(self) -> None:
-        budget = int(self.config["eval_score_memory_mb"]) * 2**20 // (4 * self._dataset.item_num)
-        self.step = max(1, min(self.config["eval_batch_size"], budget))
-        self.set_batch_size(self.step)
-
-    def batches(self) -> Iterator[torch.Tensor]:
-        """Row numbers of each batch, in order."""
-        yield from torch.arange(self.sample_size).split(self.step)
-
     def collate_fn(self, index: torch.Tensor) -> tuple[Interaction, tuple[torch.Tensor, torch.Tensor], Any, Any]:
         """One batch."""
         interaction = self.transform(self._dataset, self._with_candidates(self._dataset[index], fixed=True))
         if self.retrieved is not None:
             interaction.update(Interaction({CANDIDATES: self.retrieved[index]}))
         return interaction, self._dataset.history(index), torch.arange(len(index)), interaction[self.iid_field]
+
+
+class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):
+    """Evaluation batches ``(interaction, row, row of each target, target)``: a target among sampled items.
+
+    The interaction holds the B targets and then N times B items, in the order of the rows. Unlike RecBole's, which
+    draws at every evaluation, the items of a row are drawn once, from the seed: every epoch and every model rank the
+    same ones.
+    """
+
+    def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = False) -> None:
+        arguments = config[f"{sampler.phase}_neg_sample_args"]
+        self._set_neg_sample_args(config, dataset, InputType.POINTWISE, arguments)
+        self.sample_size = len(dataset)
+        self._set_up(config, dataset, sampler, shuffle=False)
+        state = np.random.get_state()  # noqa: NPY002 - RecBole samples from it
+        np.random.seed([config["seed"] % 2**32, sampler.phases.index(sampler.phase)])  # noqa: NPY002
+        self._sampled = torch.cat([self._draw(rows) for rows in torch.arange(self.sample_size).split(DRAWN_AT_ONCE)])
+        np.random.set_state(state)  # noqa: NPY002
+
+    def _draw(self, rows: torch.Tensor) -> torch.Tensor:
+        """Items of so many rows, (rows, N)."""
+        users, targets = (self._dataset.inter_feat[field][rows].numpy() for field in (self.uid_field, self.iid_field))
+        items = self._sampler.sample_by_user_ids(users, targets, self.neg_sample_num)
+        return items.view(self.neg_sample_num, len(rows)).T.to(torch.int32)
+
+    def collate_fn(self, index: torch.Tensor) -> tuple[Interaction, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One batch."""
+        rows = self.transform(self._dataset, self._dataset[index])
+        target = rows[self.iid_field].clone()
+        number = torch.arange(len(index))
+        interaction = self.sampling_func(rows, self._sampled[index].T.reshape(-1).long())
+        return interaction, number.repeat(self.times), number, target
 
 
 def train_loader(config: Any, dataset: HistoryDataset) -> TrainLoader:
@@ -233,7 +302,7 @@ def prepare_data(
     loaders = []
     for phase, split, sampler in zip(("valid", "test"), splits[1:], samplers[1:], strict=True):
         full = config["eval_args"]["mode"][phase] == "full"
-        loader = FullSortLoader if full else NegSampleEvalDataLoader
+        loader = FullSortLoader if full else SampledLoader
         made: Any = loader(config, split, sampler, shuffle=False) if len(split) else None
         if full and made is not None:
             made.phase = phase

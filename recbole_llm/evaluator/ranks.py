@@ -1,5 +1,6 @@
 """From scores to ranks: one pass gives the rank of every target with and without the history mask."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,9 +43,46 @@ class Ranks:
     targets_in_history: int
     among: np.ndarray | None = None
 
+    @classmethod
+    def of(cls, collected: Sequence[dict[str, np.ndarray]]) -> "Ranks":
+        """Ranks of all rows, in the order of the data.
+
+        Parameters
+        ----------
+        collected : sequence of dict
+            :meth:`RankCollector.collected` of every process, that of one without batches empty.
+
+        Raises
+        ------
+        ScoreError
+            If any score was NaN, with the number of rows.
+        """
+        parts = [part for part in collected if part]
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        order = np.argsort(whole["number"], kind="stable")
+        whole = {name: values[order] for name, values in whole.items()}
+        broken = int(whole["broken"].sum())
+        if broken:
+            raise ScoreError(
+                f"The model returned NaN scores for {broken} of {len(whole['broken'])} rows. Training diverged, or "
+                "the dtype overflows (T5 in float16 does): lower learning_rate, or use float32 or bfloat16."
+            )
+        return cls(
+            user=whole["user"],
+            target=whole["target"],
+            masked=whole["masked"],
+            unmasked=whole["unmasked"],
+            history_length=whole["history_length"],
+            masked_lists=whole.get("masked_lists"),
+            unmasked_lists=whole.get("unmasked_lists"),
+            tied=float(whole["tied"].mean()),
+            targets_in_history=int((whole["repeated"] > 0).sum()),
+            among=whole.get("among"),
+        )
+
 
 class RankCollector:
-    """Collects ranks batch by batch on the device; nothing is synchronised before :meth:`finish`.
+    """Collects ranks batch by batch on the device; nothing is synchronised before :meth:`collected`.
 
     Equal scores are ordered by internal id, smaller first: a total order, so that a recommended list and a rank never
     disagree. The share of tied targets is reported, since such an order is arbitrary.
@@ -72,6 +110,7 @@ class RankCollector:
         user: torch.Tensor,
         target: torch.Tensor,
         history: tuple[torch.Tensor, torch.Tensor],
+        number: int = 0,
     ) -> None:
         """Add a batch.
 
@@ -82,6 +121,8 @@ class RankCollector:
         user, target : torch.LongTensor, shape (B,)
         history : two torch.LongTensor, shape (pairs,)
             Row and item of everything the users had before, each pair once.
+        number : int
+            Place of the batch among those of all processes.
         """
         rows, items = history
         scores = scores.float()
@@ -106,6 +147,7 @@ class RankCollector:
             tied=equal > 1,
             repeated=repeated,
             broken=broken,
+            number=torch.full_like(unmasked, number),
         )
         if self.group is not None:
             group = self.group.to(scores.device)
@@ -119,33 +161,13 @@ class RankCollector:
             scores[rows, items] = -torch.inf
             self._add(masked_lists=top_items(scores, self.list_length))
 
-    def finish(self) -> Ranks:
-        """Move everything to the CPU.
+    def collected(self) -> dict[str, np.ndarray]:
+        """What was collected, on the CPU: what :meth:`Ranks.of` takes from every process."""
+        return {name: torch.cat(parts).cpu().numpy() for name, parts in self._parts.items()}
 
-        Raises
-        ------
-        ScoreError
-            If any score was NaN, with the number of rows.
-        """
-        whole = {name: torch.cat(parts).cpu().numpy() for name, parts in self._parts.items()}
-        broken = int(whole["broken"].sum())
-        if broken:
-            raise ScoreError(
-                f"The model returned NaN scores for {broken} of {len(whole['broken'])} rows. Training diverged, or "
-                "the dtype overflows (T5 in float16 does): lower learning_rate, or use float32 or bfloat16."
-            )
-        return Ranks(
-            user=whole["user"],
-            target=whole["target"],
-            masked=whole["masked"],
-            unmasked=whole["unmasked"],
-            history_length=whole["history_length"],
-            masked_lists=whole.get("masked_lists"),
-            unmasked_lists=whole.get("unmasked_lists"),
-            tied=float(whole["tied"].mean()),
-            targets_in_history=int((whole["repeated"] > 0).sum()),
-            among=whole.get("among"),
-        )
+    def finish(self) -> Ranks:
+        """Ranks of this process alone."""
+        return Ranks.of([self.collected()])
 
 
 def _places(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from recbole_llm import distributed
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
 from recbole_llm.llm.backbone import (
     LLMSpec,
@@ -268,7 +269,7 @@ def encode_items(
     """Return the vectors of a catalogue's texts, from the cache where they are there.
 
     Neither model nor tokenizer is loaded when every text is in the cache. Equal texts are encoded once. Of several
-    processes that start on a cold cache one encodes; the others wait and read.
+    processes that start on a cold cache one encodes, in one run the first on each machine; the others wait and read.
 
     Parameters
     ----------
@@ -315,21 +316,22 @@ def encode_items(
     if not digest_of:
         raise DataError("No item has a text, so there is nothing to encode.")
     text_of = {digest: text for text, digest in digest_of.items()}
-    found = cache.lookup(list(text_of))
     n_encoded = 0
-    if len(found) < len(text_of):
-        with cache.lock():
-            found = cache.lookup(list(text_of), locked=True)  # another process may have been faster
-            absent = [digest for digest in text_of if digest not in found]
-            n_encoded = len(absent)
-            if absent:
-                logger.info("Encoding %d texts with %s (%d cached).", n_encoded, resolved.label(), len(found))
-                encoder = TextEncoder(resolved, pooling, max_tokens, device, dtype, prompt, normalize, logger)
-            for start in range(0, n_encoded, SAVE_EVERY):
-                part = absent[start : start + SAVE_EVERY]
-                vectors = encoder.encode([text_of[digest] for digest in part], batch_size, show_progress)
-                cache.add(part, vectors)
-                found.update(zip(part, vectors, strict=True))
+    with distributed.main_of_machine_first():
+        found = cache.lookup(list(text_of))
+        if len(found) < len(text_of):
+            with cache.lock():
+                found = cache.lookup(list(text_of), locked=True)  # another process may have been faster
+                absent = [digest for digest in text_of if digest not in found]
+                n_encoded = len(absent)
+                if absent:
+                    logger.info("Encoding %d texts with %s (%d cached).", n_encoded, resolved.label(), len(found))
+                    encoder = TextEncoder(resolved, pooling, max_tokens, device, dtype, prompt, normalize, logger)
+                for start in range(0, n_encoded, SAVE_EVERY):
+                    part = absent[start : start + SAVE_EVERY]
+                    vectors = encoder.encode([text_of[digest] for digest in part], batch_size, show_progress)
+                    cache.add(part, vectors)
+                    found.update(zip(part, vectors, strict=True))
     dim = len(next(iter(found.values())))
     result = np.zeros((len(texts), dim), dtype=np.float32)
     for row, text in enumerate(texts):

@@ -10,6 +10,7 @@ W_proj mean(z), trained with cross-entropy over the catalogue; with ``item_repr:
 titles in place of codes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -345,9 +346,13 @@ class GenerativeRecommender(SequentialRecommender):
         """Count anew what beams turn out to be."""
         self.counts = DecodingCounts()
 
-    def evaluation_report(self) -> dict[str, float]:
+    def evaluation_counts(self) -> dict[str, int]:
+        """Counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
+        return self.counts.counts
+
+    def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Rates of invalid, repeated and already-seen beams and of list places that no beam filled."""
-        return self.counts.rates() if self.counts.counts else {}
+        return DecodingCounts(dict(counts)).rates() if counts else {}
 
     def provenance(self) -> dict[str, Any]:
         """What a result must say about language model, item codes and decoding."""

@@ -246,6 +246,12 @@ class LlamaRec(SequentialRecommender):
         prompts = self.composer(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates)
         return self.answer_loss(prompts.ids, prompts.mask, label, candidates > 0)
 
+    def loss_weight(self, interaction: Interaction) -> Any:
+        """What the mean of :meth:`calculate_loss` is over: the retriever's targets, or rows."""
+        if self.ranker is None and hasattr(self.retriever, "loss_weight"):
+            return self.retriever.loss_weight(interaction)
+        return len(interaction)
+
     def answer_loss(
         self, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
     ) -> torch.Tensor:

@@ -131,7 +131,13 @@ class LLM2BERT4Rec(LLM2Sequential):
         batch = self.batch(item_seq.repeat_interleave(copies, 0), length.repeat_interleave(copies))
         masked = self.draw_masks(batch.packing, batch.real, batch.order % copies < self.n_last_copies)
         hidden = self.encode(table, batch.items.masked_fill(masked, self.mask_token), batch.packing)
-        return self.loss_of(table, self.output(hidden[masked]), batch.items[masked])
+        target = batch.items[masked]
+        self.n_masked = len(target)
+        return self.loss_of(table, self.output(hidden[masked]), target)
+
+    def loss_weight(self, interaction: Interaction) -> int:
+        """How many masked positions the last :meth:`calculate_loss` was a mean over."""
+        return self.n_masked
 
     def draw_masks(self, packing: Packing, real: torch.Tensor | None, last_only: torch.Tensor) -> torch.Tensor:
         """Which positions to mask, bool (N,): at least one a row.

@@ -199,6 +199,11 @@ class LLM2Sequential(SequentialRecommender):
         hidden = hidden if batch.real is None else hidden[batch.real]
         return self.loss_of(table, self.output(hidden), real.pack(following))
 
+    def loss_weight(self, interaction: Interaction) -> torch.Tensor | int:
+        """How many targets :meth:`calculate_loss` was a mean over: what several processes weigh their gradients by."""
+        length = interaction[self.ITEM_SEQ_LEN]
+        return length.sum() if NEXT + self.ITEM_SEQ in interaction else len(length)
+
     def loss_of(self, table: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean loss of output vectors (N, d) with targets (N,)."""
         return self.item_loss(output, table[: self.n_items], target, self.output_bias)

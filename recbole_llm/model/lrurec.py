@@ -136,6 +136,14 @@ class LRURec(SequentialRecommender):
                 target = torch.cat([target, first])
         return self.item_loss(hidden, self.item_embedding.weight, target, self.item_bias)
 
+    def loss_weight(self, interaction: Interaction) -> torch.Tensor | int:
+        """How many targets :meth:`calculate_loss` was a mean over: what several processes weigh their gradients by."""
+        length = interaction[self.ITEM_SEQ_LEN]
+        if NEXT + self.ITEM_SEQ not in interaction:
+            return len(length)
+        first = (length < self.max_seq_length).sum() if self.first_item_target else 0
+        return (interaction[NEXT + self.ITEM_SEQ] > 0).sum() + first
+
     # ---- evaluation and serving
 
     def predict(self, interaction: Interaction) -> torch.Tensor:

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
     CheckpointError
         If the file is missing or damaged, or tensors are missing, unknown or of another shape.
     """
-    tensors = _read(file)
+    _apply_weights(model, _read(file), file)
+
+
+def _apply_weights(model: nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
     expected = learned_tensors(model)
     missing = sorted(set(expected) - set(tensors))
     unknown = sorted(set(tensors) - set(expected))
@@ -107,10 +112,39 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
 # ---- training state
 
 
-def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, Any]) -> None:
+RandomState = tuple[dict[str, torch.Tensor], dict[str, Any]]
+
+
+@dataclass
+class State:
+    """A training state as it was read.
+
+    Attributes
+    ----------
+    folder : where from.
+    weights, optimizer : tensors by name.
+    random : what :func:`random_state` gave, one entry a process.
+    values : the trainer's own, and the optimizer's that are no tensors.
+    """
+
+    folder: Path
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    random: list[RandomState]
+    values: dict[str, Any]
+
+
+def save_state(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    values: dict[str, Any],
+    random_states: Sequence[RandomState] | None = None,
+) -> None:
     """Everything that continuing needs: weights, optimizer, random states and the trainer's own values.
 
-    Written beside the old state and then put in its place, so that a crash leaves one of the two whole.
+    ``random_states`` are those of all processes, by default this one's on the CPU. Written beside the old state and
+    then put in its place, so that a crash leaves one of the two whole.
     """
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -119,8 +153,10 @@ def save_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         save_file(learned_tensors(model), fresh / WEIGHTS)
         tensors, scalars = _flatten_optimizer(optimizer)
         save_file(tensors, fresh / "optimizer.safetensors")
-        random_tensors, random_values = _random_state()
-        save_file(random_tensors, fresh / "random.safetensors")
+        random_states = random_states or [random_state()]
+        for rank, (random_tensors, _) in enumerate(random_states):
+            save_file(random_tensors, fresh / _random_file(rank))
+        random_values = [values_of_one for _, values_of_one in random_states]
         (fresh / "state.json").write_text(
             json.dumps({"optimizer": scalars, "random": random_values, **values}), encoding="utf-8"
         )
@@ -152,13 +188,41 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'state.json'} is damaged ({error}); the run cannot be resumed.") from error
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a saved state into model, optimizer and random generators; returns the trainer's own values."""
+def read_whole_state(folder: Path) -> State:
+    """A saved state with its tensors; nothing is changed by it yet."""
     values = read_state(folder)
-    load_weights(model, folder / WEIGHTS)
-    _restore_optimizer(optimizer, _read(folder / "optimizer.safetensors"), values.pop("optimizer"))
-    _set_random_state(_read(folder / "random.safetensors"), values.pop("random"))
+    random_values = values.pop("random")
+    tensors = [_read(folder / _random_file(rank)) for rank in range(len(random_values))]
+    return State(
+        folder,
+        _read(folder / WEIGHTS),
+        _read(folder / "optimizer.safetensors"),
+        list(zip(tensors, random_values, strict=True)),
+        values,
+    )
+
+
+def load_state(
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rank: int = 0,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """Put a saved state into model, optimizer and, where it has those of ``rank``, random generators.
+
+    Returns the trainer's own values.
+    """
+    values = dict(state.values)
+    _apply_weights(model, state.weights, state.folder / WEIGHTS)
+    _restore_optimizer(optimizer, state.optimizer, values.pop("optimizer"))
+    if rank < len(state.random):
+        _set_random_state(*state.random[rank], device)
     return values
+
+
+def _random_file(rank: int) -> str:
+    return f"random-{rank}.safetensors" if rank else "random.safetensors"
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -192,11 +256,12 @@ def _restore_optimizer(
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
-def _random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def random_state(device: torch.device | None = None) -> RandomState:
+    """Where the random generators of this process stand, that of a GPU included."""
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - RecBole samples from it
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    if device is not None and device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
     version, internal, gauss = random.getstate()
     return tensors, {
         "numpy": [name, int(position), int(has_gauss), float(cached)],
@@ -204,11 +269,10 @@ def _random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     }
 
 
-def _set_random_state(tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+def _set_random_state(tensors: dict[str, torch.Tensor], values: dict[str, Any], device: torch.device | None) -> None:
     torch.set_rng_state(tensors["torch"])
-    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("cuda.")]
-    if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
+    if device is not None and device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
     name, position, has_gauss, cached = values["numpy"]
     np.random.set_state((name, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = values["python"]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from recbole_llm import distributed
+
 
 class Meter:
     """Adds up the seconds of each phase and keeps its highest memory use.
@@ -49,6 +51,12 @@ class Meter:
             self.peak_memory_mb[name] = max(self.peak_memory_mb.get(name, 0.0), _peak_memory_mb(self.device))
         _forget_peak(self.device)
         self._since = now
+
+    def merge_peaks(self) -> None:
+        """Of several processes, the main one takes over the highest use that any of them had in a phase."""
+        for peaks in distributed.gather(self.peak_memory_mb) or ():
+            for name, peak in peaks.items():
+                self.peak_memory_mb[name] = max(self.peak_memory_mb.get(name, 0.0), peak)
 
 
 def _forget_peak(device: torch.device) -> None:

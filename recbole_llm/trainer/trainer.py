@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from logging import getLogger
@@ -14,11 +14,12 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import Trainer
 from recbole.trainer.trainer import AbstractTrainer
-from recbole.utils import calculate_valid_score, dict2str, early_stopping, set_color
+from recbole.utils import calculate_valid_score, dict2str, early_stopping, init_seed, set_color
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from recbole_llm import distributed
 from recbole_llm.data.loader import FullSortLoader, train_loader
 from recbole_llm.errors import ConfigError, MissingExtraError, RecBoleLLMError
 from recbole_llm.evaluator import metrics
@@ -104,7 +105,8 @@ class RunTrainer(Trainer):
         self.item_tensor = None
         self.tot_item_num: int | None = None
         self.tensorboard: SummaryWriter | None = None
-        self.wandb = _start_wandb(config) if config["log_wandb"] else None
+        self.world = distributed.world()
+        self.wandb = _start_wandb(config) if config["log_wandb"] and self.world.is_main else None
         self._total_steps = 0
         self._saved = False
         self._best_weights: dict[str, torch.Tensor] | None = None
@@ -116,6 +118,9 @@ class RunTrainer(Trainer):
             self._set_up_stage(len(self.stages) - 1)
         else:
             self._start_stage(0)
+        if not self.world.is_main:
+            # The model is the same everywhere; what is drawn from here on, dropout and negatives, is each process's.
+            init_seed(config["seed"] + self.world.rank, config["reproducibility"])
 
     def _worst_score(self) -> float:
         return -np.inf if self.valid_metric_bigger else np.inf
@@ -153,6 +158,11 @@ class RunTrainer(Trainer):
 
     def _set_up_stage(self, stage: int) -> None:
         self._read_settings(stage)
+        self._parallel: distributed.ParallelLoss | None = None
+        if self.world.size > 1:
+            distributed.broadcast_state(self.model)
+            if self.gpu_available:
+                self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.epochs = int(self._stage_setting("epochs"))
         self.eval_step = min(self.settings["eval_step"], self.epochs)
         self.learning_rate = float(self._stage_setting("learning_rate"))
@@ -286,19 +296,25 @@ class RunTrainer(Trainer):
         self.test_dataset = valid_data.dataset
         length = max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0
         collectors = [RankCollector(length) for _ in self.model.choices]
-        for interaction, history, _, target in self._progress(valid_data, "Choose     ", show_progress):
+        for number, batch in enumerate(self._progress(valid_data, "Choose     ", show_progress)):
+            interaction, history, _, target = batch
             interaction, target = interaction.to(self.device), target.to(self.device)
             history = (history[0].to(self.device), history[1].to(self.device))
             user = interaction[self.config["USER_ID_FIELD"]]
             with self.autocast():
                 for collector, scores in zip(collectors, self.model.full_sort_choices(interaction), strict=True):
-                    collector.collect(scores, user, target, history)
-        scores = []
-        for collector in collectors:
-            self.ranks = ranks = collector.finish()
-            masked = self.config["mask_history"]
-            rank, lists = (ranks.masked, ranks.masked_lists) if masked else (ranks.unmasked, ranks.unmasked_lists)
-            scores.append(calculate_valid_score(self._metrics(rank, lists), self.valid_metric))
+                    place = number * self.world.size + self.world.rank
+                    collector.collect(scores, user, target, history, place)
+        collected = [distributed.gather(collector.collected()) for collector in collectors]
+
+        def judge() -> list[float]:
+            results = []
+            for parts in collected:
+                masked, unmasked, _ = self._results(parts, [])
+                results.append(masked if self.config["mask_history"] else unmasked)
+            return [calculate_valid_score(result, self.valid_metric) for result in results]
+
+        scores = distributed.from_main(judge)
         best = int(np.argmax(scores) if self.valid_metric_bigger else np.argmin(scores))
         self.model.choose(best)
         self.chosen_from = [
@@ -364,32 +380,44 @@ class RunTrainer(Trainer):
     ) -> float | tuple[float, ...]:
         """One pass over the training rows; returns the sum of the batch losses, or of each part of them."""
         self.model.train()
-        loss_func = loss_func or self.model.calculate_loss
+        if self.world.size > 1 and self._parallel is None:
+            self._parallel = distributed.ParallelLoss(self.model, self.config["find_unused_parameters"])
         if hasattr(train_data, "set_epoch"):
             # Stages continue the count, so that a second stage does not repeat the draws of the first.
             train_data.set_epoch(epoch_idx + 1_000_000 * self.stage, self.start_batch)
         batches = len(train_data)
         progress = self._progress(train_data, f"Train {epoch_idx:>5}", show_progress, self.start_batch)
-        total = [torch.tensor(self._start_sums, device=self.device)] if self._start_sums else []
+        # Sums of before a resume count once.
+        total = [torch.tensor(self._start_sums, device=self.device) * self.world.is_main] if self._start_sums else []
         first, self.start_batch, self._start_sums = self.start_batch, 0, []
         for number, interaction in enumerate(progress, start=first):
             group = min(self.accumulate, batches - number // self.accumulate * self.accumulate)
-            with self.autocast():
-                losses = loss_func(interaction.to(self.device))
-            # Some of RecBole's models return a tensor of one element.
-            parts = [part.reshape(()) for part in (losses if isinstance(losses, tuple) else (losses,))]
-            self.scaler.scale(torch.stack(parts).sum() / group).backward()
+            is_last = (number + 1) % self.accumulate == 0 or number + 1 == batches
+            batch = interaction.to(self.device)
+            with self._parallel.no_sync() if self._parallel and not is_last else nullcontext():
+                with self.autocast():
+                    losses = self._loss(batch, loss_func)
+                weight = self._weight(train_data, number, batch)
+                # Some of RecBole's models return a tensor of one element.
+                parts = [part.reshape(()) for part in (losses if isinstance(losses, tuple) else (losses,))]
+                # Gradients are averaged over the processes.
+                loss = torch.stack(parts).sum() * (weight * self.world.size)
+                self.scaler.scale(loss / group).backward()
             # Sums stay on the device: reading them here would wait for it at every step.
-            values = torch.stack([part.detach().float() for part in parts])
+            values = torch.stack([part.detach().float() for part in parts]) * weight
             total = [total[0] + values] if total else [values]
-            if (number + 1) % self.accumulate == 0 or number + 1 == batches:
+            if is_last:
+                if self._parallel:
+                    self._parallel.finish_step()
                 self._step()
                 if self._inside and self.updates % self.eval_updates == 0:
-                    self._stopped = self._inside(epoch_idx, number + 1, total[0].tolist())
+                    distributed.broadcast_state(self.model, parameters=False)
+                    self._stopped = self._inside(epoch_idx, number + 1, distributed.total(total[0]).tolist())
                     if self._stopped:
                         break
                     self.model.train()
-        sums = total[0].tolist() if total else [0.0]
+        sums = distributed.total(total[0]).tolist() if total else [0.0]
+        distributed.broadcast_state(self.model, parameters=False)
         self._require_finite(sums, epoch_idx)
         return tuple(sums) if len(sums) > 1 else sums[0]
 
@@ -401,6 +429,21 @@ class RunTrainer(Trainer):
                 "weights so "
                 f"far are kept in {self.run_dir}."
             )
+
+    def _loss(self, batch: Any, loss_func: Any) -> Any:
+        if self._parallel is not None:
+            return self._parallel(batch, loss_func)
+        return (loss_func or self.model.calculate_loss)(batch)
+
+    def _weight(self, train_data: Any, number: int, batch: Any) -> Any:
+        """This process's part of a batch's mean loss: of its rows, or of what ``loss_weight`` of the model counts."""
+        if self.world.size == 1:
+            return 1.0
+        share = train_data.share(number)
+        if not hasattr(self.model, "loss_weight"):
+            return share
+        own = torch.as_tensor(self.model.loss_weight(batch) if share else 0, dtype=torch.float32, device=self.device)
+        return own / distributed.total(own)
 
     def _step(self) -> None:
         warmup = self.settings["warmup_updates"]
@@ -447,7 +490,7 @@ class RunTrainer(Trainer):
         if eval_data is None:
             return None
         if model_file is not None:
-            checkpoint.load_weights(self.model, Path(model_file))
+            self._load_weights(Path(model_file))
         elif load_best_model:
             self._load_best()
         self.model.eval()
@@ -459,22 +502,20 @@ class RunTrainer(Trainer):
         if getattr(self.model, "reranks", 0):
             retrieved = self._retrieved(eval_data, self.model.reranks, show_progress)
             reranked = self._hand_over(retrieved, eval_data)
-        self.ranks = self._collect(eval_data, length, "Evaluate   ", show_progress)
-        if retrieved is not None:
-            self.retrieval = summary(self.config, retrieved, self.ranks, reranked)
-        masked = self._metrics(self.ranks.masked, self.ranks.masked_lists)
-        unmasked = self._metrics(self.ranks.unmasked, self.ranks.unmasked_lists)
-        self.masked_result, self.unmasked_result = masked, unmasked
-        self.model_report = self.model.evaluation_report() if hasattr(self.model, "evaluation_report") else None
-        return masked if self.config["mask_history"] else unmasked
+        collected = self._collect(eval_data, length, "Evaluate   ", show_progress)
+        counts = distributed.gather(self.model.evaluation_counts() if hasattr(self.model, "evaluation_counts") else {})
+        self.masked_result, self.unmasked_result, self.model_report = distributed.from_main(
+            lambda: self._results(collected, counts, retrieved, reranked)
+        )
+        return self.masked_result if self.config["mask_history"] else self.unmasked_result
 
     @torch.no_grad()
-    def _collect(self, eval_data: Any, list_length: int, label: str, show_progress: bool, scorer: Any = None) -> Ranks:
-        """Ranks of a split under the model's scores, or those of ``scorer``."""
+    def _collect(self, eval_data: Any, list_length: int, label: str, show_progress: bool, scorer: Any = None) -> Any:
+        """What :meth:`Ranks.of` takes, of a split under the model's scores or those of ``scorer``."""
         full = isinstance(eval_data, FullSortEvalDataLoader)
         cold = eval_data.dataset.cold
         collector = RankCollector(list_length, group=cold.items if cold is not None and full else None)
-        for batch in self._progress(eval_data, label, show_progress):
+        for number, batch in enumerate(self._progress(eval_data, label, show_progress)):
             if full:
                 interaction, history, _, target = batch
                 if scorer is None:
@@ -491,28 +532,47 @@ class RunTrainer(Trainer):
                     interaction, scores, _, target = self._neg_sample_batch_eval(batch)
                 history = (torch.zeros(0, dtype=torch.long, device=self.device),) * 2
                 user = interaction[self.config["USER_ID_FIELD"]][: len(target)]
-            collector.collect(scores, user.to(self.device), target.to(self.device), history)
-        return collector.finish()
+            place = number * self.world.size + self.world.rank
+            collector.collect(scores, user.to(self.device), target.to(self.device), history, place)
+        return distributed.gather(collector.collected())
+
+    def _results(self, collected: Any, counts: Any, retrieved: Retrieved | None, reranked: int) -> tuple[Any, ...]:
+        """Masked and unmasked metrics and the model's own figures, of what all processes have seen: each row once."""
+        self.ranks = ranks = Ranks.of(collected)
+        if retrieved is not None:
+            self.retrieval = summary(self.config, retrieved, ranks, reranked)
+        summed: Counter[str] = sum((Counter(part) for part in counts), Counter())
+        own = self.model.evaluation_report(summed) if hasattr(self.model, "evaluation_report") else None
+        return (
+            self._metrics(ranks.masked, ranks.masked_lists),
+            self._metrics(ranks.unmasked, ranks.unmasked_lists),
+            own,
+        )
 
     def _retrieved(self, data: Any, k: int, show_progress: bool) -> Retrieved:
         """Candidates of a split, computed where they were not before by this retriever."""
-        if self._retriever_key is None:
-            self._retriever_key = self.model.retriever_key()
-        key = f"{self._retriever_key} {k} {self.config['mask_history']} {len(data.dataset)}"
         if (data.phase, k) not in self._candidates:
+            if self._retriever_key is None:
+                self._retriever_key = self.model.retriever_key()
+            key = f"{self._retriever_key} {k} {self.config['mask_history']} {len(data.dataset)}"
             folder = self.run_dir if self._saved else None
-            known = Retrieved.load(folder, data.phase, key) if folder else None
+            known = distributed.from_main(lambda: Retrieved.load(folder, data.phase, key) if folder else None)
             if known is None:
                 self.model.eval()
                 with self.meter.phase("retrieve"):
                     label = f"Retrieve {data.phase}"
-                    ranks = self._collect(data, k, label, show_progress, self.model.retriever_scores)
-                lists = ranks.masked_lists if self.config["mask_history"] else ranks.unmasked_lists
-                known = Retrieved(torch.from_numpy(lists), ranks.masked, ranks.unmasked)
-                if folder:
-                    known.save(folder, data.phase, key)
+                    collected = self._collect(data, k, label, show_progress, self.model.retriever_scores)
+                    known = distributed.from_main(lambda: self._keep_retrieved(collected, folder, data.phase, key))
             self._candidates[data.phase, k] = known
         return self._candidates[data.phase, k]
+
+    def _keep_retrieved(self, collected: Any, folder: Path | None, phase: str, key: str) -> Retrieved:
+        ranks = Ranks.of(collected)
+        lists = ranks.masked_lists if self.config["mask_history"] else ranks.unmasked_lists
+        retrieved = Retrieved(torch.from_numpy(lists), ranks.masked, ranks.unmasked)
+        if folder:
+            retrieved.save(folder, phase, key)
+        return retrieved
 
     def _hand_over(self, retrieved: Retrieved, data: Any) -> int:
         """Give a loader the candidates of its rows; returns how many rows are re-ranked."""
@@ -592,7 +652,8 @@ class RunTrainer(Trainer):
 
     def _save_best(self) -> None:
         if self._saved and self.run_dir is not None:
-            checkpoint.save_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
+            if self.world.is_main:
+                checkpoint.save_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
         else:
             self._best_weights = {
                 name: tensor.clone() for name, tensor in checkpoint.learned_tensors(self.model).items()
@@ -602,7 +663,11 @@ class RunTrainer(Trainer):
         if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights, strict=False)
         elif self.run_dir is not None:
-            checkpoint.load_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
+            self._load_weights(self.run_dir / checkpoint.WEIGHTS)
+
+    def _load_weights(self, file: Path) -> None:
+        distributed.from_main(lambda: checkpoint.load_weights(self.model, file))
+        distributed.broadcast_state(self.model)
 
     def _save_training_state(self, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
         if self.run_dir is None or not (self._saved and self.config["save_state"]):
@@ -624,18 +689,29 @@ class RunTrainer(Trainer):
             "scaler": self.scaler.state_dict(),
             "stopped": self.cur_step > self.stopping_step,
         }
-        checkpoint.save_state(self.run_dir / checkpoint.STATE, self.model, self.optimizer, values)
+        random_states = distributed.gather(checkpoint.random_state(self.device))
+        if self.world.is_main:
+            checkpoint.save_state(self.run_dir / checkpoint.STATE, self.model, self.optimizer, values, random_states)
 
     def resume(self) -> bool:
         """Continue from the state in the run directory; False where there is none yet."""
-        folder = checkpoint.state_folder(self.run_dir) if self.run_dir else None
+        if self.run_dir is None:
+            return False
+        run_dir = self.run_dir
+        folder = distributed.from_main(lambda: checkpoint.state_folder(run_dir))
         if folder is None:
             return False
         self._saved = True
-        values = checkpoint.read_state(folder)
-        for stage in range(1, values["stage"] + 1):
+        state = distributed.from_main(lambda: checkpoint.read_whole_state(folder))
+        for stage in range(1, state.values["stage"] + 1):
             self._start_stage(stage)
-        values = checkpoint.load_state(folder, self.model, self.optimizer)
+        values = checkpoint.load_state(state, self.model, self.optimizer, self.world.rank, self.device)
+        if len(state.random) != self.world.size:
+            self.logger.warning(
+                f"{run_dir} was trained with {len(state.random)} process(es) so far and goes on with "
+                f"{self.world.size}: batches are the same, but dropout and negatives are not those of an "
+                "uninterrupted run."
+            )
         self.start_epoch = self.epochs if values["stopped"] else values["next_epoch"]
         self.start_batch, self._start_sums = values.get("next_batch", 0), values.get("loss_sums", [])
         self.updates, self.cur_step = values["updates"], values["cur_step"]
@@ -656,6 +732,8 @@ class RunTrainer(Trainer):
 
     def _log_elsewhere(self, row: dict[str, Any]) -> None:
         """TensorBoard events in the run directory, and Weights & Biases where ``log_wandb`` asks for it."""
+        if not self.world.is_main:
+            return
         numbers = {key: value for key, value in row.items() if key not in ("stage", "epoch")}
         if self.wandb is not None:
             self.wandb.log(
@@ -679,7 +757,7 @@ class RunTrainer(Trainer):
             self.wandb = None
 
     def _write_curve(self) -> None:
-        if self.run_dir is None or not self._saved:
+        if self.run_dir is None or not self._saved or not self.world.is_main:
             return
         columns = list(dict.fromkeys(key for row in self.curve for key in row))
         with (self.run_dir / "history.csv").open("w", newline="", encoding="utf-8") as file:

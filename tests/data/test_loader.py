@@ -138,16 +138,34 @@ def test_sampled_evaluation(shop, loaders):
     _, valid, test = loaders(eval_args={"mode": {"valid": "uni9", "test": "full"}}, eval_batch_size=55)
     assert isinstance(valid, NegSampleEvalDataLoader)
     assert isinstance(test, FullSortLoader)
-    users = 0
-    for interaction, group, positive_user, positive_item in valid:
-        assert torch.bincount(group).tolist() == [10] * len(positive_user)
-        items = interaction["item_id"].view(-1, 10)
-        assert torch.equal(items[:, 0], positive_item)
-        assert not (items[:, 1:] == items[:, :1]).any()
-        lists = interaction["item_id_list"].view(len(items), 10, -1)
-        assert (lists == lists[:, :1]).all()
-        users += len(items)
-    assert users == len(valid.dataset) > 30
+    rows = 0
+    for interaction, row, target_row, target in valid:
+        size = len(target)
+        assert torch.equal(target_row, torch.arange(size))
+        items = interaction["item_id"].view(10, size)
+        assert torch.equal(row.view(10, size), target_row.expand(10, size))
+        assert torch.equal(items[0], target)
+        assert torch.equal(target, valid.dataset[rows + target_row]["item_id"])
+        assert not (items[1:] == target).any()
+        lists = interaction["item_id_list"].view(10, size, -1)
+        assert (lists == lists[:1]).all()
+        rows += size
+    assert rows == len(valid.dataset) > 30
+
+
+def test_sampled_items_depend_on_the_seed_alone(shop, loaders):
+    def sampled(**settings):
+        loader = loaders(eval_args={"mode": "uni9"}, **settings)[2]
+        epochs = [torch.cat([batch[0]["item_id"].view(10, -1).T for batch in loader]) for _ in range(2)]
+        assert torch.equal(*epochs)
+        return epochs[0]
+
+    before = np.random.get_state()[1].copy()  # noqa: NPY002 - training draws its negatives from it
+    small, large, other = sampled(eval_batch_size=10), sampled(eval_batch_size=1000), sampled(seed=1)
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    assert torch.equal(small, large)
+    assert torch.equal(small[:, 0], other[:, 0])
+    assert not torch.equal(small, other)
 
 
 def test_empty_splits_have_no_loader(shop, loaders):

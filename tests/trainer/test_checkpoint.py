@@ -110,7 +110,7 @@ def test_state_restores_weights_optimizer_and_every_random_generator(tmp_path, k
 
     other = Small()
     fresh = kind(other.table.parameters(), lr=0.7)
-    values = checkpoint.load_state(tmp_path / "training_state", other, fresh)
+    values = checkpoint.load_state(checkpoint.read_whole_state(tmp_path / "training_state"), other, fresh)
     assert values == {"epoch": 3} and fresh.param_groups[0]["lr"] == 0.1
     again = torch.rand(2), np.random.rand(2), random.random()  # noqa: NPY002
     assert torch.equal(draws[0], again[0]) and np.array_equal(draws[1], again[1]) and draws[2] == again[2]
@@ -143,4 +143,4 @@ def test_a_damaged_state_is_named(tmp_path):
     checkpoint.save_state(tmp_path / "training_state", model, optimizer, {})
     (tmp_path / "training_state" / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="state.json is damaged"):
-        checkpoint.load_state(tmp_path / "training_state", model, optimizer)
+        checkpoint.read_whole_state(tmp_path / "training_state")

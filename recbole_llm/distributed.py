@@ -1,0 +1,409 @@
+"""Several processes as one: which of them this is, what only one of them does, and gradients over all of them.
+
+In a single process everything here does the obvious thing without ``torch.distributed``.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from recbole_llm.errors import ConfigError, DistributedError, RecBoleLLMError
+
+T = TypeVar("T")
+PORT = 5678  # RecBole's, where the processes of several machines must agree on one
+LAUNCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_rendezvous: Any = None
+_groups = _turns = 0
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of a run; ``local_rank`` and ``local_size`` count those of this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and speaks to the user."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> slice:
+        """This process's part of so many rows; all parts together are every row once, their sizes differ by 1."""
+        return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
+
+
+def launched() -> World | None:
+    """What ``torchrun``, or :func:`spawn`, says in the environment; None for a process on its own."""
+    values = [os.environ.get(name, "") for name in LAUNCH]
+    if not all(values) or values[1] == "1":
+        return None
+    rank, size = int(values[0]), int(values[1])
+    return World(rank, size, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+
+
+def world() -> World:
+    """The group that this process has joined; itself alone before :func:`group`."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return World()
+    rank, size = dist.get_rank(), dist.get_world_size()
+    here = launched()
+    return World(rank, size, here.local_rank, here.local_size) if here else World(rank, size, rank, size)
+
+
+@contextmanager
+def group(timeout: float) -> Iterator[World]:
+    """The processes of a run as one group: nccl between GPUs, gloo between CPUs.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds that a process waits for another one.
+
+    Raises
+    ------
+    DistributedError
+        If the others do not come, or one of them goes while this one waits for it.
+    """
+    global _groups
+    here, limit = launched(), timedelta(seconds=timeout)
+    own = here is not None and not dist.is_initialized()
+    try:
+        if here is not None and own:
+            _groups += 1
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                store=dist.PrefixStore(str(_groups), _store(limit)),
+                rank=here.rank,
+                world_size=here.size,
+                timeout=limit,
+            )
+        yield world()
+        if own:
+            barrier()
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if (world().size == 1 and not own) or not _is_about_the_others(error):
+            raise
+        raise DistributedError(
+            f"Process {here.rank if here else world().rank} waited for the others in vain: one of them has ended, as "
+            f"its own message or the launcher's tells, or they cannot reach each other "
+            f"({str(error).splitlines()[0][:200]}). "
+            f"A process waits for distributed_timeout={timeout:g} seconds."
+        ) from error
+
+
+def _store(timeout: timedelta) -> Any:
+    global _rendezvous
+    if _rendezvous is None:
+        _rendezvous, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    return _rendezvous
+
+
+def _is_about_the_others(error: RuntimeError) -> bool:
+    words = ("gloo", "NCCL", "Connection closed", "Connection reset", "Connection refused", "Socket Timeout")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+def first_to_fail() -> bool:
+    """Whether no other process has failed before: one message is enough. True where that cannot be told."""
+    if launched() is None:
+        return True
+    try:
+        return _store(timedelta(seconds=10)).add("failed", 1) == 1
+    except (RuntimeError, ValueError):
+        return True
+
+
+# ---- one for all
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the main process, for all of them; an error there is raised by all of them."""
+    here = world()
+    if here.size == 1:
+        return make()
+    outcome: list[Any] = [None, None]
+    error: BaseException | None = None
+    if here.is_main:
+        try:
+            outcome[0] = make()
+        except Exception as caught:
+            error = caught
+            sent = isinstance(caught, RecBoleLLMError)
+            outcome[1] = caught if sent else DistributedError(f"The main process failed: {caught!r}.")
+    dist.broadcast_object_list(outcome, src=0)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def gather(value: T) -> list[T] | None:
+    """The values of all processes in the order of their ranks, on the main process; None on the others."""
+    here = world()
+    if here.size == 1:
+        return [value]
+    values: list[Any] | None = [None] * here.size if here.is_main else None
+    dist.gather_object(value, values, dst=0)
+    return values
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum over all processes, element by element."""
+    if world().size > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if world().size > 1:
+        dist.all_reduce(torch.zeros(1))
+
+
+@contextmanager
+def main_of_machine_first() -> Iterator[None]:
+    """What the first process of each machine does before the others of that machine, who find its files.
+
+    It may take any time, encoding a catalogue for instance: the launcher ends those who wait should it fail.
+    """
+    global _turns
+    here = world()
+    if here.size == 1 or _rendezvous is None:
+        yield
+        return
+    _turns += 1
+    done = f"turn {_groups}.{_turns} of {here.rank - here.local_rank}"
+    while here.local_rank > 0 and not _rendezvous.check([done]):
+        time.sleep(0.02)
+    yield
+    if here.local_rank == 0:
+        _rendezvous.set(done, "")
+
+
+def broadcast_state(model: nn.Module, parameters: bool = True) -> None:
+    """Every parameter and buffer as the main process has it, or the buffers only."""
+    if world().size == 1:
+        return
+    tensors = [*(model.parameters() if parameters else ()), *model.buffers()]
+    for tensor in tensors:
+        if tensor.numel() > 0:
+            values = tensor.detach().contiguous()
+            dist.broadcast(values.view(-1).view(torch.uint8), src=0)  # bytes: not every type can be sent
+            if values.data_ptr() != tensor.data_ptr():
+                tensor.detach().copy_(values)
+
+
+# ---- gradients
+
+
+class _Loss(nn.Module):
+    """The loss as a forward pass, which is where DistributedDataParallel listens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, interaction: Any, loss: Callable[[Any], Any] | None) -> Any:
+        return (loss or self.model.calculate_loss)(interaction)  # type: ignore[operator]
+
+
+class ParallelLoss:
+    """``calculate_loss`` of any model, with gradients averaged over the processes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The same on all processes (:func:`broadcast_state`).
+    find_unused : bool, optional
+        Whether some parameters may get no gradient, which takes time to find out at every step. None: the first step,
+        whose gradients are averaged without DistributedDataParallel, tells.
+    """
+
+    def __init__(self, model: nn.Module, find_unused: bool | None = None) -> None:
+        self._model = model
+        self._parallel: Any = None if find_unused is None else _parallel(model, find_unused)
+
+    def __call__(self, interaction: Any, loss: Callable[[Any], Any] | None = None) -> Any:
+        """Loss, or parts of it, of this process's rows."""
+        if self._parallel is None:
+            return (loss or self._model.calculate_loss)(interaction)  # type: ignore[operator]
+        try:
+            return self._parallel(interaction, loss)
+        except RuntimeError as error:
+            if "find_unused_parameters" not in str(error):
+                raise
+            raise ConfigError(
+                "Some parameters had a gradient in the first training step and none in a later one. Set "
+                "find_unused_parameters=True."
+            ) from error
+
+    def no_sync(self) -> Any:
+        """Context of a batch whose gradients are only added up; the next one outside of it averages them."""
+        return nullcontext() if self._parallel is None else self._parallel.no_sync()
+
+    def finish_step(self) -> None:
+        """After the backward pass of a batch outside of :meth:`no_sync`: its gradients are averaged."""
+        if self._parallel is None:
+            self._parallel = _parallel(self._model, find_unused=not _average_gradients(self._model))
+
+
+def _parallel(model: nn.Module, find_unused: bool) -> DistributedDataParallel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for broadcast_buffers
+        # Buffers are broadcast once an epoch, not at every step: item vectors are buffers.
+        return DistributedDataParallel(
+            _Loss(model), find_unused_parameters=find_unused, broadcast_buffers=False, init_sync=False
+        )
+
+
+def _average_gradients(model: nn.Module) -> bool:
+    """Average gradients over the processes; whether all processes have used all parameters."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    used = total(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32))
+    size = world().size
+    for parameter, users in zip(parameters, used.tolist(), strict=True):
+        if users > 0:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= size
+            dist.all_reduce(parameter.grad)
+    return bool((used == size).all())
+
+
+# ---- processes without torchrun
+
+
+def spawn(work: Callable[..., T], keywords: Mapping[str, Any], settings: Mapping[str, Any]) -> T:
+    """Call ``work(**keywords)`` in new processes on this machine, as RecBole's ``nproc`` asks.
+
+    Parameters
+    ----------
+    work : function
+        Importable by name.
+    keywords : dict
+        What can be pickled; classes by the name they are imported by.
+    settings : dict
+        ``nproc``, ``world_size``, ``ip``, ``port`` and ``group_offset``.
+
+    Returns
+    -------
+    object
+        What the first of them returned.
+
+    Raises
+    ------
+    RecBoleLLMError
+        What one of them raised; DistributedError where one ended otherwise. The others are ended.
+    """
+    count, port = settings["nproc"], settings["port"]
+    if port is None:
+        port = _free_port() if settings["world_size"] == count else PORT
+    environment = {
+        "WORLD_SIZE": settings["world_size"],
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": settings["ip"],
+        "MASTER_PORT": port,
+    }
+    answers = mp.get_context("spawn").SimpleQueue()
+    context = mp.start_processes(
+        _process,
+        (settings["group_offset"], environment, work, dict(keywords), answers),
+        nprocs=count,
+        join=False,
+        start_method="spawn",
+    )
+    received: list[tuple[str, Any]] = []
+    try:
+        while not context.join(timeout=0.5, grace_period=5):
+            _receive(answers, received)  # a process waits until its answer is taken
+    except KeyboardInterrupt:
+        _end(context.processes)
+        raise
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+        if getattr(error, "exit_code", None) == 130:
+            raise KeyboardInterrupt from error
+        _receive(answers, received)
+        raise _reason(error, received) from error
+    _receive(answers, received)
+    return received[0][1]
+
+
+def _receive(answers: Any, received: list[tuple[str, Any]]) -> None:
+    while not answers.empty():
+        received.append(answers.get())
+
+
+def _process(
+    local_rank: int, offset: int, environment: Mapping[str, Any], work: Any, keywords: dict[str, Any], answers: Any
+) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    os.environ.update({"LOCAL_RANK": str(local_rank), "RANK": str(local_rank + offset)})
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(environment["LOCAL_WORLD_SIZE"])))
+    try:
+        result = work(**keywords)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except RecBoleLLMError as error:
+        answers.put(("error", error))
+        sys.exit(2)
+    except Exception:
+        answers.put(("crash", f"Process {os.environ['RANK']} failed.\n{traceback.format_exc()}"))
+        sys.exit(1)
+    if local_rank == 0:
+        answers.put(("result", result))
+
+
+def _reason(error: Exception, received: list[tuple[str, Any]]) -> RecBoleLLMError:
+    """The error that explains the end of the processes: one of their own before one that says others have gone."""
+    found: list[RecBoleLLMError] = []
+    for kind, value in received:
+        if kind == "crash":
+            return DistributedError(value)
+        if kind == "error":
+            found.append(value)
+    own = [value for value in found if not isinstance(value, DistributedError)]
+    if not own and getattr(error, "signal_name", None):
+        return DistributedError(
+            f"Of this run, {error}; the others were ended. SIGKILL is what the system sends when memory runs out."
+        )
+    return (own or found or [DistributedError(f"A process of the run failed: {str(error).strip()}.")])[0]
+
+
+def _end(processes: list[Any]) -> None:
+    """Interrupt what is still running, then insist: the terminal has usually told all of them already."""
+    for seconds, signal_number in ((3, signal.SIGINT), (10, signal.SIGTERM), (5, signal.SIGKILL)):
+        for process in processes:
+            process.join(seconds)
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, signal_number)
+    for process in processes:
+        process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
