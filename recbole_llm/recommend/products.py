@@ -70,7 +70,8 @@ def products_of(
             with autocast():
                 return model.user_vectors(interaction)
 
-        return Products(model, hasattr(model, "catalogue_bias"), hidden, model.catalogue_vectors)
+        has_bias = hasattr(model, "catalogue_bias") and bool((model.catalogue_bias() != 0).any())
+        return Products(model, has_bias, hidden, model.catalogue_vectors)
     return _tied(model, probe, scores, autocast)
 
 

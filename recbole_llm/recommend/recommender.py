@@ -338,7 +338,7 @@ class Recommender:
             raise UnsupportedError(
                 f"{self.config['model']} learns an item from its interactions; one that has none is nothing to it. "
                 "Models that read item texts and score by vectors can take new items: LLMSeqSim, LLM2SASRec, "
-                "LiteLLM4Rec with head_init=items."
+                "LLM2BERT4Rec, LLM2GRU4Rec, LiteLLM4Rec with head_init=items."
             )
         field = self.dataset.iid_field
         text = item_text_of(self.dataset, self.config)
