@@ -65,15 +65,20 @@ def compare(
         If no run finished.
     """
     rundir.log_to_console()
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("A comparison is started once, not by torchrun: it runs one model after the other.")
     plan = planning.make_plan(models, dataset, config_file_list, config_dict, arguments)
     _make(plan.directory)
     with rundir.held(plan.directory):
-        comparison = None
+        comparison, text_lengths = None, None
 
         def write(outcomes: list[Outcome]) -> None:
-            nonlocal comparison
+            nonlocal comparison, text_lengths
             comparison = _comparison_of(plan, outcomes)
             if comparison is not None:
+                if text_lengths is None:
+                    text_lengths = _text_lengths([run for row in comparison.rows for run in row.runs])
+                comparison.text_lengths = text_lengths
                 _write(comparison)
 
         outcomes = execute(plan, write)
@@ -145,6 +150,7 @@ def _comparison_of(plan: planning.Plan, outcomes: Sequence[Outcome]) -> Comparis
     rows = [Row(label, models[label]) for label in plan.labels]
     by_label = {row.label: row for row in rows}
     runs: list[FinishedRun] = []
+    reused: list[FinishedRun] = []
     for outcome in outcomes:
         row = by_label[outcome.label]
         if outcome.run_dir is None:
@@ -152,11 +158,26 @@ def _comparison_of(plan: planning.Plan, outcomes: Sequence[Outcome]) -> Comparis
         else:
             row.runs.append(load_finished(outcome.run_dir))
             runs.append(row.runs[-1])
+            reused += runs[-1:] if outcome.reused else []
     if not runs:
         return None
     check_same_test(runs)
     mark_baselines(rows, plan.options["baselines"])
-    return Comparison(rows, plan.options, plan.directory, _text_lengths(runs), plan.warnings)
+    return Comparison(rows, plan.options, plan.directory, warnings=[*plan.warnings, *_made_by_other_code(reused)])
+
+
+def _made_by_other_code(reused: Sequence[FinishedRun]) -> list[str]:
+    """Runs with the same settings are taken over whatever code made them, but not without a word."""
+    git, version = rundir.git_state(), rundir.package_version("recbole-llm")
+    environments = [(run, run.results["environment"]) for run in reused]
+    other = [run for run, made in environments if (made["git"], made["packages"]["recbole-llm"]) != (git, version)]
+    if not other:
+        return []
+    names = ", ".join(run.run_dir.name for run in other[:3]) + ", ..." * (len(other) > 3)
+    return [
+        f"{len(other)} finished run{'s' * (len(other) > 1)} made by another version of the code ({names}) "
+        f"{'were' if len(other) > 1 else 'was'} taken over; --reuse=False runs everything anew."
+    ]
 
 
 def _text_lengths(runs: Sequence[FinishedRun], data_path: str | None = None) -> np.ndarray | None:

@@ -442,17 +442,11 @@ def _without_secrets(command: list[str]) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, commit and hardware of this process."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": platform.python_version(),
-        "packages": versions,
-        "git": _git_state(),
+        "packages": {package: package_version(package) for package in PACKAGES},
+        "git": git_state(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cpus": os.cpu_count(),
@@ -471,7 +465,15 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _git_state() -> dict[str, Any] | None:
+def package_version(name: str) -> str | None:
+    """Installed version of a package, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any] | None:
     """Commit of the checkout this package runs from, if it runs from one."""
     folder = Path(__file__).parent.parent
 

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from recbole_llm import rundir
 from recbole_llm.comparison import figures
 from recbole_llm.comparison.analysis import HEAD, Comparison
 from recbole_llm.comparison.tables import PLACES, caption, cost_grid, history, metric_name
@@ -193,8 +194,8 @@ def _relative(path: Path, folder: Path) -> str | None:
 
 def _settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Settings that more than one row has and that are not the same everywhere."""
-    ignored = {"model", "seed", "load_col", "data_path", "checkpoint_dir"}
-    all_settings = [row.runs[0].results["settings"] for row in comparison.rows]
+    ignored = rundir.CIRCUMSTANCES | {"model", "seed", "load_col"}
+    all_settings = [rundir.essence(row.runs[0].results["settings"]) for row in comparison.rows]
     keys = sorted({key for settings in all_settings for key in settings} - ignored)
     table = []
     for key in keys:

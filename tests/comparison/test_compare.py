@@ -86,9 +86,13 @@ def test_what_counts_as_the_same_run(here, isolated):
     run_dir = next(path for path in run_dirs() if "n_layers: 2" in (path / "config.yaml").read_text())
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     del results["settings"]["adam_eps"]
+    results["environment"]["git"] = {"commit": "0" * 40, "dirty": False}
     (run_dir / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    main([*model, *QUICK])
+    comparison = compare(arguments=_parsed([*model, *QUICK]))
     assert len(here) == 2
+    assert (
+        f"1 finished run made by another version of the code ({run_dir.name}) was taken over" in comparison.warnings[0]
+    )
     # Other data under the same name.
     with (isolated / "data" / "cycle" / "cycle.inter").open("a", encoding="utf-8") as file:
         file.writelines(f"new\ti{item}\t{item}\n" for item in range(6))
@@ -110,6 +114,12 @@ def test_a_run_that_fails_is_listed_and_the_others_stay(here):
     assert "! DIEN, seed 1 is missing: " in text
     main(["--model=SASRec,DIEN,FDSA", "--seeds=1", *QUICK])
     assert [task["model"] for task in here[3:]] == ["DIEN", "FDSA"]
+
+
+def test_started_by_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="not by torchrun"):
+        compare(["SASRec"], "cycle", config_dict={"data_path": "data"})
 
 
 def test_nothing_finished(here, capsys):
