@@ -314,7 +314,11 @@ class GenerativeRecommender(SequentialRecommender):
         Items that no beam reached lie far below those that one did, in a seeded order of the user's own; padding and,
         in the top-N task, everything but the candidates is ``-inf``.
         """
-        hidden, mask = self.forward(self.prompts(interaction))
+        return self.scores_of(self.prompts(interaction), interaction)
+
+    def scores_of(self, prompts: Prompts, interaction: Interaction) -> torch.Tensor:
+        """As :meth:`full_sort_predict`, from prompts that are there already."""
+        hidden, mask = self.forward(prompts)
         if self.head_kind == "projection":
             scores = self._project(hidden, mask)
             scores[:, 0] = -torch.inf
