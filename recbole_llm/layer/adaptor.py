@@ -13,7 +13,7 @@ ADAPTORS = ("none", "linear", "mlp", "moe")
 
 
 def build_adaptor(config: Any, in_width: int, out_width: int) -> nn.Module | None:
-    """The adaptor that a configuration asks for, (n, in_width) -> (n, out_width); None for ``adaptor: none``.
+    """The adaptor that a configuration asks for, (..., in_width) -> (..., out_width); None for ``adaptor: none``.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class MLPAdaptor(nn.Module):
         self.inner, self.outer, self.rate = nn.Linear(in_width, hidden), nn.Linear(hidden, out_width), rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, in_width) -> (n, out_width)."""
+        """(..., in_width) -> (..., out_width)."""
         return self.outer(dropout(nn.functional.gelu(self.inner(x)), self.rate, self.training))
 
 
@@ -78,14 +78,14 @@ class MoEAdaptor(nn.Module):
         self.noise = nn.Parameter(torch.zeros(experts, in_width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, in_width) -> (n, out_width)."""
+        """(..., in_width) -> (..., out_width)."""
         logits = x @ self.gate.T
         if self.training:
             deviation = nn.functional.softplus(x @ self.noise.T) + 1e-2
             logits = logits + deviation * torch.randn_like(logits)
-        share = logits.softmax(-1)  # (n, experts)
-        total = x.new_zeros(len(x), self.weight.shape[1])
-        for k, (shift, weight) in enumerate(zip(self.shift, self.weight, strict=True)):
-            expert = nn.functional.linear(dropout(x, self.rate, self.training) - shift, weight)
-            total = total + share[:, k : k + 1] * expert
-        return total
+        share = logits.softmax(-1)  # (..., experts)
+        parts = [
+            share[..., k, None] * nn.functional.linear(dropout(x, self.rate, self.training) - shift, weight)
+            for k, (shift, weight) in enumerate(zip(self.shift, self.weight, strict=True))
+        ]
+        return torch.stack(parts).sum(0)

