@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from recbole_llm.errors import ConfigError, MissingExtraError, ModelNotFoundError
-from recbole_llm.llm.hf import first_line, has_tokenizer, quiet_transformers, read_config
+from recbole_llm.llm.hf import first_line, has_tokenizer, needs_sentencepiece, quiet_transformers, read_config
 from recbole_llm.llm.resolve import remedies, resolve_llm
 from recbole_llm.llm.spec import DTYPES, LLMSpec, ResolvedLLM
 from recbole_llm.llm.tiny import fixed_seed, tiny_config, tiny_tokenizer
@@ -62,6 +62,8 @@ def load_tokenizer(resolved: ResolvedLLM) -> Any:
     ------
     ModelNotFoundError
         Its files are missing or damaged.
+    MissingExtraError
+        It is read by SentencePiece, which is not installed.
     """
     if resolved.source == "random":
         return tiny_tokenizer()
@@ -83,6 +85,10 @@ def load_tokenizer(resolved: ResolvedLLM) -> Any:
         if len(tokenizer) < expected / 2:
             raise ValueError(f"{len(tokenizer)} tokens where the model has {expected}")
     except Exception as error:
+        if needs_sentencepiece(Path(resolved.path)):
+            raise MissingExtraError(
+                f"llm: {resolved.path} has its vocabulary as SentencePiece file only: pip install sentencepiece"
+            ) from error
         raise ModelNotFoundError(
             f"llm: the tokenizer of {resolved.name} cannot be loaded from {resolved.path} ({first_line(error)}). "
             f"Fetch the model again, with its tokenizer files.{remedies()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def has_tokenizer(folder: Path) -> bool:
     """Return whether a model folder has tokenizer files: without them transformers makes one that knows no word."""
     patterns = ("tokenizer*", "vocab*", "spiece.model", "sentencepiece*", "*.spm", "*/tokenizer*", "*/vocab*")
     return any(any(folder.glob(pattern)) for pattern in patterns)
+
+
+def needs_sentencepiece(folder: Path) -> bool:
+    """Return whether a model folder's tokenizer can only be read by SentencePiece, which is not installed."""
+    files = [*folder.glob("*.model"), *folder.glob("*.spm")]
+    return bool(files) and not (folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None
 
 
 def first_line(error: Exception) -> str:

@@ -536,7 +536,9 @@ class RunTrainer(Trainer):
             collector.collect(scores, user.to(self.device), target.to(self.device), history, place)
         return distributed.gather(collector.collected())
 
-    def _results(self, collected: Any, counts: Any, retrieved: Retrieved | None, reranked: int) -> tuple[Any, ...]:
+    def _results(
+        self, collected: Any, counts: Any, retrieved: Retrieved | None = None, reranked: int = 0
+    ) -> tuple[Any, ...]:
         """Masked and unmasked metrics and the model's own figures, of what all processes have seen: each row once."""
         self.ranks = ranks = Ranks.of(collected)
         if retrieved is not None:

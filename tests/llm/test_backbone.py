@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from recbole_llm.errors import ConfigError, ModelNotFoundError
+from recbole_llm.errors import ConfigError, MissingExtraError, ModelNotFoundError
+from recbole_llm.llm import hf
 from recbole_llm.llm.backbone import (
     LLMSpec,
     hidden_size,
@@ -258,6 +259,17 @@ def test_missing_tokenizer(tmp_path, saved_folder):
     with pytest.raises(ModelNotFoundError, match="no tokenizer files"):
         load_tokenizer(resolved)
     load_encoder(resolved)  # a Recommendation LLM needs none
+
+
+def test_sentencepiece_is_missing(tmp_path, saved_folder, monkeypatch):
+    copy = shutil.copytree(saved_folder("tiny-random-t5"), tmp_path / "copy")
+    for path in copy.glob("*token*"):
+        path.unlink()
+    (copy / "spiece.model").write_bytes(b"not a vocabulary")
+    resolved = resolve_llm(LLMSpec(str(copy)))
+    monkeypatch.setattr(hf, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install sentencepiece"):
+        load_tokenizer(resolved)
 
 
 def test_dtype_auto_is_the_saved_type(tmp_path):
