@@ -5,6 +5,7 @@ list of the sequential model where pop(last item) >= the q-quantile of pop, else
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,10 +53,14 @@ class LLMSeqSimSequential(Hybrid):
         """Forget how many users each model served."""
         self._served = torch.zeros(2, dtype=torch.long)
 
-    def evaluation_report(self) -> dict[str, int]:
-        """Users that each model served since the evaluation began."""
+    def evaluation_counts(self) -> dict[str, int]:
+        """Users that each model served since the evaluation began; the trainer adds up those of several processes."""
         popular, unpopular = self._served.tolist()
         return {"users_of_popular_model": popular, "users_of_unpopular_model": unpopular}
+
+    def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The same counts."""
+        return {name: counts[name] for name in self.evaluation_counts()} if counts else {}
 
     def after_popular(self, interaction: Interaction, setting: torch.Tensor) -> torch.Tensor:
         """Rows that the sequential model serves, bool of shape (B,)."""

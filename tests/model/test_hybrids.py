@@ -195,7 +195,7 @@ def test_the_last_item_decides(world):
         chosen.append(popularity[last] >= bound)
         torch.testing.assert_close(scores[row], (sequential if chosen[-1] else similar)[row])
     assert 0 < sum(chosen) < len(chosen)
-    assert model.evaluation_report() == {
+    assert model.evaluation_report(model.evaluation_counts()) == {
         "users_of_popular_model": sum(chosen),
         "users_of_unpopular_model": len(chosen) - sum(chosen),
     }
