@@ -224,16 +224,18 @@ def accuracy_against_time(comparison: Comparison) -> go.Figure:
     """The headline metric against milliseconds of inference per test row."""
     metric = comparison.headline
     figure = _figure("milliseconds per user, test pass (log scale)", metric_name(metric))
-    for row in comparison.rows:
-        mean, half = interval(comparison.values(row, metric, comparison.versions[0]))
+    times = [comparison.milliseconds_per_row(row) for row in comparison.rows]
+    intervals = [interval(comparison.values(row, metric, comparison.versions[0])) for row in comparison.rows]
+    sides = _label_sides(np.log10(times), np.array([mean for mean, _ in intervals]))
+    for row, time, (mean, half), side in zip(comparison.rows, times, intervals, sides, strict=True):
         figure.add_trace(
             go.Scatter(
-                x=[comparison.milliseconds_per_row(row)],
+                x=[time],
                 y=[mean],
                 error_y={"type": "data", "array": [half], "thickness": 1, "width": 4},
                 mode="markers+text",
                 text=[f" {_name(row)}"],
-                textposition="middle right",
+                textposition=side,
                 textfont={"color": colour_of(comparison, row)},
                 marker={
                     **{"size": 12, "color": colour_of(comparison, row)},
@@ -244,10 +246,21 @@ def accuracy_against_time(comparison: Comparison) -> go.Figure:
                 hovertemplate=f"{_name(row)}<br>%{{x:.3g}} ms, %{{y:.4f}} ± {half:.4f}<extra></extra>",
             )
         )
-    times = [comparison.milliseconds_per_row(row) for row in comparison.rows]
     # Room for the labels to the right of the points.
     low, high = np.log10(min(times)) - 0.3, np.log10(max(times)) + 0.3
     ticks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
     figure.update_xaxes(type="log", range=[low, high + 0.35 * (high - low)])
     figure.update_xaxes(tickvals=ticks, ticktext=[f"{tick:,.10g}" for tick in ticks])
     return figure
+
+
+def _label_sides(x: np.ndarray, y: np.ndarray) -> list[str]:
+    """Where the label of each point goes: away from its nearest neighbour, up or down."""
+    if len(x) == 1:
+        return ["middle right"]
+    across, up = (values / max(float(np.ptp(values)), 1e-12) for values in (x, y))
+    distance = np.hypot(across[:, None] - across, up[:, None] - up)
+    np.fill_diagonal(distance, np.inf)
+    nearest = distance.argmin(1)
+    above = (up > up[nearest]) | ((up == up[nearest]) & (np.arange(len(up)) < nearest))
+    return ["top right" if is_above else "bottom right" for is_above in above]
