@@ -19,6 +19,7 @@ from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError
 from recbole_llm.parameters import ParameterDumper, ParameterLoader, load_yaml, parse_arguments, parse_value
 from recbole_llm.registry import own_models, props_dir, stock_models
+from recbole_llm.submodel import inner_config
 
 PACKAGE = Path(recbole_llm.__file__).parent
 
@@ -329,6 +330,28 @@ def test_empty_settings_file(tmp_path):
 
 
 # ---- RecBole's habits and walls
+
+
+# ---- property files of rows and presets
+
+
+@pytest.mark.parametrize(
+    "file", sorted([*props_dir().glob("paper/*.yaml"), *props_dir().glob("preset/*.yaml")]), ids=str
+)
+def test_every_row_of_a_paper_and_every_preset_loads(file):
+    text, given = file.read_text(encoding="utf-8"), load_yaml(file)
+    if "models" in given:  # of a comparison
+        return
+    # What names no model is put after the row it changes, which its comment names.
+    after = re.search(rf'--config_files="([^"]+ {re.escape(file.stem)})"', text)
+    files = file.stem if "model" in given else after[1]
+    config = Config(config_dict={"config_files": files})
+    assert config.notices == []
+    if "retriever_settings" in config.model_keys:
+        assert inner_config(config["retriever"], config, config["retriever_settings"]).notices == []
+    recipes = load_yaml(props_dir() / "dataset" / "recipes.yaml")
+    for recipe in re.findall(r"the recipe ([\w-]+\w)", text.replace("\n# ", " ")):
+        assert recipes[recipe]["source"] == config["dataset"]
 
 
 @pytest.mark.parametrize("name", stock_models())
