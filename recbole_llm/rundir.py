@@ -544,21 +544,26 @@ def _members_table(results: Mapping[str, Any], part: str, head: str, places: int
     return tabulate(rows, columns, tablefmt="simple", floatfmt=digits)
 
 
-def _retrieval_lines(retrieval: Mapping[str, Any], mask_history: bool, places: int) -> list[str]:
+def _retrieval_lines(results: Mapping[str, Any], metric: str, places: int) -> list[str]:
     """The rows of a two-step model: its retriever alone, and both on the users whose target was retrieved."""
+    model, retrieval, mask_history = results["model"], results["retrieval"], results["protocol"]["mask_history"]
     k, users, found = retrieval["candidates"], retrieval["users"], retrieval["users_retrieved"]
     masked, unmasked = "retriever_masked", "retriever_unmasked"
     first, second = (masked, unmasked) if mask_history else (unmasked, masked)
-    heads = {masked: "retriever, history masked", unmasked: "retriever, not masked"}
+    heads = {masked: "retriever alone,\nhistory masked", unmasked: "retriever alone,\nnot masked"}
     columns = [first, second, "retrieved_users", "retrieved_users_retriever"]
     rows = [[metric, *((retrieval[key] or {}).get(metric) for key in columns)] for metric in retrieval[first]]
-    titles = ["metric", heads[first], heads[second], f"both, {found} users", f"retriever, {found} users"]
+    there = f"these {found} users"
+    titles = ["metric", heads[first], heads[second], f"{model},\n{there}", f"retriever alone,\n{there}"]
     skipped = users - retrieval["users_reranked"]
+    alone, both = retrieval[first].get(metric), results["test_result"].get(metric)
+    gain = f" ({both / alone - 1:+.1%})" if alone and both is not None else ""
     return [
         "",
-        f"the target is among the retriever's {k} candidates for {found} of {users} users (Recall@{k} "
-        f"{retrieval[f'retriever_recall@{k}']:.{places}f})"
+        f"{model} re-orders the retriever's first {k} items: they hold the target of {found} of {users} users "
+        f"(Recall@{k} {retrieval[f'retriever_recall@{k}']:.{places}f})"
         + (f"; {skipped} users were not re-ranked (skip_users_without_target reads the label)" if skipped else ""),
+        *([f"{metric} {both:.{places}f}, the retriever alone {alone:.{places}f}{gain}"] if alone is not None else []),
         "",
         tabulate(rows, titles, tablefmt="simple", floatfmt=f".{places}f"),
     ]
@@ -586,18 +591,14 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         *([f"llm: {language['llm']}, rec_llm: {language['rec_llm']}"] if "rec_llm" in language else []),
         *([f"llm: {language['llm']}, retriever: {language['retriever']}"] if "retriever" in language else []),
         *(
-            f"stage {stage['stage']}: best {config['valid_metric']} {stage['best_valid_score']:.{places}f} "
+            f"stage {stage['stage']}: best {stage['valid_metric']} {stage['best_valid_score']:.{places}f} "
             f"in epoch {stage['best_epoch']}, {stage['updates']} updates"
             for stage in results["stages"]
             if len(results["stages"]) > 1 and stage["best_valid_score"] is not None
         ),
         "",
         table,
-        *(
-            _retrieval_lines(results["retrieval"], results["protocol"]["mask_history"], places)
-            if results["retrieval"]
-            else []
-        ),
+        *(_retrieval_lines(results, config["valid_metric"].lower(), places) if results["retrieval"] else []),
         "",
         "seconds: "
         + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items())

@@ -11,6 +11,7 @@ Trained on prompts with the next item among 19 random ones, by cross-entropy on 
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,10 @@ class LlamaRec(SequentialRecommender):
             )
         self.ranker = ranker
         self.train(self.training)
+        trained = sum(p.numel() for p in ranker.parameters() if p.requires_grad)
+        getLogger().info(
+            f"Ranker {self.resolved.label()}: {trained:,} trainable parameters, tuning={config['tuning']}"
+        )
 
     def train(self, mode: bool = True) -> "LlamaRec":
         """As ``nn.Module.train``; a retriever that is not trained any more stays in evaluation mode."""

@@ -207,6 +207,8 @@ class RunTrainer(Trainer):
             self.train_counts = train_data.dataset.train_counts
         if self.config["train_neg_sample_args"].get("dynamic", False):
             train_data.get_model(self.model)
+        if verbose:
+            self._announce_stage(self.stage)
         while True:
             self._fit_stage(train_data, valid_data, verbose, show_progress, callback_fn)
             self.stage_results.append(
@@ -214,6 +216,7 @@ class RunTrainer(Trainer):
                     "stage": self.stages[self.stage],
                     "best_epoch": self.best_epoch,
                     "updates": self.updates,
+                    "valid_metric": self.settings["valid_metric"],
                     "best_valid_score": None if self.best_epoch is None else self.best_valid_score,
                     "best_valid_result": self.best_valid_result,
                 }
@@ -222,14 +225,18 @@ class RunTrainer(Trainer):
                 return self.best_valid_score, self.best_valid_result
             self._load_best()
             best = self.best_valid_score, self.best_valid_result
+            if verbose:
+                self._announce_stage(self.stage + 1)
             self._start_stage(self.stage + 1)
             if not getattr(self.model, "stages_start_afresh", False):
                 # A stage starts at exactly the scores of the one before, and must beat them.
                 self.best_valid_score, self.best_valid_result = best
             # Before the new stage's weights replace the file of the old one's: a crash in between must resume here.
             self._save_training_state(0)
-            if verbose:
-                self.logger.info(f"Stage {self.stage + 1} of {len(self.stages)}: {self.stages[self.stage]}.")
+
+    def _announce_stage(self, stage: int) -> None:
+        if len(self.stages) > 1:
+            self.logger.info(f"Stage {stage + 1} of {len(self.stages)}: {self.stages[stage]}.")
 
     def _fit_stage(
         self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool, callback_fn: Any
@@ -250,7 +257,8 @@ class RunTrainer(Trainer):
             """Validation after some batches of an epoch; whether training is to end."""
             self._require_finite(sums, epoch)
             row = self._row(epoch, sum(sums))
-            stop = self._validate(epoch, valid_data, row, verbose, show_progress)
+            where = f"epoch {epoch}, update {self.updates},"
+            stop = self._validate(epoch, valid_data, row, verbose, show_progress, where)
             self._keep(row, epoch, batches, sums)
             if callback_fn:
                 callback_fn(epoch, row["valid_score"])
@@ -258,13 +266,13 @@ class RunTrainer(Trainer):
 
         self._inside = inside if valid_data is not None and self.eval_updates else None
         for epoch in range(self.start_epoch, self.epochs):
-            start = time.perf_counter()
+            before = self.meter.seconds.get("train", 0.0)
             with self.meter.phase("train"):
                 loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
-            seconds = time.perf_counter() - start
+            seconds = self.meter.seconds["train"] - before  # without validation inside the epoch
             self.train_loss_dict[epoch] = sum(loss) if isinstance(loss, tuple) else loss
             if verbose:
-                self.logger.info(self._generate_train_loss_output(epoch, start, start + seconds, loss))
+                self.logger.info(self._generate_train_loss_output(epoch, 0.0, seconds, loss))
             row = self._row(epoch, self.train_loss_dict[epoch])
             row["train_seconds"] = round(seconds, 3)
             stop = self._stopped
@@ -354,7 +362,15 @@ class RunTrainer(Trainer):
                 train_data.negatives.draw_from(self._retrieved(split, pools, show_progress).items)
         return train_data
 
-    def _validate(self, epoch: int, valid_data: Any, row: dict[str, Any], verbose: bool, show_progress: bool) -> bool:
+    def _validate(
+        self,
+        epoch: int,
+        valid_data: Any,
+        row: dict[str, Any],
+        verbose: bool,
+        show_progress: bool,
+        where: str | None = None,
+    ) -> bool:
         start = time.perf_counter()
         with self.meter.phase("valid"):
             score, result = self._valid_epoch(valid_data, show_progress=show_progress)
@@ -366,7 +382,7 @@ class RunTrainer(Trainer):
         row.update({"valid_seconds": round(seconds, 3), "valid_score": score, **result})
         if verbose:
             self.logger.info(
-                set_color(f"epoch {epoch} evaluating", "green")
+                set_color(f"{where or f'epoch {epoch}'} evaluating", "green")
                 + f" [{set_color('time', 'blue')}: {seconds:.2f}s, {set_color('valid_score', 'blue')}: {score:f}]"
             )
             self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(self.rounded(result)))
