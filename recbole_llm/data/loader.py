@@ -17,7 +17,8 @@ from recbole_llm import distributed
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.data.views import TrainRows, view_of
+from recbole_llm.data.views import WINDOWS, TrainRows, view_of
+from recbole_llm.parameters import choice
 
 # Rows whose sampled items are drawn together: RecBole's sampler makes Python objects of every draw.
 DRAWN_AT_ONCE = 4096
@@ -99,7 +100,8 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
     def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = True) -> None:
         self._set_neg_sample_args(config, dataset, config["MODEL_INPUT_TYPE"], config["train_neg_sample_args"])
         view, per_user = view_of(config, config.model_class), config["max_train_rows_per_user"]
-        self.rows = TrainRows(dataset, view, config["seed"], per_user)
+        windows = str(choice(config, "windows", WINDOWS))
+        self.rows = TrainRows(dataset, view, config["seed"], per_user, windows)
         self.sample_size = len(self.rows)
         self.negatives: PrefixNegatives | None = None
         if getattr(config.model_class, "draws_negatives", False):

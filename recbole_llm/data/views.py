@@ -15,6 +15,7 @@ from recbole_llm.errors import DataError
 from recbole_llm.parameters import choice
 
 VIEWS = ("prefix", "segment", "p5", "sequence")
+WINDOWS = ("all", "original")
 
 
 def view_of(config: Any, model_class: type) -> str:
@@ -43,6 +44,10 @@ class TrainRows:
     seed : int
     per_user : int, optional
         ``prefix`` only: the newest so many rows of every user.
+    windows : {'all', 'original'}
+        ``sequence`` only. ``original``: the windows of LRURec's released code. Of fewer than 2L training items (L the
+        longest history) the newest L are the targets of one row; otherwise the newest whole L-tuples of items are a
+        row each, whose first item is no target.
 
     Raises
     ------
@@ -50,7 +55,9 @@ class TrainRows:
         If no user has two training items.
     """
 
-    def __init__(self, dataset: HistoryDataset, view: str, seed: int, per_user: int | None = None) -> None:
+    def __init__(
+        self, dataset: HistoryDataset, view: str, seed: int, per_user: int | None = None, windows: str = "all"
+    ) -> None:
         self.view, self.seed = view, seed
         self.max_length = int(dataset.max_item_list_len)
         position = dataset.inter_feat[POSITION]
@@ -74,12 +81,17 @@ class TrainRows:
         np.maximum.at(last, index, position.numpy())
         self._first, self._last = torch.from_numpy(first), torch.from_numpy(last)
         if view == "sequence":
-            targets = self._last - self._first
-            windows = (targets + self.max_length - 1) // self.max_length
-            user = torch.repeat_interleave(torch.arange(len(users)), windows)
-            number = torch.arange(len(user)) - (torch.cumsum(windows, 0) - windows)[user]
-            self._position = self._last[user] - number * self.max_length
-            self._length = torch.minimum(self._position - self._first[user], torch.tensor(self.max_length))
+            limit, targets = self.max_length, self._last - self._first
+            cut = targets + 1 >= 2 * limit  # original: whole windows only
+            original = torch.where(cut, (targets + 1) // limit, 1)
+            rows = original if windows == "original" else (targets + limit - 1) // limit
+            user = torch.repeat_interleave(torch.arange(len(users)), rows)
+            number = torch.arange(len(user)) - (torch.cumsum(rows, 0) - rows)[user]
+            self._position = self._last[user] - number * limit
+            most = limit - (cut[user].long() if windows == "original" else 0)
+            self._length = torch.minimum(self._position - self._first[user], torch.as_tensor(most))
+            if windows == "original":  # a window of one item has no target
+                self._position, self._length = self._position[self._length > 0], self._length[self._length > 0]
 
     def __len__(self) -> int:
         """Rows per epoch."""

@@ -130,7 +130,8 @@ class LRURec(SequentialRecommender):
             hidden, _ = self.forward(packing.pack(item_seq), packing=packing)
             hidden, target = hidden[target > 0], target[target > 0]
             if self.first_item_target:
-                # A row that is not full starts where its user starts. Padding hands no state on.
+                # A row that is not full starts where its user starts, or is a window of windows: original, whose first
+                # item the authors' code predicts in the same way. Padding hands no state on.
                 first = item_seq[length < self.max_seq_length, 0]
                 hidden = torch.cat([hidden, self.forward(torch.zeros_like(first)[:, None])[0][:, 0]])
                 target = torch.cat([target, first])

@@ -10,6 +10,7 @@ from recbole_llm.data.views import TrainRows, view_of
 from recbole_llm.errors import ConfigError, DataError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pod" / "segment_sampling.npz"
+LIST = "item_id_list"
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 
 
@@ -137,6 +138,50 @@ def test_sequences_have_every_training_target_once(histories, make_config, make_
     training = {2: 2, 4: 2, 5: 3, 7: 5, 8: 6, 16: 14, 17: 15}
     expected = [f"{user}-{t}" for user, n in enumerate(lengths) for t in range(1, training[n])]
     assert sorted(found) == sorted(expected)
+
+
+# The training histories of the golden set of LRURec; that of one item has no target behind an item.
+AUTHORS_HISTORIES = """5 26
+23 4 20
+24 8 29 26 15
+24 9 26 15 11 27 9 8
+7 5 17 8 13 1 12 24 27 7 20 29
+13 6 25 25 24 22 17 28 30 1 3 25 10
+15 7 5 15 10 24 4 4 9 20 17 2 1 17 23 30 13 29 29 8
+24 11 10 4 1 30 8 24 29 24 1 22 5 4 2 4 28 28 2 20 28 5 20 2 28 26 6 10 30 18"""
+
+
+def test_golden_lrurec_windows(atomic, make_config, make_dataset):
+    golden = np.load(GOLDEN.parents[1] / "lrurec" / "strong_f64.npz")
+    both = (
+        (items, following) for items, following in zip(golden["tokens_right"], golden["labels_right"], strict=True)
+    )
+    expected = [(items[items > 0].tolist(), following[: (items > 0).sum()].tolist()) for items, following in both]
+    lines = [
+        f"{user}\t{item}\t{time}\n"
+        for user, items in enumerate(AUTHORS_HISTORIES.splitlines())
+        for time, item in enumerate([*items.split(), 1, 2])  # validation and test item
+    ]
+    atomic(inter=HEADER + "".join(lines))
+    settings = {"MAX_ITEM_LIST_LENGTH": 12, "train_view": "sequence", "windows": "original", "train_batch_size": 99}
+    loader, _, _ = prepare_data(make_config(**settings), make_dataset(**settings))
+    (batch,) = loader
+    mine = [
+        tuple([int(name) for name in tokens(loader.dataset, batch[field][i, :n])] for field in (LIST, NEXT + LIST))
+        for i, n in enumerate(batch["item_length"].tolist())
+    ]
+    assert sorted(mine) == sorted(pair for pair in expected if pair[0])
+    everything, _, _ = prepare_data(make_config(**{**settings, "windows": "all"}), make_dataset(**settings))
+    (batch,) = everything
+    assert batch["item_length"].sum() == sum(len(row.split()) - 1 for row in AUTHORS_HISTORIES.splitlines())
+
+
+@pytest.mark.parametrize(("length", "rows"), [(1, 0), (2, 3), (3, 2), (4, 1)])
+def test_windows_of_short_histories(histories, make_dataset, length, rows):
+    histories([6 + 2])
+    train = make_dataset(MAX_ITEM_LIST_LENGTH=length).build()[0]
+    _, sizes = TrainRows(train, "sequence", 0, windows="original").draw(torch.Generator())
+    assert sizes.tolist() == [min(length, 5) if length == 4 else length - 1] * rows
 
 
 def test_prefixes_are_the_rows_of_the_dataset(shop, make_config, make_dataset):
