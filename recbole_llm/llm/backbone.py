@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from recbole_llm.llm.hf import first_line, has_tokenizer, needs_sentencepiece, q
 from recbole_llm.llm.resolve import remedies, resolve_llm
 from recbole_llm.llm.spec import DTYPES, LLMSpec, ResolvedLLM
 from recbole_llm.llm.tiny import fixed_seed, tiny_config, tiny_tokenizer
+from recbole_llm.parameters import nearest
 
 __all__ = [
     "LLMSpec",
@@ -97,7 +98,11 @@ def load_tokenizer(resolved: ResolvedLLM) -> Any:
 
 
 def load_encoder(
-    resolved: ResolvedLLM, pretrained: bool = True, dtype: str | None = None, dropout: float | None = None
+    resolved: ResolvedLLM,
+    pretrained: bool = True,
+    dtype: str | None = None,
+    dropout: float | None = None,
+    shape: Mapping[str, Any] | None = None,
 ) -> torch.nn.Module:
     """Return the part of a model that turns tokens or vectors into hidden states, in evaluation mode on the CPU.
 
@@ -116,15 +121,17 @@ def load_encoder(
         As ``LLMSpec.dtype``, which is the default.
     dropout : float, optional
         In [0, 1): replaces every dropout rate of the configuration; None keeps them.
+    shape : dict, optional
+        Entries of the configuration to replace, such as ``{"d_model": 64}``; without pretrained weights only.
 
     Raises
     ------
     ModelNotFoundError
         Weights or configuration are missing, damaged or do not belong together.
     ConfigError
-        `dropout` or `dtype` is not allowed, or the architecture has no dropout.
+        `dropout`, `dtype` or `shape` is not allowed, or the architecture has no dropout.
     """
-    config = load_config(resolved)
+    config = _reshaped(load_config(resolved), shape, pretrained, resolved.name)
     if dropout is not None:
         _set_dropout(config, dropout, resolved.name)
     weight_type = resolve_dtype(resolved, dtype, config)
@@ -142,13 +149,17 @@ def load_encoder(
 
 
 def load_seq2seq(
-    resolved: ResolvedLLM, pretrained: bool = True, dropout: float | None = None, feed_forward: int | None = None
+    resolved: ResolvedLLM,
+    pretrained: bool = True,
+    dropout: float | None = None,
+    feed_forward: int | None = None,
+    shape: Mapping[str, Any] | None = None,
 ) -> torch.nn.Module:
     """Return a T5 with its decoder and language-model head, in evaluation mode on the CPU.
 
     Parameters
     ----------
-    resolved, pretrained, dropout
+    resolved, pretrained, dropout, shape
         As in :func:`load_encoder`.
     feed_forward : int, optional
         Another inner width of the feed-forward networks, whose weights are then random (LightLM).
@@ -167,7 +178,7 @@ def load_seq2seq(
             f"llm: {resolved.name} is no T5, but this model needs an encoder with a decoder.{remedies()} "
             "tiny-random-t5 is there for trials."
         )
-    config = load_config(resolved)
+    config = _reshaped(load_config(resolved), shape, pretrained, resolved.name)
     if dropout is not None:
         _set_dropout(config, dropout, resolved.name)
     if feed_forward is not None:
@@ -356,6 +367,26 @@ def _load_weights(
     if absent:
         module.pooler = None  # better none than a random one
     return module
+
+
+def _reshaped(config: Any, shape: Mapping[str, Any] | None, pretrained: bool, name: str) -> Any:
+    """The configuration with some of its entries replaced."""
+    if not shape:
+        return config
+    if pretrained:
+        raise ConfigError(
+            f"scratch_shape={dict(shape)}: the weights of {name} have a shape. Set rec_llm_init=scratch."
+        )
+    entries = config.to_dict()
+    for key in shape:
+        if key not in entries:
+            raise ConfigError(f"scratch_shape: {name} ({config.model_type}) has no {key!r}.{nearest(key, entries)}")
+    both = (
+        {"num_decoder_layers": shape["num_layers"]}
+        if {"num_layers", "num_decoder_layers"} <= {*entries, *shape}
+        else {}
+    )
+    return type(config).from_dict({**entries, **both, **shape})
 
 
 def _set_dropout(config: Any, dropout: float, name: str) -> None:

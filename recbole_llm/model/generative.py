@@ -124,10 +124,10 @@ class GenerativeRecommender(SequentialRecommender):
         self.t5: Any
         if self.head_kind == "decoder":
             width = config["feed_forward_size"]
-            self.t5 = load_seq2seq(self.resolved, not scratch, rate, width and int(width))
+            self.t5 = load_seq2seq(self.resolved, not scratch, rate, width and int(width), config["scratch_shape"])
             self.d = self.t5.config.d_model
         else:
-            self.t5 = load_encoder(self.resolved, pretrained=not scratch, dropout=rate)
+            self.t5 = load_encoder(self.resolved, not scratch, dropout=rate, shape=config["scratch_shape"])
             self.d = self.t5.config.d_model
             self.projection = nn.Linear(self.d, self.n_items, bias=False)
         if index.new_tokens and len(self.tokenizer) > self.t5.get_input_embeddings().num_embeddings:
@@ -271,8 +271,12 @@ class GenerativeRecommender(SequentialRecommender):
         """
         if self.pad_in_loss:
             labels = labels.masked_fill(labels == -100, self.tokenizer.pad_token_id)
+        # Not by `labels`: transformers would compute a loss of its own besides.
         logits = self.t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, labels=labels
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+            attention_mask=mask,
+            decoder_input_ids=self.t5.prepare_decoder_input_ids_from_labels(labels),
+            use_cache=False,
         ).logits
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
         counted = labels != -100
@@ -345,6 +349,10 @@ class GenerativeRecommender(SequentialRecommender):
             candidates = interaction[CANDIDATES]
             scores = torch.full_like(scores, -torch.inf).scatter(1, candidates, scores.gather(1, candidates))
         return scores
+
+    def input_length(self, interaction: Interaction) -> int:
+        """Tokens of a batch's longest prompt, soft prompts not counted."""
+        return self.prompts(interaction).input_ids.shape[1]
 
     def start_evaluation(self) -> None:
         """Count anew what beams turn out to be."""

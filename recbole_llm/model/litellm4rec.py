@@ -102,7 +102,7 @@ class LiteLLM4Rec(SequentialRecommender):
         scratch = choice(config, "rec_llm_init", ["pretrained", "scratch"]) == "scratch"
         rec_spec = LLMSpec.from_config(config, key="rec_llm", preferred=PAPER_LLM)
         self.rec_resolved = resolve_llm(rec_spec, logger=self.logger, weights=not scratch)
-        self.rec_llm = load_encoder(self.rec_resolved, pretrained=not scratch, dropout=inner)
+        self.rec_llm = load_encoder(self.rec_resolved, not scratch, dropout=inner, shape=config["scratch_shape"])
         self.hidden_size = hidden_size(self.rec_llm)
         token_embedding = self.rec_llm.get_input_embeddings().weight
         token_rms = token_embedding.detach().float().square().mean().sqrt().item()

@@ -372,6 +372,12 @@ class LlamaRec(SequentialRecommender):
             total = ((1 - weight) * total + weight * known).masked_fill(~here, -torch.inf)
         return total
 
+    def input_length(self, interaction: Interaction) -> int:
+        """Tokens of a batch's longest prompt."""
+        candidates = self._candidates(self.retriever_scores(interaction), interaction)
+        prompts = self.composer(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates)
+        return int(prompts.length.max())
+
     def _order(self, number: int, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """In which order the candidates are shown, (B, C): a function of row, number and seed, not of the batch."""
         if number == 0 and not self.config["shuffle_candidates"]:

@@ -14,6 +14,7 @@ from recbole_llm.llm.backbone import (
     hidden_size,
     load_config,
     load_encoder,
+    load_seq2seq,
     load_tokenizer,
     resolve_dtype,
     resolve_llm,
@@ -419,3 +420,17 @@ def test_bundled_model_is_checked(monkeypatch):
     monkeypatch.setattr("recbole_llm.llm.resolve.BUNDLED_SHA256", "0" * 64)
     with pytest.raises(ModelNotFoundError, match="is not the file it should be.*Reinstall"):
         resolve_llm(LLMSpec("bundled"))
+
+
+def test_another_shape_from_scratch(tmp_path):
+    resolved = resolve_llm(LLMSpec("tiny-random-t5"))
+    shape = {"d_model": 24, "num_layers": 1}
+    encoder = load_encoder(resolved, pretrained=False, shape=shape)
+    assert encoder.config.d_model == 24 and len(encoder.encoder.block) == 1
+    both = load_seq2seq(resolved, pretrained=False, shape=shape)
+    assert len(both.encoder.block) == len(both.decoder.block) == 1
+    assert len(load_seq2seq(resolved, False, shape={**shape, "num_decoder_layers": 3}).decoder.block) == 3
+    with pytest.raises(ConfigError, match="Set rec_llm_init=scratch"):
+        load_encoder(resolved, shape=shape)
+    with pytest.raises(ConfigError, match="has no 'd_modle'. .*d_model"):
+        load_seq2seq(resolved, pretrained=False, shape={"d_modle": 24})

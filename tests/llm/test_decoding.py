@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.decoding import (
@@ -75,6 +76,35 @@ def test_few_constrained_beams_return_items_only_each_once_with_the_teacher_forc
     assert (item > 0).all() and all(len(set(row)) == 5 for row in item.tolist())
     torch.testing.assert_close(score, expected.gather(1, item), atol=1e-4, rtol=1e-5)
     assert (score[:, 1:] <= score[:, :-1]).all()
+
+
+def test_beams_are_those_of_generate_alone(t5):
+    model, hidden, mask = t5
+    trie = Trie(CODES, VOCABULARY)
+    for more in ({}, {"length_penalty": 1.0, "early_stopping": True}):
+        item, score = beam_search(model, hidden, mask, trie, beams=6, constrained=False, **more)
+        with torch.no_grad():
+            alone = model.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+                attention_mask=mask,
+                max_new_tokens=trie.max_length,
+                **{"num_beams": 6, "num_return_sequences": 6, "length_penalty": 0.0, "do_sample": False, **more},
+                **{"output_scores": True, "return_dict_in_generate": True},
+            )
+        reached = alone.sequences_scores.view(3, 6)
+        torch.testing.assert_close(score, reached, atol=1e-5, rtol=1e-5)
+        found = trie.item_of[trie.walk(alone.sequences[:, 1:])].view(3, 6)
+        assert torch.equal(item, found.masked_fill(reached < -1e8, 0))
+
+
+def test_keys_and_values_of_the_prompt_are_computed_once_a_row(t5, monkeypatch):
+    model, hidden, mask = t5
+    rows = []
+    keys = model.decoder.block[0].layer[1].EncDecAttention.k
+    handle = keys.register_forward_hook(lambda module, given, result: rows.append(len(given[0])))
+    beam_search(model, hidden, mask, Trie(CODES, VOCABULARY), beams=6, constrained=True)
+    handle.remove()
+    assert rows == [3]
 
 
 def test_free_beams_may_be_no_item_and_padding_of_the_input_does_not_count(t5):

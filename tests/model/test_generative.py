@@ -146,6 +146,18 @@ def test_golden_pod_beams(golden, settings):
     torch.testing.assert_close(score[:, :kept], expected, rtol=0, atol=2e-5)
 
 
+def test_codes_of_a_batch_may_be_shorter_than_the_longest(settings):
+    model, train, _ = build("POD", settings)
+    batch = next(iter(train))
+    labels = model.labels[batch[model.POS_ITEM_ID]]
+    wide = torch.nn.functional.pad(labels, (0, 2), value=-100)
+    with torch.no_grad():
+        hidden, mask = model.eval().forward(model.prompts(batch))
+        losses = [model.code_loss(hidden, mask, each) for each in (labels, wide, wide[:, : labels.shape[1]])]
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(losses[2], losses[0])
+
+
 # ---- known answers
 
 LEARNT = {
