@@ -24,6 +24,7 @@ from recbole_llm.data import controls
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
+from recbole_llm.evaluator.timing import inference_times
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.trainer import checkpoint
@@ -181,6 +182,11 @@ def _experiment(
     if weights is not None and not weights.is_file():
         raise CheckpointError(f"init_from={config['init_from']!r} is no run directory: there is no {weights}.")
     controls.refuse_without_text(config)
+    if config["timing_batches"] and config["eval_args"]["mode"]["test"] != "full":
+        raise ConfigError(
+            f"timing_batches={config['timing_batches']} times the ranking of the whole catalogue, but eval_args.mode "
+            f"of test is {config['eval_args']['mode']['test']!r}. Set timing_batches=0 or mode=full."
+        )
     with meter.phase("model"):
         _find_language_models(config)
     with meter.phase("data"):
@@ -218,14 +224,15 @@ def _experiment(
         )
     finally:
         trainer.close()
-    test_result, members = None, None
+    test_result, members, times = None, None, None
     if evaluate_test:
         test_result, members = evaluate_on_test(trainer, test_data, config["show_progress"])
+        times = _time_inference(config, trainer, test_data)
 
     meter.merge_peaks()
     trainer.meter.merge_peaks()
     if distributed.world().is_main:
-        report = rundir.report(config, dataset, trainer, test_result, meter, members)
+        report = rundir.report(config, dataset, trainer, test_result, meter, members, times)
         if run_dir is not None:
             rundir.write_results(run_dir, report, trainer)
         rundir.print_summary(config, report, run_dir)
@@ -262,6 +269,20 @@ def evaluate_on_test(
         with trainer.meter.phase("test_members"):
             members = trainer.evaluate_members(test_data, show_progress=show_progress)
     return result, members
+
+
+def _time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict[str, float] | None:
+    if not config["timing_batches"] or test_data is None:
+        return None
+    with trainer.autocast():
+        return inference_times(
+            trainer.model,
+            test_data,
+            trainer.device,
+            max(config["topk"]),
+            int(config["timing_batches"]),
+            show_progress=config["show_progress"],
+        )
 
 
 def _find_language_models(config: Config) -> None:

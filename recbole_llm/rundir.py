@@ -343,11 +343,12 @@ def report(
     test_result: Mapping[str, float] | None,
     meter: Meter,
     members: list[dict[str, Any]] | None = None,
+    inference: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Everything that ``results.json`` holds: figures with the protocol and the provenance they need.
 
     ``meter`` measured what came before the trainer; ``members`` are the results of a hybrid's members on the same
-    data.
+    data; ``inference`` is what :func:`recbole_llm.evaluator.timing.inference_times` found.
     """
     model = trainer.model
     seconds = {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds}
@@ -399,6 +400,7 @@ def report(
                 "all": sum(p.numel() for p in model.parameters()),
             },
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "inference": inference,
             "peak_memory_mb": round(max(peaks.values())),
             "phase_peak_memory_mb": {name: round(value) for name, value in peaks.items()},
             "environment": environment(config["device"]),
@@ -569,6 +571,14 @@ def _retrieval_lines(results: Mapping[str, Any], metric: str, places: int) -> li
     ]
 
 
+def _inference_line(times: Mapping[str, float]) -> str:
+    return (
+        f"inference: {times['median_ms']:.1f} ms ({times['median_cpu_ms']:.1f} ms of CPU) per batch of "
+        f"{times['users']} users, top {times['k']}, input length {times['input_length']:.1f}, median of "
+        f"{times['batches']} batches"
+    )
+
+
 def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:
     """The table at the end of a run, with the protocol above it."""
     logger = logging.getLogger()
@@ -603,6 +613,7 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         "seconds: "
         + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items())
         + f"; peak memory {results['peak_memory_mb']} MB",
+        *([_inference_line(results["inference"])] if results["inference"] else []),
     ]
     if run_dir is not None:
         lines.append(f"written to {run_dir}")

@@ -220,6 +220,23 @@ class Comparison:
         """Time of the test pass per test row: scoring the catalogue and ranking it, both versions."""
         return 1000 * self.seconds(row)["test"] / len(self.reference.ranks["user"])
 
+    @property
+    def timed(self) -> list[Row]:
+        """Rows whose runs timed batches of users (``timing_batches``)."""
+        return [row for row in self.rows if all(run.results.get("inference") for run in row.runs)]
+
+    def inference(self, row: Row) -> dict[str, float]:
+        """What :func:`recbole_llm.evaluator.timing.inference_times` found, mean over seeds."""
+        times = [run.results["inference"] for run in row.runs]
+        return {key: float(np.mean([time[key] for time in times])) for key in times[0]}
+
+    @property
+    def ladder_metrics(self) -> list[str]:
+        """Recall and NDCG of the longest list; where neither was measured, whatever was."""
+        k = max(int(metric.partition("@")[2] or 0) for metric in self.metrics)
+        longest = [metric for metric in self.metrics if metric.endswith(f"@{k}")]
+        return [metric for metric in longest if metric.partition("@")[0] in ("recall", "ndcg")] or longest
+
     @cached_property
     def phases(self) -> list[str]:
         """Phases that any row went through, in the order of a run."""

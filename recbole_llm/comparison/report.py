@@ -13,7 +13,16 @@ from plotly.offline import get_plotlyjs
 from recbole_llm import rundir
 from recbole_llm.comparison import figures
 from recbole_llm.comparison.analysis import HEAD, Comparison
-from recbole_llm.comparison.tables import PLACES, caption, cost_grid, history, metric_name
+from recbole_llm.comparison.tables import (
+    PLACES,
+    caption,
+    cost_grid,
+    history,
+    ladder_caption,
+    ladder_grid,
+    ladder_heads,
+    metric_name,
+)
 
 _CONFIG = {"displayModeBar": False, "responsive": True}
 
@@ -44,6 +53,7 @@ def render(comparison: Comparison, command: str) -> str:
         charts=_charts(comparison),
         phases=comparison.phases,
         costs=list(zip(comparison.rows, cost_grid(comparison), strict=True)),
+        ladder=_ladder(comparison) if comparison.timed else None,
         colour=lambda row: figures.colour_of(comparison, row),
         runs=_runs(comparison),
         settings=_settings(comparison),
@@ -99,6 +109,11 @@ def _table(comparison: Comparison, version: str) -> dict[str, Any]:
         ]
         rows.append((row, cells))
     return {"caption": caption(comparison, version), "history": history(version), "rows": rows, "places": PLACES}
+
+
+def _ladder(comparison: Comparison) -> dict[str, Any]:
+    rows = list(zip(comparison.timed, ladder_grid(comparison), strict=True))
+    return {"caption": ladder_caption(comparison), "heads": ladder_heads(comparison)[1:], "rows": rows}
 
 
 def _tests(comparison: Comparison) -> list[Any]:

@@ -66,6 +66,58 @@ def _costs(comparison: Comparison, row: Row) -> list[str]:
     ]
 
 
+def ladder_caption(comparison: Comparison) -> str:
+    """What was timed, where."""
+    times = comparison.inference(comparison.timed[0])
+    environment = comparison.reference.results["environment"]
+    return (
+        f"{comparison.dataset}, test, {history(comparison.versions[0])}; ms: batch of {times['users']:.0f} users from "
+        f"the model's input to the top-{times['k']:.0f} list, median of {times['batches']:.0f} batches; "
+        f"{environment['gpu'] or environment['processor']}, threads: {environment['threads']}; last column: ratio of "
+        f"{_ladder_clock(comparison)[1]}"
+    )
+
+
+def _ladder_clock(comparison: Comparison) -> tuple[str, str]:
+    """Key and name of the time that rows are compared by: on a CPU what a busy machine does not prolong."""
+    gpu = comparison.reference.results["environment"]["gpu"]
+    return ("median_ms", "ms") if gpu else ("median_cpu_ms", "CPU ms")
+
+
+def ladder_heads(comparison: Comparison) -> list[str]:
+    """Column names of :func:`ladder_grid`."""
+    return [
+        "model",
+        *map(metric_name, comparison.ladder_metrics),
+        "input length",
+        "ms",
+        "CPU ms",
+        "times the fastest",
+    ]
+
+
+def ladder_grid(comparison: Comparison) -> list[list[str]]:
+    """Table 2 of arXiv 2402.09543: accuracy, and what a batch of users costs, of the rows that timed it."""
+    times = {row.label: comparison.inference(row) for row in comparison.timed}
+    clock, _ = _ladder_clock(comparison)
+    fastest = min(time[clock] for time in times.values())
+    grid = []
+    for row in comparison.timed:
+        time = times[row.label]
+        cells = [comparison.cells[comparison.versions[0], row.label, metric] for metric in comparison.ladder_metrics]
+        grid.append(
+            [
+                row.label,
+                *(f"{cell.mean:.{PLACES}f}" for cell in cells),
+                f"{time['input_length']:.1f}",
+                f"{time['median_ms']:.2f}",
+                f"{time['median_cpu_ms']:.2f}",
+                f"{time[clock] / fastest:.1f}",
+            ]
+        )
+    return grid
+
+
 def _deviation(cell: Cell) -> str:
     return "" if cell.deviation is None else f" ±{cell.deviation:.{PLACES}f}"
 
@@ -86,6 +138,9 @@ def as_text(comparison: Comparison) -> str:
         parts += [caption(comparison, version), "", _plain_table(metric_grid(comparison, version, show), heads), ""]
     parts += [LEGEND + comparison.test_description, ""]
     parts += [_plain_table(cost_grid(comparison), cost_heads(comparison)), ""]
+    if comparison.timed:
+        ladder = _plain_table(ladder_grid(comparison), ladder_heads(comparison))
+        parts += [ladder_caption(comparison), "", ladder, ""]
     parts += [f"! {warning}" for warning in comparison.warnings]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -114,6 +169,9 @@ def as_markdown(comparison: Comparison) -> str:
     parts += [f"Best in bold, second best in italics. \\* {comparison.test_description}.", ""]
     costs = [[_escape_markdown(label), *cells] for label, *cells in cost_grid(comparison)]
     parts += [_markdown_table(costs, cost_heads(comparison)), ""]
+    if comparison.timed:
+        ladder = [[_escape_markdown(label), *cells] for label, *cells in ladder_grid(comparison)]
+        parts += [ladder_caption(comparison) + ".", "", _markdown_table(ladder, ladder_heads(comparison)), ""]
     parts += [f"* {_escape_markdown(warning)}" for warning in comparison.warnings]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -161,6 +219,10 @@ def as_latex(comparison: Comparison) -> str:
     costs = [[_escape_latex(cell) for cell in line] for line in cost_grid(comparison)]
     note = f"{comparison.dataset}: parameters trained, seconds and peak memory (MB) per phase, inference per user."
     parts.append(_latex_table(costs, cost_heads(comparison), _escape_latex(note), f"tab:{comparison.dataset}-costs"))
+    if comparison.timed:
+        ladder = [[_escape_latex(cell) for cell in line] for line in ladder_grid(comparison)]
+        note = _escape_latex(ladder_caption(comparison) + ".")
+        parts.append(_latex_table(ladder, ladder_heads(comparison), note, f"tab:{comparison.dataset}-inference"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -211,6 +273,8 @@ def write_runs_csv(comparison: Comparison, file: Path) -> None:
     metrics = [f"{metric} {version}" for version in comparison.versions for metric in comparison.metrics]
     heads = ["model", "seed", "run_dir", "error", "parameters_trained", "epochs", "best_epoch", *metrics]
     heads += [f"{phase}_seconds" for phase in phases] + [f"{phase}_peak_mb" for phase in phases]
+    timed = ["input_length", "median_ms", "median_cpu_ms"] if comparison.timed else []
+    heads += [f"inference_{key}" for key in timed]
     lines: list[list[Any]] = []
     for row in comparison.all_rows:
         for run in row.runs:
@@ -221,6 +285,7 @@ def write_runs_csv(comparison: Comparison, file: Path) -> None:
             line += [results[f"test_{version}"][m] for version in comparison.versions for m in comparison.metrics]
             line += [results["seconds"].get(phase) for phase in phases]
             line += [results.get("phase_peak_memory_mb", {}).get(phase) for phase in phases]
+            line += [(results.get("inference") or {}).get(key) for key in timed]
             lines.append(line)
         lines += [[row.label, seed, None, reason, *[None] * (len(heads) - 4)] for seed, reason in row.failures]
     _write_csv(file, heads, lines)

@@ -100,6 +100,26 @@ def test_what_counts_as_the_same_run(here, isolated):
     assert len(here) == 3
 
 
+def test_one_model_in_several_rows_with_the_time_of_a_batch(here, caplog):
+    Path("ladder.yaml").write_text(
+        "timing_batches: 1\nmodels:\n"
+        "  - &pod {label: POD, model: POD, llm: tiny-random-t5, beams: 20, eval_batch_size: 64}\n"
+        "  - {<<: *pod, label: POD w/o_d, head: projection}\n"
+    )
+    caplog.set_level(logging.INFO)
+    with caplog.at_level(logging.INFO):
+        main([*QUICK[:-2], "--config_files=ladder.yaml"])
+    lines = (folder() / "table.txt").read_text().splitlines()
+    start = lines.index(next(line for line in lines if "top-20 list" in line))
+    heads, _, pod, without = lines[start + 2 : start + 6]
+    assert heads.split()[:5] == ["model", "Recall@20", "NDCG@20", "input", "length"]
+    assert pod.startswith("POD  ") and without.startswith("POD w/o_d ")
+    assert float(pod.split()[-3]) > float(without.split()[-3]) > 0
+    count = len(here)
+    main([*QUICK[:-2], "--config_files=ladder.yaml"])
+    assert len(here) == count == 2  # finished runs, times included, are taken as they are
+
+
 def test_a_run_that_fails_is_listed_and_the_others_stay(here):
     assert main(["--model=SASRec,DIEN,FDSA", "--seeds=1", *QUICK]) == 1  # FDSA has no field to read here
     assert len(here) == 3

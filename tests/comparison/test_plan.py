@@ -159,3 +159,18 @@ def test_a_control_stands_in_the_label():
     assert make_plan(rows, "ml-100k").labels == ["SASRec", "SASRec [shuffled_history]", "gru"]
     made = plan("model=SASRec,GRU4Rec", "dataset=ml-100k", "GRU4Rec.control=shuffled_history")
     assert made.labels == ["SASRec", "GRU4Rec [shuffled_history]"]
+
+
+@pytest.mark.parametrize("file", ["preset/ladder_ml-100k.yaml", "paper/ladder_ml-1m.yaml"])
+def test_the_ladder_from_generation_to_item_vectors(file):
+    made = make_plan(config_file_list=[props_dir() / file], arguments={"dataset": "ml-100k"})
+    steps = [f"{name}{step}" for name in ("P5", "POD") for step in ("", " w/o_d", " w/o_d_TID")]
+    assert [label.partition(" (")[0] for label in made.labels] == [*steps, "LiteLLM4Rec"]
+    assert made.warnings == []
+    for label, config in configs(made).items():
+        assert config["timing_batches"] > 0
+        assert (config["rec_llm_init"] == "scratch") == ("(scratch" in label)
+        if config["model"] == "POD":
+            assert (config["head"] == "projection") == ("w/o_d" in label)
+            assert (config["item_repr"] == "title") == ("TID" in label)
+            assert (config["soft_prompts"] == 0) == label.startswith("P5")

@@ -170,3 +170,22 @@ def test_warnings_name_what_differs():
     ):
         assert part in text
     assert len(made.warnings) == 9
+
+
+def test_accuracy_beside_the_time_of_a_batch():
+    ranks = {"P5": [np.array([1, 30]), np.array([1, 30])], "LITE_x": np.array([1, 15]), "not timed": np.array([9, 9])}
+    made = made_up_comparison(ranks, baselines=(), metrics=("recall@10", "recall@20", "ndcg@20"))
+    times = {"users": 32, "k": 20, "batches": 3, "input_length": 85.0, "mean_ms": 0.0, "sd_ms": 0.0}
+    for run, median in zip(made.rows[0].runs, (300.0, 500.0), strict=True):
+        run.results["inference"] = {**times, "median_ms": median, "median_cpu_ms": 350.0}
+    made.rows[1].runs[0].results["inference"] = {**times, "input_length": 20, "median_ms": 2.0, "median_cpu_ms": 1.5}
+    assert tables.ladder_heads(made)[1:4] == ["Recall@20", "NDCG@20", "input length"]
+    assert tables.ladder_grid(made) == [
+        ["P5", "0.5000", "0.5000", "85.0", "400.00", "350.00", "233.3"],
+        ["LITE_x", "1.0000", "0.6250", "20.0", "2.00", "1.50", "1.0"],
+    ]
+    text = tables.as_text(made)
+    assert "batch of 32 users from the model's input to the top-20 list, median of 3 batches; a processor" in text
+    assert "| LITE\\_x | 1.0000 | 0.6250 | 20.0 | 2.00 |" in tables.as_markdown(made)
+    assert r"LITE\_x & 1.0000 & 0.6250 & 20.0 & 2.00" in tables.as_latex(made)
+    assert "<h2>Accuracy and inference time</h2>" in render(made, "")
