@@ -64,7 +64,7 @@ GENERATIVE = [
     ("POD w/o_d_TID", "POD", W_O_D_TID),
     ("LightLM, 20 beams on the trie", "LightLM", {"templates": ["{user} {history}"], "item_index": "random"}),
 ]
-ALONE = ("P5, 20 beams", "POD, 20 beams")
+ALONE = ("POD, 20 beams",)
 # The same with a causal language model.
 CAUSAL = [
     ("LlamaRec, 20 candidates", "LlamaRec", {"tuning": "none"}),
