@@ -19,6 +19,7 @@ without gradients of the frozen weights.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import logging
@@ -36,6 +37,7 @@ import torch
 from tabulate import tabulate
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
@@ -93,7 +95,8 @@ class Device:
             torch.cuda.reset_peak_memory_stats(self.torch)
             before = torch.cuda.memory_allocated(self.torch) / 2**20
         else:
-            with suppress(OSError):  # makes Linux forget the highest use so far
+            with suppress(OSError, AttributeError):  # Linux: give free memory back, forget the highest use so far
+                ctypes.CDLL(None).malloc_trim(0)
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         start = self.clock()
@@ -107,7 +110,7 @@ class Device:
         result["added"] = result["peak"] - before
 
     def measure(self, call: Callable[[], Any], repeats: int, warm: bool = True) -> Measured:
-        """Of ``repeats`` calls after one that does not count; the first memory figure is the one that counts."""
+        """Median seconds and highest memory of ``repeats`` calls, after one that does not count."""
         if warm:
             call()
         results: list[dict[str, float]] = []
@@ -202,18 +205,15 @@ class Ranker:
     def prompts_of(self, tokens: int) -> tuple[Prompts, int]:
         """A batch of prompts of about so many tokens, and the tokens of a title in them."""
         composer, template = self.model.composer, PromptTemplate.read("llamarec")
-        size, batch = 1, None
+        size = 1
         while True:
             titles = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(size)) for i in range(101)]
-            made = PromptComposer(self.tokenizer, template, titles, composer.words, HISTORY, 4000).to(
-                self.history.device
-            )
-            last, batch = batch, made(self.history, self.length, self.candidates)
-            if batch.ids.shape[1] >= tokens:
+            made = PromptComposer(self.tokenizer, template, titles, composer.words, HISTORY, 4000)
+            batch = made.to(self.history.device)(self.history, self.length, self.candidates)
+            lacking = tokens - batch.ids.shape[1]
+            if lacking <= 0:
                 break
-            step = -(-(tokens - batch.ids.shape[1]) // (HISTORY + CANDIDATES))
-            size += max(1, step)
-        del last
+            size += -(-lacking // (HISTORY + CANDIDATES))
         assert ids_in_context(self.tokenizer, made.text([], [1]), made.words) == self.model.answer_ids.tolist()
         self.model.composer = made
         return batch, size
@@ -269,12 +269,9 @@ class Ranker:
 
     def operations(self, rows: int, length: int, kept: int) -> tuple[float, float]:
         """Of a forward pass and of a LoRA step."""
-        base = self.model.ranker.get_base_model()
-        shape = base.config
-        heads = shape.num_attention_heads * (getattr(shape, "head_dim", None) or 0)
-        keys = shape.num_key_value_heads * shape.head_dim
-        width = shape.hidden_size
-        layer = 2 * width * (heads + keys) + 3 * width * shape.intermediate_size
+        shape = self.model.ranker.get_base_model().config
+        width, heads = shape.hidden_size, shape.num_attention_heads * shape.head_dim
+        layer = 2 * width * (heads + shape.num_key_value_heads * shape.head_dim) + 3 * width * shape.intermediate_size
         linear = 2.0 * rows * length * shape.num_hidden_layers * layer + 2.0 * rows * kept * width * shape.vocab_size
         attention = 2.0 * rows * length * length * shape.num_hidden_layers * heads
         return linear + attention, 2 * linear + 3 * attention
@@ -308,19 +305,14 @@ def measure_head(ranker: Ranker, device: Device, options: argparse.Namespace) ->
             ("rank", lambda: ranker.rank(options.batch), lambda p=prompts: ranker.rank_with_all_logits(p)),
             ("LoRA step", lambda p=prompts: ranker.step(p), lambda p=prompts: ranker.step_with_all_logits(p)),
         ):
-            few, whole = (device.measure(call, options.repeat) for call in (one, every))
-            rows.append(
-                [
-                    *(
-                        prompts.ids.shape[1],
-                        name,
-                        1000 * few.seconds,
-                        1000 * whole.seconds,
-                        whole.seconds / few.seconds,
-                    ),
-                    *(few.added, whole.added),
-                ]
-            )
+            few, row = device.measure(one, options.repeat), [prompts.ids.shape[1], name]
+            try:
+                whole = device.measure(every, options.repeat)
+            except torch.OutOfMemoryError:
+                rows.append([*row, 1000 * few.seconds, None, None, few.added, "out of memory"])
+                continue
+            ratio = whole.seconds / few.seconds
+            rows.append([*row, 1000 * few.seconds, 1000 * whole.seconds, ratio, few.added, f"{whole.added:,.0f}"])
     return rows
 
 
@@ -371,6 +363,7 @@ def main() -> None:
     parser.add_argument("--cpu_time", action="store_true", help="CPU time of the process: for a machine that is busy")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    disable_progress_bar()
     torch.set_num_threads(options.threads)
     device = Device(options)
     options.shape = options.shape or ("1b" if device.gpu else "small")
@@ -410,13 +403,8 @@ def main() -> None:
         if 2 in options.tables and place == 0:
             heads = ["prompt", "", "at the answer, ms", "everywhere, ms", "times", "added MB", "added MB, everywhere"]
             print(f"\n2. the head at the answer, and everywhere; {options.batch} prompts")
-            print(
-                tabulate(
-                    measure_head(ranker, device, options),
-                    heads,
-                    floatfmt=(".0f", "", ".0f", ".0f", ".2f", ".0f", ".0f"),
-                )
-            )
+            digits = (".0f", "", ".0f", ".0f", ".2f", ",.0f", "")
+            print(tabulate(measure_head(ranker, device, options), heads, floatfmt=digits, colalign=["right"] * 7))
         if 3 in options.tables:
             product = device.product(getattr(torch, dtype))
             heads = [

@@ -89,6 +89,8 @@ def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> Any:
     for stage in getattr(model, "training_stages", ()):
         model.start_stage(stage)
     checkpoint.load_weights(model, run_dir / checkpoint.WEIGHTS)
+    if hasattr(model, "check_base"):
+        model.check_base(rundir.read_results(run_dir)["language_models"])
     if pretrained:
         config["train_stage"] = model.train_stage = "finetune"
     return model.eval()

@@ -249,12 +249,27 @@ def load_causal_lm(
     return (module if in_4bit else module.to(device)).eval()
 
 
-def _four_bits(dtype: torch.dtype) -> Any:
+def causal_lm_skeleton(resolved: ResolvedLLM) -> torch.nn.Module:
+    """Return a causal language model without weights (on torch's meta device), to look at its layers."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            load_config(resolved), trust_remote_code=resolved.spec.trust_remote_code
+        )
+
+
+def require_bitsandbytes() -> None:
+    """Raise :class:`MissingExtraError` where models cannot be loaded in 4 bits."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError(
             'load_in_4bit=True needs the package bitsandbytes: pip install "recbole-llm[4bit]". Without it, '
             "llm_dtype=bfloat16 takes 2 bytes a weight instead of about .6, and trains faster."
         )
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    require_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -305,14 +320,7 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
-    linear = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
-    names = [targets] if isinstance(targets, str) else [str(target) for target in targets]
-    absent = [name for name in names if name not in linear and name != "all-linear"]
-    if absent or not names:
-        raise ConfigError(
-            f"lora_target_modules={targets!r}: {resolved.name} has no layer {', '.join(absent) or 'of no name'}. It "
-            f"has {', '.join(linear)}."
-        )
+    names = lora_targets(module, resolved, targets)
     if not 0 <= float(dropout) < 1 or rank < 1:
         raise ConfigError(f"lora_r={rank} must be at least 1 and lora_dropout={dropout} in [0, 1).")
     config = LoraConfig(
@@ -331,6 +339,25 @@ def add_lora(
     config.base_model_name_or_path = resolved.name
     config.revision = resolved.revision if resolved.source in ("hub", "cache") else None
     return adapted
+
+
+def lora_targets(module: torch.nn.Module, resolved: ResolvedLLM, targets: Sequence[str] | str) -> list[str]:
+    """Return the layers that get an adapter, as a list of the last parts of their names, or of ``all-linear``.
+
+    Raises
+    ------
+    ConfigError
+        One is not there, with the names that are.
+    """
+    linear = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
+    names = [targets] if isinstance(targets, str) else [str(target) for target in targets]
+    absent = [name for name in names if name not in linear and name != "all-linear"]
+    if absent or not names:
+        raise ConfigError(
+            f"lora_target_modules={targets!r}: {resolved.name} has no layer {', '.join(absent) or 'of no name'}. It "
+            f"has {', '.join(linear)}."
+        )
+    return names
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

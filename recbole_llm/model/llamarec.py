@@ -15,6 +15,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -23,10 +24,19 @@ from torch.nn import functional
 from recbole_llm import submodel
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import item_text_of
-from recbole_llm.errors import ConfigError
+from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.ranking import reorder
-from recbole_llm.llm.backbone import add_lora, checkpoint_activations, load_causal_lm, load_config, load_tokenizer
+from recbole_llm.llm.backbone import (
+    add_lora,
+    causal_lm_skeleton,
+    checkpoint_activations,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    lora_targets,
+    require_bitsandbytes,
+)
 from recbole_llm.llm.prompts import PromptComposer, PromptTemplate
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
@@ -74,6 +84,11 @@ class LlamaRec(SequentialRecommender):
         self.config = config
         self._check(config)
         self.resolved = self.resolve_llm(config)
+        # Before the retriever is trained, which may take hours.
+        if config["load_in_4bit"]:
+            require_bitsandbytes()
+        if config["tuning"] == "lora":
+            lora_targets(causal_lm_skeleton(self.resolved), self.resolved, config["lora_target_modules"])
         self.ranker: Any = None
         self.mask_history = bool(config["mask_history"])
         self.n_candidates = int(config["n_candidates"])
@@ -126,6 +141,11 @@ class LlamaRec(SequentialRecommender):
             self.training_stages, self.learned_earlier = [RANKER], ()
             self.retriever = submodel.load_trained(name, config, dataset)
             self.retriever_config = self.retriever.config
+            if not np.array_equal(self.retriever.item_tokens, dataset.field2id_token[dataset.iid_field]):
+                raise CheckpointError(
+                    f"retriever={name!r} numbers its items in another way than this run. Train it again with the same "
+                    "files and filters."
+                )
             if config["retriever_settings"]:
                 raise ConfigError(
                     "retriever_settings are for a retriever that is trained here, not for a finished run."
@@ -407,6 +427,21 @@ class LlamaRec(SequentialRecommender):
         if self.ranker is not None and self.config["tuning"] == "lora":
             self.ranker.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+
+    def check_base(self, known: Mapping[str, Any]) -> None:
+        """Compare the language model with that of the run whose weights were loaded.
+
+        Raises
+        ------
+        CheckpointError
+            An adapter on another base model gives other scores.
+        """
+        if self.config["tuning"] != "full" and known["llm_revision"] != self.resolved.revision:
+            raise CheckpointError(
+                f"llm: this run was trained on {known['llm']}, revision {known['llm_revision']}, and "
+                f"{self.resolved.name} is now at {self.resolved.revision}. Set llm_revision to that one, or llm to a "
+                "folder with the same files."
+            )
 
     def provenance(self) -> Mapping[str, Any]:
         """What a result must say about the two models and the prompt."""

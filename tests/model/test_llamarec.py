@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import string
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from recbole.data.interaction import Interaction
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recbole_llm import submodel
 from recbole_llm.config import Config
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.errors import ConfigError, ModelNotFoundError
+from recbole_llm.errors import CheckpointError, ConfigError, MissingExtraError, ModelNotFoundError
+from recbole_llm.evaluator.topk import top_items
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.submodel import build
 from recbole_llm.trainer.trainer import RunTrainer
@@ -335,6 +340,24 @@ def test_both_readings_of_the_letters(settings, llama):
     assert torch.equal(model.letter_ids, other.letter_ids) == ("llama3" in llama)  # Llama 2 has others for them
 
 
+def test_more_candidates_than_letters(settings, llama, tmp_path):
+    write_cycle(tmp_path / "many", users=16, items=50)
+    words = [*string.ascii_uppercase, *string.ascii_lowercase][:30]
+    more = {"llm": llama, "n_candidates": 30, "label_words": words, "data_path": str(tmp_path / "many")}
+    more["mask_history"] = False
+    model, train, _, test = prepare(settings, **more)
+    assert len(set(model.letter_ids.tolist())) == 30
+    batch = batch_of(test)
+    candidates = model._candidates(model.retriever_scores(batch), batch)
+    assert "\n (c) " in model.composer.text([1], candidates[0].tolist())
+    ranking = model.rank(batch["item_id_list"], batch["item_length"], candidates, torch.zeros(candidates.shape))
+    ordered = candidates.gather(1, ranking.argsort(1, descending=True))
+    scores = model.full_sort_predict(batch)
+    scores[:, 0] = -torch.inf
+    assert torch.equal(top_items(scores, 30), ordered)
+    assert torch.isfinite(model.calculate_loss(batch_of(train)))
+
+
 def test_candidates_of_training_prompts(settings):
     def draws(**more):
         model, train, *_ = prepare(settings, max_train_rows_per_user=None, **more)
@@ -419,6 +442,13 @@ def test_both_stages_from_one_call(settings, llama, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, loaded.model.ranker(ids).logits)
 
+    # The base model is named by its revision, and has to be the same again.
+    assert report["language_models"]["llm_revision"] == resolve_llm(LLMSpec(llama)).revision
+    report["language_models"]["llm_revision"] = "another"
+    (run_dir / "results.json").write_text(json.dumps(report), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"revision another, and .* is now at \w+"):
+        load_run(result["run_dir"])
+
 
 @pytest.mark.parametrize("retriever", ["SASRec", "LLMSeqSim"])
 def test_another_retriever_by_name(settings, retriever):
@@ -444,6 +474,22 @@ def test_a_finished_run_as_retriever(settings, tmp_path):
     assert all(name.startswith("ranker.") for name in load_file(run_dir / "model.safetensors"))
     again = load_run(result["run_dir"])
     assert again.trainer.evaluate(again.test_data, load_best_model=False) == result["test_result"]
+
+
+def test_a_retriever_with_other_item_numbers_is_refused(settings, monkeypatch):
+    shared = {key: settings[key] for key in ("data_path", "checkpoint_dir", "show_progress", "use_gpu")}
+    first = run("LRURec", "cycle", config_dict={**shared, "epochs": 1})
+    original = submodel.load_trained
+
+    def renumbered(*arguments):
+        model = original(*arguments)
+        model.item_tokens = model.item_tokens[::-1]
+        return model
+
+    monkeypatch.setattr(submodel, "load_trained", renumbered)
+    more = {key: value for key, value in settings.items() if not key.startswith("retriever")}
+    with pytest.raises(CheckpointError, match="numbers its items in another way"):
+        prepare(more, "retriever", retriever=first["run_dir"])
 
 
 class Killed(BaseException):
@@ -575,7 +621,14 @@ def test_settings_that_are_not_allowed(settings, change, says):
 
 def test_layers_that_are_not_there(settings):
     with pytest.raises(ConfigError, match="has no layer q_prj. It has down_proj, .*q_proj"):
-        prepare(settings, lora_target_modules=["q_prj"])
+        prepare(settings, "retriever", lora_target_modules=["q_prj"])
+
+
+def test_four_bits_need_their_package(settings, monkeypatch):
+    """Said before the retriever is trained."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r'bitsandbytes: pip install "recbole-llm\[4bit\]"'):
+        prepare(settings, "retriever", load_in_4bit=True)
 
 
 def test_automatic_choice_offline(settings, isolated):
