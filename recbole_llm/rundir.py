@@ -248,27 +248,32 @@ def find_resumable(config: Config) -> Path | None:
         if not _stamp_fits(run_dir, config):
             raise CheckpointError(f"{run_dir} was started on other data: the files in {config['data_path']} changed.")
         if not same_experiment(settings, config.merged):
-            changed = sorted(
-                k for k in {*settings, *config.merged} if plain(settings.get(k)) != plain(config.merged.get(k))
-            )
-            changed = [key for key in changed if key not in CIRCUMSTANCES]
+            changed = _changed(settings, config.merged)
             raise CheckpointError(
                 f"{run_dir} was started with other settings ({', '.join(changed[:5])}). Resume it with its own: "
                 f"--resume={run_dir} and nothing else, or start a new run without --resume."
             )
         return run_dir
     pattern = glob.escape(name_prefix(config)) + "*"
+    other = ""
     for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
         unfinished = not (run_dir / "results.json").is_file() and checkpoint.state_folder(run_dir) is not None
-        if (
-            unfinished
-            and same_experiment(_settings_of(run_dir), config.merged)
-            and _stamp_fits(run_dir, config)
-            and not _is_alive(run_dir)
-        ):
+        if not unfinished or not _stamp_fits(run_dir, config) or _is_alive(run_dir):
+            continue
+        settings = _settings_of(run_dir)
+        if same_experiment(settings, config.merged):
             return run_dir
-    logging.getLogger().info("There is no unfinished run with these settings; starting a new one.")
+        other = (
+            other or f" {run_dir} is unfinished, but differs in {', '.join(_changed(settings, config.merged)[:5])}."
+        )
+    logging.getLogger().info(f"There is no unfinished run with these settings; starting a new one.{other}")
     return None
+
+
+def _changed(settings: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys in which two merged configurations are other experiments."""
+    first, second = essence(settings), essence(now)
+    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 
 
 def _settings_of(run_dir: Path) -> dict[str, Any]:

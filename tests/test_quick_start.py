@@ -193,6 +193,7 @@ def test_resume_true_takes_the_newest_unfinished_run_with_these_settings(shop, t
     other = run("SASRec", "shop", config_dict={**settings, "seed": 5, "resume": True})
     assert Path(other["run_dir"]) != interrupted
     assert "There is no unfinished run with these settings" in caplog.text
+    assert f"{interrupted} is unfinished, but differs in seed." in caplog.text
     resumed = run("SASRec", "shop", config_dict={**settings, "resume": True})
     assert Path(resumed["run_dir"]) == interrupted
     fresh = run("SASRec", "shop", config_dict={**settings, "resume": True})  # finished now

@@ -148,7 +148,8 @@ class LlamaRec(SequentialRecommender):
                 )
             if config["retriever_settings"]:
                 raise ConfigError(
-                    "retriever_settings are for a retriever that is trained here, not for a finished run."
+                    f"retriever_settings={config['retriever_settings']} are for a retriever that is trained here, and "
+                    f"{name} is a finished run. Leave them out, or set retriever_settings={{}}."
                 )
         else:
             self.retriever_config = submodel.inner_config(name, config, config["retriever_settings"])

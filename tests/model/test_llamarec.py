@@ -656,6 +656,25 @@ def test_unknown_settings_of_the_retriever_are_reported(settings):
     assert any("'drpout'" in notice and "'dropout'" in notice for notice in model.config.notices)
 
 
+def test_sixteen_bits(settings, llama):
+    """The base model's weights in bfloat16, adapters and loss in float32: nearly the same scores and loss."""
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        model, train, _, test = prepare(settings, llm=llama, llm_dtype=dtype, lora_dropout=0.0)
+        batch = batch_of(test)
+        candidates = model._candidates(model.retriever_scores(batch), batch)
+        logits = model._letter_logits(batch["item_id_list"], batch["item_length"], candidates)
+        loss = model.calculate_loss(batch_of(train))
+        loss.backward()
+        assert {p.dtype for p in model.ranker.parameters() if p.requires_grad} == {torch.float32} == {loss.dtype}
+        assert {p.dtype for n, p in model.ranker.named_parameters() if "lora_" not in n} == {getattr(torch, dtype)}
+        results.append((logits, loss.detach()))
+    (exact, loss), (rounded, rounded_loss) = results
+    assert not torch.equal(exact, rounded)
+    assert torch.corrcoef(torch.stack([exact.flatten(), rounded.flatten()]))[0, 1] > 0.999
+    torch.testing.assert_close(rounded_loss, loss, rtol=0.02, atol=0.02)
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(settings, llama):
     losses = []
     for checkpointing in (False, True):
