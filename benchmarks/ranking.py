@@ -58,7 +58,7 @@ SHAPES = {
     },
 }
 # Dense bfloat16 products, 1e12 operations a second, by the makers' data sheets.
-DATA_SHEET = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121}
+DATA_SHEET = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121}
 CANDIDATES = HISTORY = 20
 WORDS = [a + b for a in "bcdfghjklm" for b in "aeiou"]  # each of them a token
 
