@@ -1,5 +1,6 @@
 """RecBole's data loaders over whole index arrays: no Python object per interaction."""
 
+import copy
 from collections.abc import Iterator
 from logging import getLogger
 from typing import Any
@@ -16,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from recbole_llm import distributed
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives
 from recbole_llm.data.controls import control_of
-from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset, take
 from recbole_llm.data.views import WINDOWS, TrainRows, view_of
+from recbole_llm.errors import ConfigError
 from recbole_llm.parameters import choice
 
 # Rows whose sampled items are drawn together: RecBole's sampler makes Python objects of every draw.
@@ -299,6 +301,7 @@ def prepare_data(
         ``valid`` or ``test`` is None where the split leaves it empty.
     """
     splits = _controlled(config, dataset.build() if splits is None else splits)
+    splits[1] = _sampled(config, splits[1])
     samplers = create_samplers(config, dataset, splits)
     train = TrainLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])
     loaders = []
@@ -310,6 +313,21 @@ def prepare_data(
             made.phase = phase
         loaders.append(made)
     return train, loaders[0], loaders[1]
+
+
+def _sampled(config: Any, split: HistoryDataset) -> HistoryDataset:
+    """At most ``valid_users_sample`` rows of the validation split, drawn from the seed."""
+    size = config["valid_users_sample"]
+    if size is None or len(split) <= int(size):
+        return split
+    if int(size) < 1:
+        raise ConfigError(f"valid_users_sample={size!r} must be at least 1, or ~ for all.")
+    generator = torch.Generator().manual_seed(config["seed"])
+    rows = torch.randperm(len(split), generator=generator)[: int(size)].sort().values
+    getLogger().info(f"Validation on {len(rows)} of {len(split)} users (valid_users_sample), test on all.")
+    sample = copy.copy(split)
+    sample.inter_feat = take(split.inter_feat, rows)
+    return sample
 
 
 def _controlled(config: Any, splits: list[HistoryDataset]) -> list[HistoryDataset]:

@@ -33,6 +33,7 @@ __all__ = [
     "load_encoder",
     "load_seq2seq",
     "load_tokenizer",
+    "position_limit",
     "resolve_dtype",
     "resolve_llm",
 ]
@@ -54,6 +55,13 @@ def load_config(resolved: ResolvedLLM) -> Any:
     if resolved.source == "random":
         return tiny_config(resolved.name)
     return read_config(Path(resolved.path), resolved.spec.trust_remote_code)
+
+
+def position_limit(resolved: ResolvedLLM) -> int | None:
+    """How many tokens a text may have, where the model says so."""
+    shape = load_config(resolved)
+    shape = shape.get_text_config() if hasattr(shape, "get_text_config") else shape
+    return getattr(shape, "max_position_embeddings", None)
 
 
 def load_tokenizer(resolved: ResolvedLLM) -> Any:

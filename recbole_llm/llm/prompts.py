@@ -101,6 +101,81 @@ class Prompts(NamedTuple):
     length: torch.Tensor
 
 
+def padding_id(tokenizer: Any) -> int:
+    """The token that stands in front of shorter prompts, where nothing attends to it."""
+    known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
+    return next((token for token in known if token is not None), 0)
+
+
+def beginning(tokenizer: Any, opening: str) -> list[int]:
+    """The token that a text begins with where the tokenizer puts one there and ``opening`` does not have it."""
+    bos = tokenizer.bos_token_id
+    if bos is None or opening.startswith(tokenizer.bos_token):
+        return []
+    return [bos] if tokenizer(opening)["input_ids"][:1] == [bos] else []
+
+
+def pieces_between(tokenizer: Any, before: str, texts: Sequence[str], after: str) -> tuple[list[list[int]], int]:
+    """Token ids of each text as they are between ``before`` and ``after``.
+
+    Returns
+    -------
+    pieces : list of list of int
+    inexact : int
+        How many texts the tokenizer joins with what stands beside them: their pieces are not what the whole text has
+        there.
+    """
+    if not texts:
+        return [], 0
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    head = ids_of(before)
+    tail = ids_of(before + after)[len(head) :]
+    pieces: list[list[int]] = []
+    inexact = 0
+    whole = tokenizer([before + text + after for text in texts], add_special_tokens=False)["input_ids"]
+    for text, ids in zip(texts, whole, strict=True):
+        inner = len(ids) - len(tail)
+        if not text:
+            pieces.append([])
+        elif ids[: len(head)] == head and ids[inner:] == tail and inner >= len(head):
+            pieces.append(ids[len(head) : inner])
+        else:
+            inexact += 1
+            alone = ids_of(before + text)
+            pieces.append(alone[len(head) :] if alone[: len(head)] == head else ids_of(text))
+    return pieces, inexact
+
+
+def joined(segments: torch.Tensor, table: torch.Tensor, start: torch.Tensor, size: torch.Tensor, pad: int) -> Prompts:
+    """Prompts of pieces.
+
+    Parameters
+    ----------
+    segments : torch.LongTensor, shape (B, S)
+        Numbers of the pieces of every prompt, in order; -1 is none.
+    table : torch.Tensor, shape (tokens,)
+        Token ids of all pieces, one after another.
+    start, size : torch.LongTensor, shape (pieces,)
+        Where each piece begins in ``table`` and how many tokens it has.
+    pad : int
+    """
+    sizes = torch.where(segments >= 0, size[segments], 0)
+    total = sizes.sum(1)
+    width = int(total.max())
+    segment = torch.repeat_interleave(torch.arange(segments.numel(), device=sizes.device), sizes.flatten())
+    row = segment // segments.shape[1]
+    token = torch.arange(len(segment), device=sizes.device)
+    inside = token - (sizes.flatten().cumsum(0) - sizes.flatten())[segment]
+    column = token - (total.cumsum(0) - total)[row] + (width - total)[row]
+    ids = torch.full((len(total), width), pad, dtype=torch.long, device=sizes.device)
+    ids[row, column] = table[start[segments.flatten()[segment]] + inside].long()
+    mask = torch.arange(width, device=sizes.device) >= (width - total)[:, None]
+    return Prompts(ids, mask.long(), total)
+
+
 class PromptComposer(nn.Module):
     """Token ids of prompts for batches of item ids.
 
@@ -146,9 +221,7 @@ class PromptComposer(nn.Module):
         self.template, self.words = template, list(words)
         self.max_history, self.max_length = max_history, max_length
         self.titles = cut_titles(tokenizer, titles, max_title_tokens)
-        self.pad = next(
-            (i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None), 0
-        )
+        self.pad = padding_id(tokenizer)
         self.inexact = 0
         self._tokenizer = tokenizer
         pieces = self._pieces()
@@ -202,27 +275,12 @@ class PromptComposer(nn.Module):
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _bos(self, opening: str) -> list[int]:
-        bos = self._tokenizer.bos_token_id
-        return [bos] if bos is not None and self._tokenizer(opening)["input_ids"][:1] == [bos] else []
+        return beginning(self._tokenizer, opening)
 
     def _inside(self, before: str, texts: list[str], after: str) -> list[list[int]]:
         """Token ids of texts as they are between ``before`` and ``after``."""
-        if not texts:
-            return []
-        head = self._ids(before)
-        tail = self._ids(before + after)[len(head) :]
-        pieces: list[list[int]] = []
-        whole = self._tokenizer([before + text + after for text in texts], add_special_tokens=False)["input_ids"]
-        for text, ids in zip(texts, whole, strict=True):
-            inner = len(ids) - len(tail)
-            if not text:
-                pieces.append([])
-            elif ids[: len(head)] == head and ids[inner:] == tail and inner >= len(head):
-                pieces.append(ids[len(head) : inner])
-            else:
-                self.inexact += 1
-                alone = self._ids(before + text)
-                pieces.append(alone[len(head) :] if alone[: len(head)] == head else self._ids(text))
+        pieces, inexact = pieces_between(self._tokenizer, before, texts, after)
+        self.inexact += inexact
         return pieces
 
     # ---- prompts
@@ -253,18 +311,7 @@ class PromptComposer(nn.Module):
             If a prompt is longer than ``max_length`` even without a history.
         """
         segments = self._segments(history, length, candidates)
-        sizes = torch.where(segments >= 0, self.size[segments], 0)
-        total = sizes.sum(1)
-        width = int(total.max())
-        segment = torch.repeat_interleave(torch.arange(segments.numel(), device=sizes.device), sizes.flatten())
-        row = segment // segments.shape[1]
-        token = torch.arange(len(segment), device=sizes.device)
-        inside = token - (sizes.flatten().cumsum(0) - sizes.flatten())[segment]
-        column = token - (total.cumsum(0) - total)[row] + (width - total)[row]
-        ids = torch.full((len(total), width), self.pad, dtype=torch.long, device=sizes.device)
-        ids[row, column] = self.table[self.start[segments.flatten()[segment]] + inside].long()
-        mask = torch.arange(width, device=sizes.device) >= (width - total)[:, None]
-        return Prompts(ids, mask.long(), total)
+        return joined(segments, self.table, self.start, self.size, self.pad)
 
     def _segments(self, history: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Numbers of the pieces of every prompt, (B, S); -1 is none."""

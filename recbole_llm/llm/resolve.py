@@ -70,10 +70,13 @@ def resolve_llm(spec: LLMSpec, logger: logging.Logger | None = None, weights: bo
     return replace(_resolve_bundled(spec), requested="auto")
 
 
-def resolve_causal_lm(spec: LLMSpec, logger: logging.Logger | None = None, weights: bool = True) -> ResolvedLLM:
+def resolve_causal_lm(
+    spec: LLMSpec, logger: logging.Logger | None = None, weights: bool = True, key: str = "llm", to: str = "rank"
+) -> ResolvedLLM:
     """As :func:`resolve_llm`, for a model that has to be a causal language model.
 
-    "auto" takes `spec.preferred` and nothing else: the bundled model is an encoder.
+    "auto" takes `spec.preferred` and nothing else: the bundled model is an encoder. Errors call the setting that names
+    the model `key`, and what it is for `to`.
 
     Raises
     ------
@@ -90,10 +93,11 @@ def resolve_causal_lm(spec: LLMSpec, logger: logging.Logger | None = None, weigh
             resolved = _resolve_exactly(spec, logger, weights)
     except ModelNotFoundError as error:
         meant = f"auto means {spec.preferred} here. " if spec.name == "auto" else ""
-        raise ModelNotFoundError(f"llm: {meant}{_reason(error)}{_CAUSAL_REMEDIES}") from error
+        raise ModelNotFoundError(f"{key}: {meant}{_reason(error)}{_CAUSAL_REMEDIES.format(key=key)}") from error
     if resolved.family != "decoder":
         raise ConfigError(
-            f"llm: {resolved.name} is no causal language model, and only such a one can rank.{_CAUSAL_REMEDIES}"
+            f"{key}: {resolved.name} is no causal language model, and only such a one can {to}."
+            f"{_CAUSAL_REMEDIES.format(key=key)}"
         )
     return resolved
 
@@ -101,9 +105,9 @@ def resolve_causal_lm(spec: LLMSpec, logger: logging.Logger | None = None, weigh
 _CAUSAL_REMEDIES = (
     "\nWhat you can do:"
     "\n  1. Connect to the hub once, or set HF_ENDPOINT to a mirror; for a gated model (Llama) set llm_token."
-    "\n  2. Copy a model to this machine and set llm to its folder: --llm=/path/to/folder."
-    "\n  3. Choose a smaller or an open one: --llm=Qwen/Qwen3-0.6B, --llm=HuggingFaceTB/SmolLM2-360M."
-    "\n  4. To see whether everything runs: --llm=tiny-random-llama (random weights: its figures mean nothing)."
+    "\n  2. Copy a model to this machine and set {key} to its folder: --{key}=/path/to/folder."
+    "\n  3. Choose a smaller or an open one: --{key}=Qwen/Qwen3-0.6B, --{key}=HuggingFaceTB/SmolLM2-360M."
+    "\n  4. To see whether everything runs: --{key}=tiny-random-llama (random weights: its figures mean nothing)."
 )
 
 

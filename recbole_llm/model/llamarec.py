@@ -32,13 +32,14 @@ from recbole_llm.llm.backbone import (
     causal_lm_skeleton,
     checkpoint_activations,
     load_causal_lm,
-    load_config,
     load_tokenizer,
     lora_targets,
+    position_limit,
     require_bitsandbytes,
 )
 from recbole_llm.llm.prompts import PromptComposer, PromptTemplate
 from recbole_llm.llm.resolve import resolve_causal_lm
+from recbole_llm.llm.sampling import shuffled
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words
 from recbole_llm.parameters import choice
@@ -223,7 +224,7 @@ class LlamaRec(SequentialRecommender):
         titles = [text or f"Item {token}" for text, token in zip(self.item_text.texts, tokens, strict=True)]
         words = label_words(config["label_words"], self.n_candidates)
         template = PromptTemplate.read(str(config["prompt"]))
-        limit, positions = int(config["max_prompt_length"]), self._positions()
+        limit, positions = int(config["max_prompt_length"]), position_limit(self.resolved)
         if positions is not None and limit + 2 > positions:
             raise ConfigError(
                 f"max_prompt_length={limit} is beyond the {positions} positions of {self.resolved.name}, which a "
@@ -242,12 +243,6 @@ class LlamaRec(SequentialRecommender):
         # Not saved: they come from the tokenizer, which the run records.
         self.register_buffer("answer_ids", torch.tensor(answers), persistent=False)
         self.register_buffer("letter_ids", torch.tensor(read), persistent=False)
-
-    def _positions(self) -> int | None:
-        """How long a text may be, where the model says so."""
-        shape = load_config(self.resolved)
-        shape = shape.get_text_config() if hasattr(shape, "get_text_config") else shape
-        return getattr(shape, "max_position_embeddings", None)
 
     def batch_costs(self) -> tuple[torch.Tensor, int] | None:
         """Tokens of every item in a prompt, (n_items,), and how many of a history are in one; None: in any order."""
@@ -403,10 +398,7 @@ class LlamaRec(SequentialRecommender):
         """In which order the candidates are shown, (B, C): a function of row, number and seed, not of the batch."""
         if number == 0 and not self.config["shuffle_candidates"]:
             return torch.arange(candidates.shape[1], device=candidates.device).expand_as(candidates)
-        place = torch.arange(1, history.shape[1] + 1, device=history.device)
-        salt = _scramble(history * place).sum(1, keepdim=True) + int(self.config["seed"]) * 1_000_003 + number
-        key = (_scramble(candidates + _scramble(salt)) >> 1) & (2**62 - 1)
-        return key.masked_fill(candidates == 0, 2**62).argsort(dim=1, stable=True)
+        return shuffled(candidates, history, int(self.config["seed"]) * 1_000_003 + number)
 
     def _letter_logits(self, history: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Logits of the letters, (B, C); ``-inf`` where there is no candidate. Prompts go by length."""
@@ -459,11 +451,3 @@ class LlamaRec(SequentialRecommender):
             "item_text_fingerprint": self.item_text.fingerprint(),
             "items_without_text": self.item_text.n_missing,
         }
-
-
-def _scramble(values: torch.Tensor) -> torch.Tensor:
-    """Spread 64-bit integers, so that small differences become large ones (the mixing steps of SplitMix64)."""
-    values = values * -7046029254386353131
-    values = (values ^ (values >> 30)) * -4658895280553007687
-    values = (values ^ (values >> 27)) * -7723592293110705685
-    return values ^ (values >> 31)

@@ -351,7 +351,7 @@ class RunTrainer(Trainer):
         """Training batches as the stage wants them."""
         if self.settings is not self.config:
             train_data = train_loader(self.settings, train_data.dataset)
-        elif getattr(self.model, "reranks", 0):
+        elif hasattr(self.model, "batch_costs") and getattr(self.model, "reranks", True):
             costs = self.model.batch_costs()
             if costs is not None:
                 train_data.bucket(*costs)

@@ -1,0 +1,592 @@
+"""LLMSeqPrompt (Harte et al., RecSys 2023, arXiv 2309.09261; Boz et al., arXiv 2402.01339): items by written titles.
+
+    prompt   = instruction, titles of the history [, titles to choose from]
+    answer   = one title (GenItem), or 20 numbered titles (GenList, Classify, Rank)
+    loss     = -mean log p(token of the answer | prompt, tokens before it), LoRA
+    list     = items of the sampled answers: by exact name, then by the nearest text embedding or spelling
+
+Behind the list come the other items in the order of LLMSeqSim, which also gives GenList's and Rank's training answers
+and Rank's candidates. The papers fine-tune paid models; here any causal language model is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch.nn import functional
+from transformers import GenerationConfig
+
+from recbole_llm import submodel
+from recbole_llm.data.dataset import item_text_of
+from recbole_llm.errors import ConfigError
+from recbole_llm.evaluator.topk import top_items
+from recbole_llm.llm.backbone import add_lora, checkpoint_activations, load_causal_lm, load_tokenizer, position_limit
+from recbole_llm.llm.decoding import NOTHING, Trie, TrieConstraint, item_scores
+from recbole_llm.llm.encoder import TextEncoder, encode_items
+from recbole_llm.llm.item_names import (
+    ItemNames,
+    NameCounts,
+    NearestItems,
+    map_choice,
+    map_list,
+    map_set,
+    normalised,
+)
+from recbole_llm.llm.prompts import Prompts, cut_titles
+from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
+from recbole_llm.llm.sampling import SeededSampling, row_keys, scramble, shuffled
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.llm.title_prompts import ChatPrompt, TitlePrompts, parse_list
+from recbole_llm.model.llmseqsim import STAND_IN_LLM
+from recbole_llm.parameters import choice
+
+VARIANTS = ("genitem", "genlist", "classify", "rank")
+# The papers' models are paid services; this one is open, small, and has a chat template.
+STAND_IN_CAUSAL_LM = "Qwen/Qwen2.5-0.5B-Instruct"
+# What an item without a title is called in a prompt (the authors' words).
+NO_TITLE = "Unknown item"
+MAX_PROMPT_TOKENS, MAX_NAME_TOKENS = 4096, 50
+# Lists of names end where this share of the titles would have.
+USUAL_TITLE = 0.9
+
+
+class LLMSeqPrompt(SequentialRecommender):
+    """A causal language model that is asked for titles.
+
+    Parameters
+    ----------
+    config : Config
+        Keys of ``props/model/LLMSeqPrompt.yaml``.
+    dataset : HistoryDataset
+        Training split.
+
+    Attributes
+    ----------
+    lm : transformers causal language model, or a PEFT model around it
+    prompts : TitlePrompts
+    seqsim : LLMSeqSim
+        Orders the items behind a list; gives candidates and training answers.
+    names : ItemNames
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not allowed, or a model that cannot write.
+    """
+
+    train_view = "prefix"
+    needs_item_text = True
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.config = config
+        self.variant = str(choice(config, "variant", VARIANTS))
+        self._check(config)
+        self.mask_history = bool(config["mask_history"])
+        self.single = self.variant == "genitem"
+        self.k = min(int(config["list_length"]), self.n_items - 1)
+        self.resolved = self.resolve_llm(config)
+        self._build_seqsim(config, dataset)
+        self._build_names(config, dataset)
+        self._build_clusters(config)
+        self._build_prompts(config)
+        self._build_lm(config)
+        # A draw of its own, so that a model's random numbers do not depend on the tail of its lists.
+        fill = torch.randperm(self.n_items - 1, generator=torch.Generator().manual_seed(int(config["seed"])))
+        self.register_buffer("fill", fill, persistent=False)
+        self.to(self.device)
+        self.start_evaluation()
+
+    def _check(self, config: Any) -> None:
+        choice(config, "loss_type", ["CE"])
+        choice(config, "prompt_style", ["chat", "completion"])
+        choice(config, "tuning", ["lora", "full", "none"])
+        choice(config, "rec_llm_init", ["pretrained", "scratch"])
+        choice(config, "decoding", ["sample", "beam", "trie"])
+        choice(config, "unknown_names", ["nearest", "drop"])
+        choice(config, "fill", ["seqsim", "random"])
+        if config["tuning"] == "full" and config["load_in_4bit"]:
+            raise ConfigError("load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora.")
+        if self.variant != "genitem":
+            if config["prompt_style"] == "completion":
+                raise ConfigError(
+                    f"prompt_style=completion is GenItem's of 2023; variant={self.variant} has chat only."
+                )
+            if config["decoding"] != "sample":
+                raise ConfigError(
+                    f"decoding={config['decoding']!r} finds single names; variant={self.variant} writes lists. Use "
+                    "decoding=sample (temperature=0: greedy)."
+                )
+        if config["item_vectors"] and config["unknown_names"] == "nearest" and self.variant in ("genitem", "genlist"):
+            raise ConfigError(
+                "item_vectors: names that no item has are compared with titles by the encoder in llm, and vectors "
+                "from a file come without one. Set unknown_names=drop, or leave item_vectors out."
+            )
+        if not float(config["temperature"]) >= 0 or not 0 < float(config["top_p"]) <= 1:
+            raise ConfigError(
+                f"temperature={config['temperature']!r} must be at least 0 (0: greedy) and top_p={config['top_p']!r} "
+                "above 0 and at most 1."
+            )
+        for key, least in (("list_length", 1), ("n_samples", 1), ("clusters", 2), ("max_history", 1)):
+            if int(config[key]) < least:
+                raise ConfigError(f"{key}={config[key]!r} must be at least {least}.")
+        if int(config["generate_batch_size"]) < 1:
+            raise ConfigError(f"generate_batch_size={config['generate_batch_size']!r} must be at least 1.")
+        if set(config["eval_args"]["mode"].values()) != {"full"}:
+            raise ConfigError(
+                f"eval_args.mode={config['eval_args']['mode']!r}: LLMSeqPrompt writes items of the whole catalogue. "
+                "Use mode: full."
+            )
+
+    @staticmethod
+    def resolve_llm(config: Any) -> Any:
+        """The files of the language model that writes; an error says early what cannot be had, of the encoder, too."""
+        encoder = LLMSpec.from_config(config, preferred=STAND_IN_LLM)
+        if not config["item_vectors"] and encoder.name != "auto":
+            resolve_llm(encoder)
+        spec = LLMSpec.from_config(
+            {**config.final_config_dict, "llm": None}, key="rec_llm", preferred=STAND_IN_CAUSAL_LM
+        )
+        dtype = config["rec_llm_dtype"] or ("float32" if config["device"].type == "cpu" else "bfloat16")
+        return resolve_causal_lm(
+            replace(spec, dtype=str(dtype)), weights=config["rec_llm_init"] == "pretrained", key="rec_llm", to="write"
+        )
+
+    # ---- what it is made of
+
+    def _build_seqsim(self, config: Any, dataset: Any) -> None:
+        settings = {key: config[key] for key in ("item_pooling", "item_max_tokens")}
+        self.seqsim_config = submodel.inner_config("LLMSeqSim", config, settings | (config["seqsim_settings"] or {}))
+        config.notices += self.seqsim_config.notices
+        self.seqsim = submodel.build(self.seqsim_config, dataset)
+
+    def _build_names(self, config: Any, dataset: Any) -> None:
+        """What items are called, and how what is called otherwise is found."""
+        self.tokenizer = load_tokenizer(self.resolved)
+        self.item_text = item_text_of(dataset, config, title_only=True)
+        titles = [normalised(text) for text in self.item_text.texts]
+        if sum(map(bool, titles)) < 2:
+            raise ConfigError(
+                f"item_title: {sum(map(bool, titles))} items of {dataset.dataset_name} have a title, and LLMSeqPrompt "
+                "can name no other. Set item_title to a field that they have."
+            )
+        self.titles = cut_titles(self.tokenizer, titles, config["max_title_tokens"])
+        self.popularity = np.asarray(dataset.train_counts)
+        self.register_buffer("named", torch.tensor([bool(title) for title in self.titles]), persistent=False)
+        self.nearest: NearestItems | None = None
+        if config["unknown_names"] == "nearest" and self.variant in ("genitem", "genlist"):
+            self.nearest = self._nearest(config)
+
+    def _nearest(self, config: Any) -> NearestItems:
+        resolved = resolve_llm(LLMSpec.from_config(config, preferred=STAND_IN_LLM), logger=self.logger)
+        reading: dict[str, Any] = {
+            "pooling": str(config["item_pooling"]),
+            "max_tokens": int(config["item_max_tokens"]),
+            "device": self.device,
+            "logger": self.logger,
+        }
+        found = encode_items(
+            self.titles,
+            resolved,
+            **reading,
+            cache_dir=config["embedding_cache_dir"],
+            show_progress=config["show_progress"],
+        )
+        encoder: list[TextEncoder] = []
+
+        def encode(names: list[str]) -> np.ndarray:
+            # Loaded with the first name that no item has; what a model makes up does not belong into the cache.
+            if not encoder:
+                encoder.append(TextEncoder(resolved, **reading))
+            return encoder[0].encode(names, show_progress=False)
+
+        return NearestItems(found.vectors, encode, self.device)
+
+    def _build_clusters(self, config: Any) -> None:
+        """Classify: clusters of the item vectors, and an item that stands for each."""
+        if self.variant != "classify":
+            return
+        from sklearn.cluster import KMeans
+
+        vectors = self.seqsim.item_vectors.cpu().double().numpy()
+        named = self.named.cpu().numpy()
+        distinct = len(np.unique(vectors[named], axis=0))
+        count = min(int(config["clusters"]), distinct)
+        fitted = KMeans(count, random_state=0, n_init=10).fit(vectors[1:])
+        cluster = np.concatenate([[-1], fitted.labels_])
+        # The most popular named item of each; clusters without any are left out.
+        order = np.argsort(-self.popularity, kind="stable")
+        order = order[named[order]]
+        kept, first = np.unique(cluster[order], return_index=True)
+        chosen = torch.from_numpy(order[first])
+        distance = torch.cdist(torch.from_numpy(vectors), torch.from_numpy(fitted.cluster_centers_[kept]))
+        self.k = min(self.k, len(kept))
+        number = np.searchsorted(kept, cluster).clip(max=len(kept) - 1)
+        number = np.where(kept[number] == cluster, number, len(kept))
+        # Saved: a later version of the clustering may find others.
+        self.register_buffer("representatives", chosen)
+        self.register_buffer("cluster_of", torch.from_numpy(number))
+        nearest = distance.topk(self.k, largest=False).indices
+        self.register_buffer("answers_of", chosen[nearest], persistent=False)
+
+    def _build_prompts(self, config: Any) -> None:
+        style = config["prompt_style"]
+        name = config["prompt"] or f"llmseqprompt_{'completion' if style == 'completion' else self.variant}"
+        self.prompt = ChatPrompt.read(str(name), with_candidates=self.variant in ("classify", "rank"))
+        recent = min(int(config["max_history"]), int(config["MAX_ITEM_LIST_LENGTH"]))
+        shown = [title or NO_TITLE for title in self.titles]
+        self.prompts = TitlePrompts(self.tokenizer, self.prompt, shown, style, 0 if self.single else self.k, recent)
+        # As the model would write them: a tokenizer may know fewer letters than titles have.
+        written = self._texts_of_names()
+        named = self.named.tolist()
+        self.names = ItemNames(
+            [text if has else "" for text, has in zip(written, named, strict=True)], self.popularity
+        )
+        self.trie: Trie | None = None
+        self.max_new_tokens = config["max_new_tokens"] and int(config["max_new_tokens"])
+        if self.max_new_tokens is None:
+            longest = self.prompts.longest_answer() if self.single else self.prompts.longest_answer(USUAL_TITLE)
+            self.max_new_tokens = min(longest, MAX_NAME_TOKENS) if self.single else longest
+        positions = position_limit(self.resolved)
+        answer = max(self.max_new_tokens, self.prompts.longest_answer())
+        limit = config["max_prompt_tokens"] and int(config["max_prompt_tokens"])
+        if limit is None:
+            limit = MAX_PROMPT_TOKENS if positions is None else min(MAX_PROMPT_TOKENS, positions - answer)
+        if limit < 1 or (positions is not None and limit + answer > positions):
+            raise ConfigError(
+                f"max_prompt_tokens={limit} and an answer of up to {answer} tokens are beyond the {positions} "
+                f"positions of {self.resolved.name}: lower max_prompt_tokens, max_title_tokens or list_length."
+            )
+        self.prompts.max_length = limit
+
+    def _texts_of_names(self) -> list[str]:
+        ids = self.tokenizer(self.titles, add_special_tokens=False)["input_ids"]
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _build_lm(self, config: Any) -> None:
+        pretrained = config["rec_llm_init"] == "pretrained"
+        lm: Any = load_causal_lm(self.resolved, pretrained, in_4bit=config["load_in_4bit"], device=self.device)
+        lm.requires_grad_(config["tuning"] == "full")
+        if config["gradient_checkpointing"]:
+            checkpoint_activations(lm)
+        # A model's own settings, such as a penalty on repetition, would join those of the property file.
+        lm.generation_config = GenerationConfig(pad_token_id=self.prompts.pad, eos_token_id=self.prompts.end)
+        self.vocabulary = lm.get_output_embeddings().weight.shape[0]
+        if config["tuning"] == "lora":
+            lm = add_lora(
+                lm,
+                self.resolved,
+                int(config["lora_r"]),
+                float(config["lora_alpha"]),
+                config["lora_dropout"],
+                config["lora_target_modules"],
+            )
+        self.lm = lm
+        if config["decoding"] == "trie":
+            codes = {tuple(code) for code, has in zip(self.prompts.codes(), self.named.tolist(), strict=True) if has}
+            self.trie = Trie([[], *sorted(codes)], self.vocabulary).to(self.device)
+            self.max_new_tokens = self.trie.max_length
+
+    def batch_costs(self) -> tuple[torch.Tensor, int] | None:
+        """Tokens of every item in a prompt, (n_items,), and how many of a history are in one; None: in any order."""
+        if not self.config["length_bucketing"]:
+            return None
+        return self.prompts.item_costs(), self.prompts.max_history
+
+    # ---- what is asked and answered
+
+    def _similar(self, interaction: Interaction) -> torch.Tensor:
+        """LLMSeqSim's scores, (B, n_items): ``-inf`` what cannot be named or, under ``mask_history``, recommended."""
+        scores = self.seqsim.full_sort_predict(interaction).masked_fill(~self.named, -torch.inf)
+        if self.mask_history:
+            scores = scores.scatter(1, interaction[self.ITEM_SEQ], -torch.inf)
+        return scores
+
+    def teacher(self, interaction: Interaction) -> torch.Tensor:
+        """Answers that training teaches, item ids of shape (B, 1) or (B, list_length); 0 at the end is none.
+
+        GenItem: the target. Classify: representatives of the clusters nearest to it. GenList, Rank: LLMSeqSim's first
+        items with the target at rank 1, from where it stood or in the place of the last.
+        """
+        target = interaction[self.POS_ITEM_ID][:, None]
+        if self.single:
+            return target
+        if self.variant == "classify":
+            return self.answers_of[target[:, 0]]
+        return top_items(self._similar(interaction).scatter(1, target, torch.inf), self.k)
+
+    def _shuffled(self, items: torch.Tensor, interaction: Interaction, salt: int) -> torch.Tensor:
+        return items.gather(1, shuffled(items, interaction[self.ITEM_SEQ], salt))
+
+    def _to_choose_from(self, chosen: torch.Tensor | None, interaction: Interaction, salt: int) -> torch.Tensor | None:
+        """Items that the prompt lists, (B, C): the representatives, or LLMSeqSim's first, shuffled; else None."""
+        if self.variant == "classify":
+            return self.representatives.expand(len(interaction), -1)
+        if self.variant != "rank":
+            return None
+        if chosen is None:
+            chosen = top_items(self._similar(interaction), self.k)
+        return self._shuffled(chosen, interaction, salt)
+
+    # ---- training
+
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
+        """Mean negative log-likelihood of the answers' tokens; rows whose target has no title do not count."""
+        salt = int(torch.randint(2**40, (1,))) if self.variant == "rank" else 0
+        answers = self.teacher(interaction)
+        candidates = self._to_choose_from(answers, interaction, salt)
+        texts, sizes = self.prompts.with_answers(
+            interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates, answers
+        )
+        return self.answer_loss(texts, sizes * self.named[interaction[self.POS_ITEM_ID]])
+
+    def loss_weight(self, interaction: Interaction) -> torch.Tensor:
+        """How many tokens the mean of :meth:`calculate_loss` is over."""
+        return self.prompts.answer_sizes(self.teacher(interaction))[self.named[interaction[self.POS_ITEM_ID]]].sum()
+
+    def answer_loss(self, texts: Prompts, sizes: torch.Tensor) -> torch.Tensor:
+        """Mean negative log-likelihood of the last ``sizes`` (B,) tokens of left-padded texts."""
+        last = int(sizes.max()) + 1
+        if last == 1:
+            return sum(p.sum() for p in self.lm.parameters() if p.requires_grad) * 0.0
+        places = (texts.mask.cumsum(1) - 1).clamp(min=0)
+        output = self.lm(
+            input_ids=texts.ids, attention_mask=texts.mask, position_ids=places, logits_to_keep=last, use_cache=False
+        )
+        logits, labels = output.logits[:, :-1].float(), texts.ids[:, 1 - last :]
+        here = torch.arange(last - 1, 0, -1, device=labels.device) <= sizes[:, None]
+        return functional.cross_entropy(logits[here], labels[here])
+
+    # ---- evaluation
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Score of ``ITEM_ID`` for every row, shape (B,)."""
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of the whole catalogue, shape (B, n_items): places of the list, then of LLMSeqSim's order (``fill``).
+
+        No two items of a row have the same score; padding is ``-inf``.
+        """
+        candidates = self._to_choose_from(None, interaction, int(self.config["seed"]))
+        answers = self.generate(interaction, candidates)
+        lists = self._items(answers, interaction, candidates)
+        return self._scores(lists, interaction)
+
+    def generate(self, interaction: Interaction, candidates: torch.Tensor | None = None) -> list[list[str]]:
+        """Texts that the model answers with, as many to a row as are sampled; prompts of similar length together."""
+        history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        prompts = self.prompts(history, length, candidates)
+        keys = row_keys(history, int(self.config["seed"]))
+        order = prompts.length.argsort(stable=True)
+        widths = prompts.length[order].tolist()
+        answers: list[list[str]] = [[] for _ in widths]
+        size = int(self.config["generate_batch_size"])
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            width = widths[start + len(rows) - 1]
+            texts = self._continued(prompts.ids[rows, -width:], prompts.mask[rows, -width:], keys[rows])
+            for row, text in zip(rows.tolist(), texts, strict=True):
+                answers[row] = text
+        return answers
+
+    def _continued(self, ids: torch.Tensor, mask: torch.Tensor, keys: torch.Tensor) -> list[list[str]]:
+        """Answers to left-padded prompts, (B, W): prompts are read once, however many answers there are."""
+        config, (rows, width) = self.config, ids.shape
+        sampled, temperature = config["decoding"] == "sample", float(config["temperature"])
+        count = int(config["n_samples"]) if self.single and (temperature > 0 or not sampled) else 1
+        beams = not sampled and count > 1
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = None
+        if width > 1:
+            cache = self.lm(
+                input_ids=ids[:, :-1],
+                attention_mask=mask[:, :-1],
+                position_ids=places[:, :-1],
+                use_cache=True,
+                logits_to_keep=1,
+            ).past_key_values
+            cache.batch_repeat_interleave(count)
+        processors: list[Any] = [TrieConstraint(self.trie, skip=width)] if self.trie is not None else []
+        how: dict[str, Any] = {}
+        if beams:
+            how = {"num_beams": count, "num_return_sequences": count, "length_penalty": 0.0, "early_stopping": False}
+        else:
+            ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
+            if sampled and temperature > 0:
+                number = torch.arange(1, count + 1, device=ids.device)
+                drawn = scramble(keys + scramble(number)).view(-1, 1)
+                processors = [SeededSampling(drawn, width, temperature, float(config["top_p"]))]
+        output = self.lm.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            generation_config=GenerationConfig(
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=self.prompts.pad,
+                eos_token_id=self.prompts.end,
+                output_scores=beams,
+                return_dict_in_generate=True,
+                **how,
+            ),
+            logits_processor=processors,
+        )
+        written = output.sequences[:, width:]
+        ended = (written == self.prompts.end).cumsum(1)
+        self._tokens += int(((ended == 0) | ((ended == 1) & (written == self.prompts.end))).sum())
+        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if beams:
+            # Where there are fewer names than beams.
+            there = (output.sequences_scores > NOTHING).tolist()
+            texts = [text if has else "" for text, has in zip(texts, there, strict=True)]
+        answers = [texts[first : first + count] for first in range(0, rows * count, count)]
+        if self.single and count == 1:
+            # Without chance every sample is the same.
+            answers = [answer * int(config["n_samples"]) for answer in answers]
+        return answers
+
+    def _items(
+        self, answers: list[list[str]], interaction: Interaction, candidates: torch.Tensor | None
+    ) -> list[list[int]]:
+        """Items of answers, best first, and what is counted on the way."""
+        histories = [set(row) - {0} for row in interaction[self.ITEM_SEQ].tolist()]
+        out = histories if self.mask_history else [set() for _ in histories]
+        if self.single:
+            written = [[normalised(name) for name in answer] for answer in answers]
+            lists = map_set(written, out, self.names, self.nearest)
+        else:
+            written = [[normalised(name) for name in parse_list(answer[0], self.k)] for answer in answers]
+            if candidates is None:
+                lists = map_list(written, out, self.names, self.nearest)
+            else:
+                allowed = [[item for item in row if item] for row in candidates.tolist()]
+                lists, outside = map_choice(written, allowed, self.names)
+                self.counts["outside"] = self.counts.get("outside", 0) + outside
+        self._count(written, lists, histories, interaction, candidates)
+        return lists
+
+    def _scores(self, lists: list[list[int]], interaction: Interaction) -> torch.Tensor:
+        longest = max(1, *map(len, lists))
+        table = torch.tensor([row + [0] * (longest - len(row)) for row in lists], device=self.device)
+        place = torch.arange(longest, 0, -1, device=self.device, dtype=torch.float32).expand_as(table)
+        if self.config["fill"] == "random":
+            shift = scramble(row_keys(interaction[self.ITEM_SEQ], 0))[:, 0] % (self.n_items - 1)
+            return item_scores(table, place, self.fill, shift)
+        similar = self.seqsim.full_sort_predict(interaction)
+        if self.variant == "classify" and self.config["classify_expand"]:
+            similar = self._expanded(similar, table)
+        order = similar.sort(dim=1, descending=True, stable=True).indices
+        rank = torch.arange(self.n_items, device=self.device, dtype=torch.float32).expand_as(order)
+        scores = torch.empty_like(similar, dtype=torch.float32).scatter(1, order, -1 - rank)
+        scores = scores.scatter(1, table, place)
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def _expanded(self, similar: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Scores by which members of the chosen clusters, table (B, k) of their representatives, come first."""
+        chosen = torch.zeros(len(table), len(self.representatives) + 1, dtype=torch.bool, device=table.device)
+        # Padding and items of clusters without a name are in a last one, which nobody chooses.
+        chosen.scatter_(1, self.cluster_of[table], True)
+        chosen[:, -1] = False
+        span = similar[:, 1:].amax() - similar[:, 1:].amin() + 1
+        return similar + span * chosen[:, self.cluster_of]
+
+    # ---- what is reported
+
+    def start_evaluation(self) -> None:
+        """Count anew what answers turn out to be."""
+        self.counts: dict[str, int] = {}
+        self._tokens = 0
+
+    def _count(
+        self,
+        written: list[list[str]],
+        lists: list[list[int]],
+        histories: list[set[int]],
+        interaction: Interaction,
+        candidates: torch.Tensor | None,
+    ) -> None:
+        found = NameCounts()
+        for names, history in zip(written, histories, strict=True):
+            self.names.count(names, history, found)
+        new = {
+            **asdict(found),
+            "users": len(written),
+            "answers": sum(map(len, written)) if self.single else len(written),
+            "unparsed": sum(not any(names) for names in written),
+            "filled": sum(max(0, self.k - len(items)) for items in lists),
+            "places": self.k * len(lists),
+        }
+        if candidates is not None and self.ITEM_ID in interaction:
+            target = interaction[self.ITEM_ID].to(candidates.device)[:, None]
+            new["reachable"] = int((candidates == target).any(1).sum())
+        for name, number in new.items():
+            self.counts[name] = self.counts.get(name, 0) + number
+
+    def evaluation_counts(self) -> dict[str, int]:
+        """Counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
+        return {**self.counts, "tokens": self._tokens}
+
+    def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Rates among all names that were written, and per user.
+
+        ``exact_rate``, ``hallucination_rate`` and ``empty_rate`` add up to 1. ``duplicate_rate``: names that the same
+        user was given before. ``seen_rate``: exact names of items of the history, before it is masked.
+        ``unparsed_rate``: users without any name. ``filled_rate``: places of the lists that no name took.
+        ``outside_rate``: names that were not among those to choose from. ``reachable_rate``: users whose target was,
+        which no Recall can exceed without ``fill``.
+        """
+        if not counts.get("users"):
+            return {}
+        names, users = max(counts.get("names", 0), 1), counts["users"]
+        shown = {
+            "exact": "exact",
+            "hallucination": "unknown",
+            "duplicate": "repeated",
+            "empty": "empty",
+            "seen": "seen",
+        }
+        report = {f"{label}_rate": counts.get(name, 0) / names for label, name in shown.items()}
+        if self.variant in ("classify", "rank"):
+            report["outside_rate"] = counts.get("outside", 0) / names
+            report["reachable_rate"] = counts.get("reachable", 0) / users
+        return {
+            **report,
+            "unparsed_rate": counts.get("unparsed", 0) / users,
+            "filled_rate": counts.get("filled", 0) / max(counts.get("places", 0), 1),
+            "tokens_per_user": counts.get("tokens", 0) / users,
+        }
+
+    # ---- what a run keeps
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format, where there is one."""
+        if self.config["tuning"] == "lora":
+            self.lm.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+
+    def provenance(self) -> Mapping[str, Any]:
+        """What a result must say about the language models, the prompt and what can be recommended."""
+        encoder = self.seqsim.provenance()
+        return {
+            "llm": f"{self.resolved.label()} + {encoder['llm']}",
+            "llm_revision": encoder["llm_revision"],
+            "rec_llm": self.resolved.label(),
+            "rec_llm_revision": self.resolved.revision,
+            "rec_llm_init": self.config["rec_llm_init"],
+            "variant": self.variant,
+            "prompt": self.prompts.example,
+            "item_title": self.item_text.template,
+            "item_text_fingerprint": self.item_text.fingerprint(),
+            "items_without_text": self.item_text.n_missing,
+            "representatives": len(self.representatives) if self.variant == "classify" else None,
+            "seqsim": encoder,
+        }
