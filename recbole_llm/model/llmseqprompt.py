@@ -476,7 +476,8 @@ class LLMSeqPrompt(SequentialRecommender):
     def _scores(self, lists: list[list[int]], interaction: Interaction) -> torch.Tensor:
         longest = max(1, *map(len, lists))
         table = torch.tensor([row + [0] * (longest - len(row)) for row in lists], device=self.device)
-        place = torch.arange(longest, 0, -1, device=self.device, dtype=torch.float32).expand_as(table)
+        # From a number that is the same in every batch.
+        place = (self.n_items - torch.arange(longest, device=self.device, dtype=torch.float32)).expand_as(table)
         if self.config["fill"] == "random":
             shift = scramble(row_keys(interaction[self.ITEM_SEQ], 0))[:, 0] % (self.n_items - 1)
             return item_scores(table, place, self.fill, shift)
