@@ -172,8 +172,8 @@ class LLMSeqPrompt(SequentialRecommender):
         titles = [normalised(text) for text in self.item_text.texts]
         if sum(map(bool, titles)) < 2:
             raise ConfigError(
-                f"item_title: {sum(map(bool, titles))} items of {dataset.dataset_name} have a title, and LLMSeqPrompt "
-                "can name no other. Set item_title to a field that they have."
+                f"item_title: only {sum(map(bool, titles))} of the items of {dataset.dataset_name} has a title, and "
+                "LLMSeqPrompt can name no other. Set item_title to a field that they have."
             )
         self.titles = cut_titles(self.tokenizer, titles, config["max_title_tokens"])
         self.popularity = np.asarray(dataset.train_counts)

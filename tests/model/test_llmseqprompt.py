@@ -1,6 +1,7 @@
 """LLMSeqPrompt: each variant learns what is known, writes what it may, and every item gets a score of its own."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ import torch
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
+from recbole_llm.errors import ConfigError, ModelNotFoundError
 from recbole_llm.llm.title_prompts import list_lines
-from recbole_llm.quick_start import run
+from recbole_llm.quick_start import load_run, run
 from recbole_llm.submodel import build
+from recbole_llm.trainer.checkpoint import learned_tensors
 from recbole_llm.trainer.trainer import RunTrainer
 from tests.toy_llms import save_llama
 from tests.worlds import WORDS, write_cycle, write_dataset
@@ -129,7 +132,7 @@ def test_an_oracle_is_always_right(settings, variant):
 
 @pytest.mark.parametrize("mask_history", [True, False])
 def test_no_ranking_of_candidates_finds_more_than_llmseqsim(settings, mask_history):
-    more = {"topk": [5], "valid_metric": "Recall@5", "mask_history": mask_history}
+    more = {"topk": [5], "valid_metric": "Recall@5", "mask_history": mask_history, "epochs": 0}
     model, train, _, test = prepare(settings, variant="rank", **more)
     trainer = RunTrainer(model.config, model.seqsim, None, train.dataset.train_counts, finished=True)
     similar = trainer.evaluate(test, load_best_model=False)["recall@5"]
@@ -137,3 +140,218 @@ def test_no_ranking_of_candidates_finds_more_than_llmseqsim(settings, mask_histo
     oracle(model)
     result, trainer = evaluated(model, train, test)
     assert result["recall@5"] == similar == trainer.model_report["reachable_rate"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("fill", ["seqsim", "random"])
+def test_nonsense_still_orders_the_whole_catalogue(settings, variant, fill):
+    model, _, _, test = prepare(settings, variant=variant, fill=fill)
+    interaction, *_ = next(iter(test))
+    said = [["", "rubbish", "x y", "rubbish"], [""], ["1. \n2. no such thing\n3. no such thing"]]
+    model.generate = lambda interaction, candidates=None: [said[row % 3] for row in range(len(interaction))]
+    scores = model.full_sort_predict(interaction)
+    assert torch.isfinite(scores[:, 1:]).all() and (scores[:, 0] == -torch.inf).all()
+    assert (scores[:, 1:].sort(dim=1).values.diff(dim=1) > 0).all()
+    if fill == "seqsim":
+        # A row of which nothing is known is LLMSeqSim's.
+        similar = model.seqsim.full_sort_predict(interaction[[1]])
+        assert scores[1].argsort(descending=True).tolist() == similar[0].argsort(descending=True).tolist()
+    report = model.evaluation_report(model.evaluation_counts())
+    assert report["exact_rate"] == 0 and report["hallucination_rate"] > 0 and report["empty_rate"] > 0
+    assert report["unparsed_rate"] > 0
+
+
+def test_items_of_the_history_are_named_and_masked_but_never_put_in(settings):
+    model, _, _, test = prepare(settings)
+    interaction, *_ = next(iter(test))
+    seen = interaction["item_id_list"][:, 0].tolist()
+    model.generate = lambda interaction, candidates=None: [[model.titles[item], "rubbish"] for item in seen]
+    scores = model.full_sort_predict(interaction)
+    order = scores.argsort(dim=1, descending=True)
+    assert order[:, 0].tolist() == seen
+    histories = interaction["item_id_list"]
+    assert not (order[:, 1:2] == histories).any()  # what stands for the unknown name
+    assert model.evaluation_report(model.evaluation_counts())["seen_rate"] == 0.5
+
+
+# ---- what is taught
+
+
+def test_teacher_lists_are_llmseqsims_with_the_target_first(settings):
+    model, train, *_ = prepare(settings, variant="genlist")
+    batch = next(iter(train))
+    answers, similar = model.teacher(batch), model._similar(batch)
+    for row, target in enumerate(batch["item_id"].tolist()):
+        others = [item for item in similar[row].argsort(descending=True).tolist() if item != target]
+        assert answers[row].tolist() == [target, *others[: model.k - 1]]
+        history = set(batch["item_id_list"][row].tolist()) - {0}
+        assert not history & set(answers[row, 1:].tolist())
+
+
+def test_rank_shows_the_answers_in_another_order(settings):
+    model, train, *_ = prepare(settings, variant="rank")
+    batch = next(iter(train))
+    answers = model.teacher(batch)
+    first, second = (model._to_choose_from(answers, batch, salt) for salt in (1, 2))
+    assert torch.equal(first.sort(dim=1).values, answers.sort(dim=1).values)
+    assert not torch.equal(first, answers) and not torch.equal(first, second)
+
+
+def test_classify_offers_the_most_popular_item_of_each_cluster(settings):
+    model, train, *_ = prepare(settings, variant="classify")
+    counts, cluster = torch.from_numpy(train.dataset.train_counts), model.cluster_of
+    assert len(model.representatives) == 6
+    for number, item in enumerate(model.representatives.tolist()):
+        members = (cluster == number).nonzero()[:, 0]
+        assert item in members and counts[item] == counts[members].max()
+    batch = next(iter(train))
+    own = model.representatives[cluster[batch["item_id"]]]
+    assert (model.teacher(batch) == own[:, None]).any(1).all()
+    assert model.provenance()["representatives"] == 6
+
+
+def test_members_of_chosen_clusters_come_before_others(settings):
+    model, _, _, test = prepare(settings, variant="classify", classify_expand=True)
+    interaction, *_ = next(iter(test))
+    chosen = model.representatives[2].item()
+    model.generate = lambda interaction, candidates=None: [[list_lines([model.titles[chosen]])]] * len(interaction)
+    order = model.full_sort_predict(interaction).argsort(dim=1, descending=True)[:, :-1]
+    inside = model.cluster_of[order] == 2
+    count = int(inside[0].sum())
+    assert (order[:, 0] == chosen).all() and inside[:, :count].all()
+
+
+def test_the_loss_is_that_of_the_answers_alone(settings):
+    model, train, *_ = prepare(settings, variant="genlist")
+    batch = next(iter(train))
+    texts, sizes = model.prompts.with_answers(batch["item_id_list"], batch["item_length"], None, model.teacher(batch))
+    places = (texts.mask.cumsum(1) - 1).clamp(min=0)
+    logits = model.lm(input_ids=texts.ids, attention_mask=texts.mask, position_ids=places).logits
+    inside = torch.arange(texts.ids.shape[1]) >= (texts.ids.shape[1] - sizes)[:, None]
+    labels = texts.ids.masked_fill(~inside, -100)
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(model.calculate_loss(batch), expected)
+    assert int(model.loss_weight(batch)) == int(inside.sum()) == int(sizes.sum())
+
+
+def test_items_without_a_title_are_shown_and_neither_taught_nor_named(settings, tmp_path):
+    texts = {f"i{k}": word for k, word in enumerate(WORDS)} | {"bare": ""}
+    histories = {f"u{u}": ["i0", "bare", f"i{1 + u}", "bare"] + [f"i{2 + u}", "i11"] for u in range(8)}
+    write_dataset(tmp_path / "bare", "bare", histories, texts)
+    more = {"data_path": str(tmp_path / "bare"), "max_train_rows_per_user": None}
+    model, train, *_ = prepare(settings, "bare", **more)
+    bare = train.dataset.token2id("item_id", "bare")
+    assert model.titles[bare] == "" and "" not in model.names.items_of and "Unknown item" not in model.names.items_of
+    batch = next(iter(train))
+    shown = model.tokenizer.batch_decode(model.prompts(batch["item_id_list"], batch["item_length"]).ids)
+    assert any("Unknown item" in text for text in shown)
+    untaught = batch["item_id"] == bare
+    assert 0 < int(untaught.sum()) < len(untaught)
+    assert int(model.loss_weight(batch[untaught])) == 0 and float(model.calculate_loss(batch[untaught])) == 0
+    torch.testing.assert_close(model.calculate_loss(batch), model.calculate_loss(batch[~untaught]))
+
+
+# ---- decoding
+
+
+@pytest.mark.parametrize("n_samples", [3, 25])
+def test_a_trie_leaves_names_of_the_catalogue_by_their_probability(settings, n_samples):
+    model, train, _, test = prepare(settings, decoding="trie", n_samples=n_samples)
+    interaction, *_ = next(iter(test))
+    interaction = interaction[[0, 1, 2]]
+    answers = model.generate(interaction)
+    history, length = interaction["item_id_list"], interaction["item_length"]
+    items = torch.arange(1, model.n_items)
+    for row, names in enumerate(answers):
+        found = [name for name in names if name]
+        assert len(found) == min(n_samples, len(items)) and len(set(found)) == len(found)
+        rows = torch.full_like(items, row)
+        texts, sizes = model.prompts.with_answers(history[rows], length[rows], None, items[:, None])
+        with torch.no_grad():
+            exact = torch.stack(
+                [
+                    -model.answer_loss(type(texts)(*(part[[i]] for part in texts)), sizes[[i]]) * sizes[i]
+                    for i in range(len(items))
+                ]
+            )
+        if n_samples > len(items):  # beams that drop nothing
+            best = [model.titles[i + 1] for i in exact.argsort(descending=True).tolist()]
+            assert found == best
+
+
+def test_answers_are_those_of_generate_at_temperature_0(settings):
+    model, _, _, test = prepare(settings, temperature=0.0)
+    interaction, *_ = next(iter(test))
+    prompts = model.prompts(interaction["item_id_list"], interaction["item_length"])
+    plain = model.lm.generate(input_ids=prompts.ids, attention_mask=prompts.mask, max_new_tokens=30, do_sample=False)[
+        :, prompts.ids.shape[1] :
+    ]
+    texts = model.tokenizer.batch_decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert model.generate(interaction) == [[text] * 4 for text in texts]
+
+
+def test_samples_differ_and_the_seed_decides(settings):
+    (first, _, _, test), (other, *_), (again, *_) = (prepare(settings, temperature=2.0, seed=s) for s in (1, 2, 1))
+    interaction, *_ = next(iter(test))
+    answers = first.generate(interaction)
+    assert any(len(set(row)) > 1 for row in answers)
+    assert again.generate(interaction) == answers != other.generate(interaction)
+
+
+# ---- what a run keeps
+
+
+def test_only_the_adapter_is_saved_and_scores_come_back(settings, tmp_path):
+    more = {**settings, "variant": "classify", "epochs": 1, "valid_users_sample": 3, "topk": [5]}
+    result = run("LLMSeqPrompt", "cycle", config_dict={**more, "valid_metric": "NDCG@5", "learning_rate": 0.01})
+    folder = tmp_path / "saved" / result["run_dir"]
+    adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapter["r"] == 2 and adapter["base_model_name_or_path"] == "small"
+    again = load_run(result["run_dir"])
+    assert all("lora_" in name or name in ("representatives", "cluster_of") for name in learned_tensors(again.model))
+    assert again.trainer.evaluate(again.test_data, load_best_model=False) == result["test_result"]
+    assert len(again.valid_data.dataset) == 3 and len(again.test_data.dataset) == 12
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"variant": "genre"}, "variant='genre' is not a choice.*genlist"),
+        ({"rec_llm": "tiny-random-t5"}, "rec_llm: tiny-random-t5 is no causal language model.*can write.*--rec_llm="),
+        ({"rec_llm": "no/such-folder", "llm_local_files_only": True}, "rec_llm: .*no/such-folder"),
+        ({"variant": "rank", "prompt_style": "completion"}, "variant=rank has chat only"),
+        ({"variant": "genlist", "decoding": "trie"}, "variant=genlist writes lists. Use decoding=sample"),
+        ({"temperature": -1}, "temperature=-1 must be at least 0"),
+        ({"top_p": 0}, "top_p=0 above 0"),
+        ({"n_samples": 0}, "n_samples=0 must be at least 1"),
+        ({"clusters": 1, "variant": "classify"}, "clusters=1 must be at least 2"),
+        ({"generate_batch_size": 0}, "generate_batch_size=0"),
+        ({"valid_users_sample": 0}, "valid_users_sample=0 must be at least 1"),
+        ({"max_prompt_tokens": 2040}, "max_prompt_tokens=2040 and an answer .* beyond the 2048 positions of small"),
+        ({"tuning": "full", "load_in_4bit": True}, "weights of 4 bits cannot be trained"),
+        ({"item_vectors": "vectors.npz"}, "Set unknown_names=drop"),
+        ({"eval_args": {"mode": "uni5"}}, "Use mode: full"),
+        ({"item_title": "{kind}"}, "uses the field 'kind'"),
+    ],
+)
+def test_settings_that_are_not_allowed(settings, change, says):
+    with pytest.raises((ConfigError, ModelNotFoundError)) as caught:
+        prepare(settings, **change)
+    assert re.search(says, str(caught.value), re.S), str(caught.value)
+
+
+def test_a_catalogue_without_titles(settings, tmp_path):
+    write_dataset(
+        tmp_path / "bare", "bare", {f"u{u}": ["a", "b", "c", "d"] for u in range(4)}, dict.fromkeys("abcd", "")
+    )
+    more = {"data_path": str(tmp_path / "bare"), "item_title": "{title}", "item_text": "{item_id}"}
+    with pytest.raises(ConfigError, match="only 1 of the items of bare"):
+        prepare(settings, "bare", **more)
+
+
+def test_nothing_to_train(settings):
+    with pytest.raises(ConfigError, match="nothing to train here: set epochs=0"):
+        run("LLMSeqPrompt", "cycle", config_dict={**settings, "tuning": "none"})
