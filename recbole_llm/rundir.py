@@ -584,6 +584,12 @@ def _inference_line(times: Mapping[str, float]) -> str:
     )
 
 
+def _model_report_line(figures: Mapping[str, float]) -> str:
+    """What the model counted on the test set, such as shares of invalid answers."""
+    shown = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+    return "test: " + ", ".join(shown)
+
+
 def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:
     """The table at the end of a run, with the protocol above it."""
     logger = logging.getLogger()
@@ -614,6 +620,7 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         "",
         table,
         *(_retrieval_lines(results, config["valid_metric"].lower(), places) if results["retrieval"] else []),
+        *(["", _model_report_line(results["model_report"])] if results["model_report"] else []),
         "",
         "seconds: "
         + ", ".join(f"{name} {value:.1f}" for name, value in results["seconds"].items())

@@ -578,7 +578,7 @@ class LLMSeqPrompt(SequentialRecommender):
         """What a result must say about the language models, the prompt and what can be recommended."""
         encoder = self.seqsim.provenance()
         return {
-            "llm": f"{self.resolved.label()} + {encoder['llm']}",
+            "llm": encoder["llm"],
             "llm_revision": encoder["llm_revision"],
             "rec_llm": self.resolved.label(),
             "rec_llm_revision": self.resolved.revision,

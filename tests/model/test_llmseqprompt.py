@@ -90,7 +90,7 @@ def test_learns_a_cycle(variant, settings, tmp_path):
         "mask_history": False,
         "temperature": 0.0 if variant != "genitem" else 0.25,
         "max_new_tokens": 80,
-        "epochs": 12 if variant == "genitem" else 25,
+        "epochs": {"genitem": 12, "rank": 50}.get(variant, 25),
         "eval_step": 100,
         "learning_rate": 5e-3,
         "lr_schedule": "constant",
@@ -136,7 +136,7 @@ def test_no_ranking_of_candidates_finds_more_than_llmseqsim(settings, mask_histo
     model, train, _, test = prepare(settings, variant="rank", **more)
     trainer = RunTrainer(model.config, model.seqsim, None, train.dataset.train_counts, finished=True)
     similar = trainer.evaluate(test, load_best_model=False)["recall@5"]
-    assert 0 < similar < 1
+    assert similar < 1 and (similar > 0 or not mask_history)
     oracle(model)
     result, trainer = evaluated(model, train, test)
     assert result["recall@5"] == similar == trainer.model_report["reachable_rate"]
@@ -345,7 +345,10 @@ def test_settings_that_are_not_allowed(settings, change, says):
 
 def test_a_catalogue_without_titles(settings, tmp_path):
     write_dataset(
-        tmp_path / "bare", "bare", {f"u{u}": ["a", "b", "c", "d"] for u in range(4)}, dict.fromkeys("abcd", "")
+        tmp_path / "bare",
+        "bare",
+        {f"u{u}": ["a", "b", "c", "d"] for u in range(4)},
+        dict.fromkeys("abc", "") | {"d": "one"},
     )
     more = {"data_path": str(tmp_path / "bare"), "item_title": "{title}", "item_text": "{item_id}"}
     with pytest.raises(ConfigError, match="only 1 of the items of bare"):
