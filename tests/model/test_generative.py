@@ -161,21 +161,26 @@ def test_codes_of_a_batch_may_be_shorter_than_the_longest(settings):
 # ---- known answers
 
 LEARNT = {
-    "P5": {"head": "projection"},
-    "POD": {"templates": ["{user} {history}"]},
-    "LightLM": {"digit_embedding_range": None, "feed_forward_size": None},
+    "P5 w/o_d": ("P5", {"head": "projection"}),
+    "POD": ("POD", {"templates": ["{user} {history}"]}),
+    "POD w/o_d_TID": ("POD", {"head": "projection", "item_repr": "title"}),
+    "LightLM": ("LightLM", {"digit_embedding_range": None, "feed_forward_size": None}),
 }
 
 
-@pytest.mark.parametrize("name", LEARNT)
-def test_learns_a_cycle(name, settings, tmp_path):
+@pytest.mark.parametrize("row", LEARNT)
+def test_learns_a_cycle(row, settings, tmp_path):
+    name, own = LEARNT[row]
     write_cycle(tmp_path / "small", users=20, items=12, length=10)
     more = {"templates": ["{history}"], "test_template": 0, "item_prefix": "", "target_prefix": "", "decoding": "trie"}
     more |= {"MAX_ITEM_LIST_LENGTH": 1, "train_view": "prefix", "train_batch_size": 32, "topk": [1, 5], "beams": 5}
     more |= {"learning_rate": 3e-3, "lr_schedule": "constant", "epochs": 40, "eval_step": 10, "valid_metric": "NDCG@5"}
-    more |= {"data_path": str(tmp_path / "small"), **LEARNT[name]}
+    more |= {"data_path": str(tmp_path / "small"), **own}
     result = run(name, "cycle", config_dict={**settings, **more})
     assert result["test_result"]["recall@5"] > 0.9
+    if "w/o_d" not in row:
+        report = json.loads((Path(result["run_dir"]) / "results.json").read_text())
+        assert report["model_report"]["invalid_rate"] == report["model_report"]["duplicate_rate"] == 0
 
 
 # ---- what is shown, kept and reported
