@@ -182,11 +182,7 @@ def _experiment(
     if weights is not None and not weights.is_file():
         raise CheckpointError(f"init_from={config['init_from']!r} is no run directory: there is no {weights}.")
     controls.refuse_without_text(config)
-    if config["timing_batches"] and config["eval_args"]["mode"]["test"] != "full":
-        raise ConfigError(
-            f"timing_batches={config['timing_batches']} times the ranking of the whole catalogue, but eval_args.mode "
-            f"of test is {config['eval_args']['mode']['test']!r}. Set timing_batches=0 or mode=full."
-        )
+    _check_timing(config)
     with meter.phase("model"):
         _find_language_models(config)
     with meter.phase("data"):
@@ -269,6 +265,17 @@ def evaluate_on_test(
         with trainer.meter.phase("test_members"):
             members = trainer.evaluate_members(test_data, show_progress=show_progress)
     return result, members
+
+
+def _check_timing(config: Config) -> None:
+    batches, mode = config["timing_batches"], config["eval_args"]["mode"]["test"]
+    if not isinstance(batches, int) or batches < 0:
+        raise ConfigError(f"timing_batches={batches!r} must be a number of batches, or 0.")
+    if batches and mode != "full":
+        raise ConfigError(
+            f"timing_batches={batches} times the ranking of the whole catalogue, but eval_args.mode of test is "
+            f"{mode!r}. Set timing_batches=0 or mode=full."
+        )
 
 
 def _time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict[str, float] | None:

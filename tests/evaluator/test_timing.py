@@ -65,9 +65,11 @@ def test_prompts_are_ready_before_the_clock_starts(test_data):
     assert times["median_ms"] < 200 and times["input_length"] == 7
 
 
-def test_a_run_times_itself_where_it_is_asked_to(tmp_path):
+def test_what_cannot_be_timed(tmp_path):
     write_cycle(tmp_path / "data")
     settings = {"data_path": str(tmp_path / "data"), "checkpoint_dir": str(tmp_path / "saved"), "use_gpu": False}
     sampled = {"mode": {"valid": "full", "test": "uni20"}}
     with pytest.raises(ConfigError, match="timing_batches=1 .* Set timing_batches=0 or mode=full"):
         run("MostPopular", "cycle", config_dict={**settings, "timing_batches": 1, "eval_args": sampled})
+    with pytest.raises(ConfigError, match="timing_batches=-1 must be a number of batches"):
+        run("MostPopular", "cycle", config_dict={**settings, "timing_batches": -1})
