@@ -65,9 +65,17 @@ GENERATIVE = [
     ("LightLM, 20 beams on the trie", "LightLM", {"templates": ["{user} {history}"], "item_index": "random"}),
 ]
 ALONE = ("POD, 20 beams",)
-# The same with a causal language model.
+# The same with a causal language model. Random weights never end an answer: LLMSeqPrompt writes all max_new_tokens.
+SEQ_PROMPT = {
+    "rec_llm_init": "scratch",
+    "tuning": "none",
+    "gradient_checkpointing": False,
+    "generate_batch_size": USERS,
+}
+SEQ_PROMPT |= {"llm": "tiny-random-bert", "unknown_names": "drop", "fill": "random", "max_new_tokens": 16}
 CAUSAL = [
     ("LlamaRec, 20 candidates", "LlamaRec", {"tuning": "none"}),
+    ("LLMSeqPrompt genitem, 20 answers of 16 tokens", "LLMSeqPrompt", {"n_samples": 20, **SEQ_PROMPT}),
 ]
 
 
@@ -170,7 +178,8 @@ def main() -> None:
             write_llama(llama, small)
             words = {"MAX_ITEM_LIST_LENGTH": 20}
             rows += [(label, name, {"llm": str(small), **words, **more}) for label, name, more in GENERATIVE]
-            rows += [(label, name, {"llm": str(llama), **words, **more}) for label, name, more in CAUSAL]
+            causal = {"llm": str(llama), "rec_llm": str(llama), **words}
+            rows += [(label, name, {**causal, **more}) for label, name, more in CAUSAL]
 
         def measure(label: str, model: Any, test: Any, device: torch.device) -> None:
             times = inference_times(model, test, device, options.k, options.batches, options.warmup)

@@ -396,6 +396,12 @@ class LLMSeqPrompt(SequentialRecommender):
                 answers[row] = text
         return answers
 
+    def input_length(self, interaction: Interaction) -> int:
+        """Tokens of a batch's longest prompt."""
+        candidates = self._to_choose_from(None, interaction, int(self.config["seed"]))
+        prompts = self.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates)
+        return int(prompts.length.max())
+
     def _continued(self, ids: torch.Tensor, mask: torch.Tensor, keys: torch.Tensor) -> list[list[str]]:
         """Answers to left-padded prompts, (B, W): prompts are read once, however many answers there are."""
         config, (rows, width) = self.config, ids.shape

@@ -161,6 +161,7 @@ def test_codes_of_a_batch_may_be_shorter_than_the_longest(settings):
 # ---- known answers
 
 LEARNT = {
+    "P5": ("P5", {"templates": ["{user} {history}"]}),
     "P5 w/o_d": ("P5", {"head": "projection"}),
     "POD": ("POD", {"templates": ["{user} {history}"]}),
     "POD w/o_d_TID": ("POD", {"head": "projection", "item_repr": "title"}),
