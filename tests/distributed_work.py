@@ -170,5 +170,7 @@ def fail(how: str) -> None:
         if here.rank == 1 and how == "error":
             raise ConfigError("the second process has an error")
         if here.rank == 1 and how == "interrupt":
+            # A shell's background jobs ignore the signal.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGINT)
         distributed.barrier()
