@@ -17,7 +17,8 @@ from typing import IO, Any, NamedTuple, cast
 
 from tqdm import tqdm
 
-from recbole_llm.errors import DataError, MissingExtraError
+from recbole_llm.errors import DataError
+from recbole_llm.extras import optional
 
 #: Bytes that are read at once; what becomes of them then fits into a processor's cache.
 BLOCK_BYTES = 1 << 18
@@ -303,15 +304,10 @@ def _members(path: Path, on_open: Callable[[Source], None] | None) -> list[Sourc
 
 
 def _parquet(source: Source) -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{source.name}: reading parquet needs pyarrow; install it with `pip install 'recbole-llm[convert]'`."
-        ) from error
+    parquet = optional("pyarrow.parquet", "convert", f"{source.name}: reading parquet")
     if source.member:
         raise DataError(f"{source.name}: a parquet file is read from disk, not from inside an archive; unpack it.")
-    return pyarrow.parquet
+    return parquet
 
 
 def parquet_columns(source: Source) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.errors import DataError, MissingExtraError
+from recbole_llm.extras import optional
 
 FORMATS = ".npz, .npy, .safetensors, .parquet, or an atomic file"
 
@@ -166,14 +167,10 @@ def _ids_beside(path: Path) -> list[str]:
 
 
 def _read_parquet(path: Path, item_field: str) -> tuple[list[str], np.ndarray]:
-    try:
-        import pyarrow.parquet
-        import pyarrow.types as types
-    except ImportError as error:
-        raise MissingExtraError(
-            "item_vectors: a parquet file needs the package pyarrow: pip install 'recbole-llm[convert]'."
-        ) from error
-    table = pyarrow.parquet.read_table(path)
+    parquet, types = (
+        optional(module, "convert", "item_vectors: a parquet file") for module in ("pyarrow.parquet", "pyarrow.types")
+    )
+    table = parquet.read_table(path)
     column = next((name for name in (item_field, "item_id", "id") if name in table.column_names), None)
     if column is None:
         raise DataError(

@@ -1,6 +1,5 @@
 """Files around a recommender: ids and histories in, lists and vectors out. A file appears whole or not at all."""
 
-import importlib
 import json
 import os
 import sys
@@ -12,7 +11,8 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from recbole_llm.errors import ConfigError, DataError, MissingExtraError
+from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.extras import optional
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -156,7 +156,7 @@ def check_format(file: Path) -> None:
     if file.suffix not in FORMATS:
         raise ConfigError(f"out={str(file)!r}: the name must end in one of {', '.join(FORMATS)}.")
     if file.suffix == ".parquet":
-        _extra("pyarrow.parquet", "convert", "writing parquet")
+        optional("pyarrow.parquet", "convert", "writing parquet")
 
 
 def write_lists(frames: Iterable[pd.DataFrame], file: Path | None, progress: Callable[[int], None]) -> int:
@@ -215,8 +215,8 @@ def _json_lines(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def _write_parquet(frames: Iterable[pd.DataFrame], file: Path, progress: Any) -> int:
-    arrow = _extra("pyarrow", "convert", "writing parquet")
-    parquet = _extra("pyarrow.parquet", "convert", "writing parquet")
+    arrow = optional("pyarrow", "convert", "writing parquet")
+    parquet = optional("pyarrow.parquet", "convert", "writing parquet")
     kinds = {"rank": arrow.int32(), "score": arrow.float32()}
     writer: Any = None
 
@@ -269,7 +269,7 @@ def write_faiss(vectors: np.ndarray, factory: str, file: Path) -> None:
     ConfigError
         For a factory that FAISS does not take.
     """
-    faiss = _extra("faiss", "faiss", "a FAISS index")
+    faiss = optional("faiss", "faiss", "a FAISS index")
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     try:
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
@@ -288,14 +288,4 @@ def write_faiss(vectors: np.ndarray, factory: str, file: Path) -> None:
 
 def check_faiss() -> None:
     """MissingExtraError where faiss is not installed."""
-    _extra("faiss", "faiss", "a FAISS index")
-
-
-def _extra(module: str, extra: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise MissingExtraError(
-            f"{purpose} needs {package}; install it with `pip install 'recbole-llm[{extra}]'`."
-        ) from error
+    optional("faiss", "faiss", "a FAISS index")

@@ -166,8 +166,8 @@ def test_2023_jsonl_joins_on_the_parent_and_keeps_milliseconds(tmp_path):
 
 
 def test_2023_parquet_equals_jsonl(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow", exc_type=ImportError)
+    parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
     for folder, records in (
         ("raw_review_Musical_Instruments", reviews_2023()),
         ("raw_meta_Musical_Instruments", META_2023),

@@ -176,7 +176,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
 
 def test_damaged_parquet(tmp_path):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", exc_type=ImportError)
     with pytest.raises(DataError, match=r"log\.parquet.*the parquet data is damaged"):
         convert("generic", write(tmp_path / "log.parquet", b"PAR1" * 9), tmp_path / "set", **COLUMNS)
 

@@ -1,6 +1,5 @@
 """Vectors that the user brings: every format, every check, and every model that takes item vectors."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -18,7 +17,6 @@ from tests.worlds import write_cycle, write_dataset
 TOKENS = ["[PAD]", "b", "7", "a"]
 IDS = ["a", "b", "unknown", "7"]
 VECTORS = np.arange(12, dtype=np.float32).reshape(4, 3) + 1
-needs_pyarrow = pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow")
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +26,8 @@ def _isolated(isolated):
 
 def write(path, ids=IDS, vectors=VECTORS):
     kind = path.suffix
+    if kind == ".parquet":
+        pytest.importorskip("pyarrow", exc_type=ImportError)
     if kind == ".npz":
         np.savez(path, ids=np.array(ids), vectors=vectors)
     elif kind == ".npy":
@@ -50,10 +50,7 @@ def write(path, ids=IDS, vectors=VECTORS):
     return path
 
 
-FORMATS = [
-    *("v.npz", "v.npy", "v.safetensors", "shop.itememb"),
-    *(pytest.param(name, marks=needs_pyarrow) for name in ("lists.parquet", "columns.parquet")),
-]
+FORMATS = ["v.npz", "v.npy", "v.safetensors", "shop.itememb", "lists.parquet", "columns.parquet"]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -43,7 +43,7 @@ def read(file):
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_all_users_in_every_format(suffix, trained, monkeypatch):
     if suffix == "parquet":
-        pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow", exc_type=ImportError)
     file = Path("new") / f"top.{suffix}"
     assert main(["recommend", str(trained), "--k=4", f"--out={file}", "--eval_batch_size=7"]) == 0
     frame = read(file)
@@ -223,7 +223,7 @@ def test_export_of_items_alone_and_of_some_users(trained, capsys):
 
 @pytest.mark.parametrize("factory", ["--faiss", "--faiss=HNSW32"])
 def test_a_faiss_index_finds_the_lists_of_the_run(factory, trained):
-    faiss = pytest.importorskip("faiss")
+    faiss = pytest.importorskip("faiss", exc_type=ImportError)
     assert main(["export", str(trained), "--out=vectors", factory]) == 0
     index = faiss.read_index("vectors/items.faiss")
     items = Path("vectors/items.txt").read_text(encoding="utf-8").splitlines()
@@ -237,6 +237,6 @@ def test_a_faiss_index_finds_the_lists_of_the_run(factory, trained):
 
 
 def test_an_index_that_faiss_cannot_build():
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss", exc_type=ImportError)
     with pytest.raises(ConfigError, match="faiss='Nonsense' cannot be built for 3 vectors"):
         files.write_faiss(np.zeros((3, 4), np.float32), "Nonsense", Path("x.faiss"))

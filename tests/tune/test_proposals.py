@@ -16,7 +16,9 @@ RANGES = read_lines(
 
 @pytest.fixture
 def hyperopt():
-    return pytest.importorskip("hyperopt", reason="hyperopt is not installed, or does not work here")
+    return pytest.importorskip(
+        "hyperopt", exc_type=ImportError, reason="hyperopt is not installed, or does not work here"
+    )
 
 
 def searched(proposals, space, score, count):

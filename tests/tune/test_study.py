@@ -365,7 +365,7 @@ def test_pruned_trials(settings, trained):
 
 
 def test_a_study_ends_where_nothing_improves_and_goes_on_when_asked(settings, monkeypatch):
-    pytest.importorskip("hyperopt", reason="hyperopt is not installed, or does not work here")
+    pytest.importorskip("hyperopt", exc_type=ImportError, reason="hyperopt is not installed, or does not work here")
     space = {"choice": {"hidden_size": [8, 16, 24], "learning_rate": [0.1, 0.01, 0.001]}}
     options = {"params_dict": space, "config_dict": {**settings, "epochs": 1}, "algo": "random"}
     first = tune("SASRec", "shop", **options, max_evals=2)
