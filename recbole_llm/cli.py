@@ -110,7 +110,10 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         sys.stdout.write(f"recbole-llm: {', '.join(own_models())}\nRecBole: {', '.join(stock_models())}\n")
         return 0
     if command == "tune" or "params_file" in given:
-        _one_process("tune", "--tool=Ray runs its trials side by side")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
+            raise RecBoleLLMError(
+                "A study is started once and not by torchrun: --tool=Ray runs its trials side by side."
+            )
         from recbole_llm.tune.command import tune_main
 
         return tune_main(given)
@@ -155,15 +158,9 @@ def _compare_models(given: dict) -> int:
     """0 if every run finished, 1 if some are missing from the table."""
     from recbole_llm.compare import compare
 
-    _one_process("compare", "--nproc=N trains each model with N processes")
     _no_bars_in_files(given)
     comparison = compare(arguments=given)
     return int(any(row.failures for row in comparison.all_rows))
-
-
-def _one_process(command: str, instead: str) -> None:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
-        raise RecBoleLLMError(f"`{command}` is started once and not by torchrun: {instead}.")
 
 
 def _no_bars_in_files(given: dict) -> None:

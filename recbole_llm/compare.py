@@ -66,7 +66,10 @@ def compare(
     """
     rundir.log_to_console()
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise ConfigError("A comparison is started once, not by torchrun: it runs one model after the other.")
+        raise ConfigError(
+            "A comparison is started once and not by torchrun: it runs one model after the other, and --nproc=N "
+            "trains each with N processes."
+        )
     plan = planning.make_plan(models, dataset, config_file_list, config_dict, arguments)
     _make(plan.directory)
     with rundir.held(plan.directory):

@@ -23,6 +23,15 @@ def isolated(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """One torch thread for a whole module, fixtures of module scope included."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def recbole_ml100k():
     """The folder of ml-100k inside RecBole."""

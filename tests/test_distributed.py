@@ -20,12 +20,7 @@ from tests.worlds import write_cycle
 TWO = {"nproc": 2, "world_size": 2, "ip": "localhost", "port": None, "group_offset": 0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """RecBole's own sequential models run through the same entry point, untouched."""
 
 import pytest
-import torch
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.quick_start import run
@@ -19,12 +18,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -28,10 +28,7 @@ from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.ranking import reorder
 from recbole_llm.llm.backbone import (
-    add_lora,
     causal_lm_skeleton,
-    checkpoint_activations,
-    load_causal_lm,
     load_tokenizer,
     lora_targets,
     position_limit,
@@ -41,6 +38,7 @@ from recbole_llm.llm.prompts import PromptComposer, PromptTemplate
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.sampling import shuffled
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.llm.tuning import check_base, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words
 from recbole_llm.parameters import choice
 from recbole_llm.trainer.checkpoint import fingerprint
@@ -185,22 +183,9 @@ class LlamaRec(SequentialRecommender):
             return
         config = self.config
         self.retriever.requires_grad_(False)
-        ranker: Any = load_causal_lm(
-            self.resolved, config["llm_init"] == "pretrained", in_4bit=config["load_in_4bit"], device=self.device
-        )
-        ranker.requires_grad_(config["tuning"] == "full")
-        if config["gradient_checkpointing"]:
-            checkpoint_activations(ranker)
+        ranker = load_for_tuning(self.resolved, config, config["llm_init"] == "pretrained", self.device)
         ranker.config.use_cache = False
-        if config["tuning"] == "lora":
-            ranker = add_lora(
-                ranker,
-                self.resolved,
-                int(config["lora_r"]),
-                float(config["lora_alpha"]),
-                config["lora_dropout"],
-                config["lora_target_modules"],
-            )
+        ranker = with_adapters(ranker, self.resolved, config)
         self.ranker = ranker
         self.train(self.training)
         trained = sum(p.numel() for p in ranker.parameters() if p.requires_grad)
@@ -417,9 +402,8 @@ class LlamaRec(SequentialRecommender):
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, where there is one."""
-        if self.ranker is not None and self.config["tuning"] == "lora":
-            self.ranker.save_pretrained(str(folder), save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+        if self.ranker is not None:
+            save_adapters(self.ranker, self.config, folder)
 
     def check_base(self, known: Mapping[str, Any]) -> None:
         """Compare the language model with that of the run whose weights were loaded.
@@ -429,12 +413,7 @@ class LlamaRec(SequentialRecommender):
         CheckpointError
             An adapter on another base model gives other scores.
         """
-        if self.config["tuning"] != "full" and known["llm_revision"] != self.resolved.revision:
-            raise CheckpointError(
-                f"llm: this run was trained on {known['llm']}, revision {known['llm_revision']}, and "
-                f"{self.resolved.name} is now at {self.resolved.revision}. Set llm_revision to that one, or llm to a "
-                "folder with the same files."
-            )
+        check_base(self.resolved, self.config, known["llm"], known["llm_revision"], "llm")
 
     def provenance(self) -> Mapping[str, Any]:
         """What a result must say about the two models and the prompt."""

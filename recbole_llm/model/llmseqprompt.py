@@ -25,7 +25,7 @@ from recbole_llm import submodel
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.topk import top_items
-from recbole_llm.llm.backbone import add_lora, checkpoint_activations, load_causal_lm, load_tokenizer, position_limit
+from recbole_llm.llm.backbone import load_tokenizer, position_limit
 from recbole_llm.llm.decoding import NOTHING, Trie, TrieConstraint, item_scores
 from recbole_llm.llm.encoder import TextEncoder, encode_items
 from recbole_llm.llm.item_names import (
@@ -42,6 +42,7 @@ from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.sampling import SeededSampling, row_keys, scramble, shuffled
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.llm.title_prompts import ChatPrompt, TitlePrompts, parse_list
+from recbole_llm.llm.tuning import check_base, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
 from recbole_llm.parameters import choice
 
@@ -270,23 +271,11 @@ class LLMSeqPrompt(SequentialRecommender):
 
     def _build_lm(self, config: Any) -> None:
         pretrained = config["rec_llm_init"] == "pretrained"
-        lm: Any = load_causal_lm(self.resolved, pretrained, in_4bit=config["load_in_4bit"], device=self.device)
-        lm.requires_grad_(config["tuning"] == "full")
-        if config["gradient_checkpointing"]:
-            checkpoint_activations(lm)
+        lm = load_for_tuning(self.resolved, config, pretrained, self.device)
         # A model's own settings, such as a penalty on repetition, would join those of the property file.
         lm.generation_config = GenerationConfig(pad_token_id=self.prompts.pad, eos_token_id=self.prompts.end)
         self.vocabulary = lm.get_output_embeddings().weight.shape[0]
-        if config["tuning"] == "lora":
-            lm = add_lora(
-                lm,
-                self.resolved,
-                int(config["lora_r"]),
-                float(config["lora_alpha"]),
-                config["lora_dropout"],
-                config["lora_target_modules"],
-            )
-        self.lm = lm
+        self.lm = with_adapters(lm, self.resolved, config)
         if config["decoding"] == "trie":
             codes = {tuple(code) for code, has in zip(self.prompts.codes(), self.named.tolist(), strict=True) if has}
             self.trie = Trie([[], *sorted(codes)], self.vocabulary).to(self.device)
@@ -576,9 +565,17 @@ class LLMSeqPrompt(SequentialRecommender):
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, where there is one."""
-        if self.config["tuning"] == "lora":
-            self.lm.save_pretrained(str(folder), save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+        save_adapters(self.lm, self.config, folder)
+
+    def check_base(self, known: Mapping[str, Any]) -> None:
+        """Compare the language model with that of the run whose weights were loaded.
+
+        Raises
+        ------
+        CheckpointError
+            Adapters on another base model answer otherwise.
+        """
+        check_base(self.resolved, self.config, known["rec_llm"], known["rec_llm_revision"], "rec_llm")
 
     def provenance(self) -> Mapping[str, Any]:
         """What a result must say about the language models, the prompt and what can be recommended."""

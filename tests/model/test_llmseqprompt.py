@@ -9,7 +9,7 @@ import torch
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.errors import ConfigError, ModelNotFoundError
+from recbole_llm.errors import CheckpointError, ConfigError, ModelNotFoundError
 from recbole_llm.llm.title_prompts import list_lines
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.submodel import build
@@ -311,6 +311,12 @@ def test_only_the_adapter_is_saved_and_scores_come_back(settings, tmp_path):
     assert all("lora_" in name or name in ("representatives", "cluster_of") for name in learned_tensors(again.model))
     assert again.trainer.evaluate(again.test_data, load_best_model=False) == result["test_result"]
     assert len(again.valid_data.dataset) == 3 and len(again.test_data.dataset) == 12
+    # The base model is named by its revision, and has to be the same again.
+    report = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    report["language_models"]["rec_llm_revision"] = "another"
+    (folder / "results.json").write_text(json.dumps(report), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"revision another, and .* Set rec_llm_revision"):
+        load_run(result["run_dir"])
 
 
 # ---- errors
