@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
 
 from recbole_llm.errors import ConfigError
 
@@ -83,3 +88,42 @@ def _distinct(tokenizer: Any, words: Sequence[str], ids: list[int]) -> list[int]
 
 def _name(tokenizer: Any) -> str:
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+
+
+@contextmanager
+def only_logits_of(lm: Any, tokens: torch.Tensor) -> Iterator[None]:
+    """Inside, a causal language model computes the logits of these tokens only, in their order.
+
+    The rest of the vocabulary costs as much as a layer or more: at d = 256 and 32,000 words, a third of a Llama of 6
+    layers at 300 tokens on a CPU. Whatever the model does to its logits after its head, it does to these.
+
+    Parameters
+    ----------
+    lm : transformers.PreTrainedModel or peft.PeftModel
+        Its logits become ``(B, L, n)``; no other thread may call it meanwhile.
+    tokens : torch.LongTensor, shape (n,)
+        Ids in its vocabulary.
+    """
+    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
+    head = base.get_output_embeddings()
+    base.set_output_embeddings(_Rows(head, tokens))
+    try:
+        yield
+    finally:
+        base.set_output_embeddings(head)
+
+
+class _Rows(nn.Module):
+    """Some outputs of a head."""
+
+    def __init__(self, head: nn.Module, tokens: torch.Tensor) -> None:
+        super().__init__()
+        # Not registered: the head stays the model's own.
+        self.head, self.tokens = (head,), tokens
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        (head,) = self.head
+        if type(head) is not nn.Linear:  # quantized, or with adapters
+            return head(hidden)[..., self.tokens]
+        bias = None if head.bias is None else head.bias[self.tokens]
+        return functional.linear(hidden, head.weight[self.tokens], bias)

@@ -39,7 +39,7 @@ from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.sampling import shuffled
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.llm.tuning import check_base, load_for_tuning, save_adapters, with_adapters
-from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words
+from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
 from recbole_llm.parameters import choice
 from recbole_llm.trainer.checkpoint import fingerprint
 
@@ -235,6 +235,11 @@ class LlamaRec(SequentialRecommender):
             return None
         return self.composer.item_costs(), self.composer.max_history
 
+    def _letters(self, ids: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+        """Logits of the first letters behind left-padded texts, (B, count); of no other word."""
+        with only_logits_of(self.ranker, self.letter_ids[:count]):
+            return self._logits(ids, mask, 1)[:, -1]
+
     def _logits(self, ids: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
         """Logits behind the last positions of left-padded texts, (B, last, vocabulary); of no other position."""
         places = (mask.cumsum(1) - 1).clamp(min=0)
@@ -274,7 +279,7 @@ class LlamaRec(SequentialRecommender):
         """
         answer = self.answer_ids[label]
         if self.loss == "candidates":
-            scores = self._logits(ids, mask, 1)[:, -1, self.letter_ids[: here.shape[1]]]
+            scores = self._letters(ids, mask, here.shape[1])
             return functional.cross_entropy(scores.masked_fill(~here, -torch.inf), label)
         if self.loss == "letter":
             return functional.cross_entropy(self._logits(ids, mask, 1)[:, -1], answer)
@@ -394,8 +399,8 @@ class LlamaRec(SequentialRecommender):
         for start in range(0, len(order), int(self.config["rank_batch_size"])):
             rows = order[start : start + int(self.config["rank_batch_size"])]
             width = widths[start + len(rows) - 1]
-            logits = self._logits(prompts.ids[rows, -width:], prompts.mask[rows, -width:], 1)
-            result[rows] = logits[:, -1, self.letter_ids[: candidates.shape[1]]]
+            ids, mask = prompts.ids[rows, -width:], prompts.mask[rows, -width:]
+            result[rows] = self._letters(ids, mask, candidates.shape[1])
         return result.masked_fill(candidates == 0, -torch.inf)
 
     # ---- what a run keeps
