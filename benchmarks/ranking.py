@@ -7,14 +7,14 @@ Three tables from one run, each through LlamaRec's own code, with random weights
 
 1. Letters against a list: one pass that reads 20 logits, and greedy decoding of the 20 titles in order, one a line,
    from the same prompt with a key-value cache. The list is as long as the titles are, and generated to its end.
-2. The head where it is read (1 position to rank, 2 to train) against logits of all positions, as transformers
+2. The head where it is read (20 letters; 2 positions to train) against logits of all positions, as transformers
    computes them (and its loss) when it is not told otherwise: time and added memory of a batch.
 3. Forward pass and LoRA step (forward, backward, AdamW on the adapters): tokens a second, memory, and the share of
    what one large matrix product reaches on the same device, and of the card's data sheet where it is known or given.
 
 Prompts have 20 items of history and 20 candidates; titles of as many tokens as the length asks for, so that the length
 printed may be a few tokens off the one asked for. Operations are counted as 2 per weight of the layers and token, and
-per kept position for the head, attention below the diagonal; a LoRA step as one forward pass and one backward pass
+per computed logit for the head, attention below the diagonal; a LoRA step as one forward pass and one backward pass
 without gradients of the frozen weights.
 """
 
@@ -267,12 +267,12 @@ class Ranker:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def operations(self, rows: int, length: int, kept: int) -> tuple[float, float]:
-        """Of a forward pass and of a LoRA step."""
+    def operations(self, rows: int, length: int, logits: int) -> tuple[float, float]:
+        """Of a forward pass and of a LoRA step, with so many logits a row."""
         shape = self.model.ranker.get_base_model().config
         width, heads = shape.hidden_size, shape.num_attention_heads * shape.head_dim
         layer = 2 * width * (heads + shape.num_key_value_heads * shape.head_dim) + 3 * width * shape.intermediate_size
-        linear = 2.0 * rows * length * shape.num_hidden_layers * layer + 2.0 * rows * kept * width * shape.vocab_size
+        linear = 2.0 * rows * length * shape.num_hidden_layers * layer + 2.0 * rows * logits * width
         attention = 2.0 * rows * length * length * shape.num_hidden_layers * heads
         return linear + attention, 2 * linear + 3 * attention
 
@@ -320,15 +320,15 @@ def measure_speed(
     ranker: Ranker, device: Device, options: argparse.Namespace, kind: str, product: float, sheet: float | None
 ) -> list[list[Any]]:
     """Tokens a second, memory and share of the peak, a batch at a time."""
-    rows = []
+    rows, vocabulary = [], ranker.model.ranker.get_base_model().config.vocab_size
     for asked in options.lengths:
         prompts, _ = ranker.prompts_of(asked)
         length = prompts.ids.shape[1]
         forward = device.measure(lambda: ranker.rank(options.batch), options.repeat)
         step = device.measure(lambda p=prompts: ranker.step(p), options.repeat)
         for name, done, operations in (
-            ("forward", forward, ranker.operations(options.batch, length, 1)[0]),
-            ("LoRA step", step, ranker.operations(options.batch, length + 1, 2)[1]),
+            ("forward", forward, ranker.operations(options.batch, length, CANDIDATES)[0]),
+            ("LoRA step", step, ranker.operations(options.batch, length + 1, 2 * vocabulary)[1]),
         ):
             rate = operations / done.seconds
             rows.append(
