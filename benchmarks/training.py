@@ -87,7 +87,7 @@ def stock(arguments: argparse.Namespace, folder: str) -> tuple[Any, Any, Any]:
 def ours(arguments: argparse.Namespace, folder: str) -> tuple[RunTrainer, Any, Any, dict[str, float]]:
     """Trainer and loaders of LLM2SASRec, and the seconds that encoding the item texts took."""
     settings = {"config_files": "llm2sasrec_ml-100k", **PROTOCOL, "mask_history": False, "time_order": "recbole"}
-    settings |= {"embedding_cache_dir": folder, "eval_step": 1, "epochs": arguments.max_epochs}
+    settings |= {"embedding_cache_dir": folder, "eval_step": 1}
     config = Config("LLM2SASRec", "ml-100k", config_dict=settings, arguments=json.loads(arguments.ours))
     dataset = HistoryDataset(config)
     train, valid, _ = prepare_data(config, dataset)
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--stock_curve", help="file with stock's validation scores and seconds")
     parser.add_argument("--to_best", action="store_true", help="train stock until it stops improving")
     parser.add_argument("--write_curve", help="file that the epochs of --to_best are added to")
-    parser.add_argument("--max_epochs", type=int, default=300)
+    parser.add_argument("--max_epochs", type=int, default=300, help="of stock; the preset says ours")
     parser.add_argument("--patience", type=int, default=10, help="epochs without improvement, on both sides")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ours", default="{}", help="settings of ours to change: '{\"llm_init\": false}'")
