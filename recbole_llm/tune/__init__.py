@@ -8,6 +8,7 @@ does what ``recbole-llm tune --model=LRURec --dataset=ml-100k --algo=random --ma
 
 from recbole_llm.tune.objective import objective_function
 from recbole_llm.tune.options import StudyOptions
-from recbole_llm.tune.study import StudyError, resume_study, tune
+from recbole_llm.tune.search import resume_study, tune
+from recbole_llm.tune.study import StudyError
 
 __all__ = ["StudyError", "StudyOptions", "objective_function", "resume_study", "tune"]

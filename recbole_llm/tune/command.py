@@ -6,7 +6,7 @@ from typing import Any
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.tune.options import split_options
-from recbole_llm.tune.study import resume_study, tune
+from recbole_llm.tune.search import resume_study, tune
 
 HELP = """\
 Hyper-parameter search on the validation score; the winner alone is evaluated on test.

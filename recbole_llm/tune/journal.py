@@ -1,9 +1,10 @@
 """What is known about the trials of a study, on disk the moment it is known."""
 
+import csv
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,24 @@ class Journal:
             trial.details = {key: value for key, value in line.items() if key not in known}
         else:
             raise ValueError(f"unknown event {event!r}")
+
+
+def write_table(file: Path, trials: Sequence[Trial], names: Sequence[str], metric: str) -> None:
+    """``study.csv``: one row a trial, with its settings (``names``), validation metrics and costs."""
+    metrics = list(dict.fromkeys(name for trial in trials for name in trial.result))
+    costs = ["best_epoch", "epochs", "updates", "parameters", "seconds", "peak_memory_mb"]
+    columns = ["trial", "state", f"best_valid_{metric}", *names, *metrics, *costs, "note"]
+    temporary = file.with_suffix(".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        for trial in trials:
+            note = trial.details.get("error") or trial.details.get("reason")
+            writer.writerow(
+                [trial.number, trial.state, trial.score]
+                + [trial.params.get(name) for name in names]
+                + [trial.result.get(name) for name in metrics]
+                + [trial.details.get(name) for name in costs]
+                + [note]
+            )
+    temporary.replace(file)

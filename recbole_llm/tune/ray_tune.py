@@ -11,23 +11,21 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recbole_llm import rundir
 from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError, MissingExtraError
 from recbole_llm.tune import report
 from recbole_llm.tune.journal import Trial
+from recbole_llm.tune.study import Study
 from recbole_llm.tune.trial import SharedData, pruned, run_trial
-
-if TYPE_CHECKING:
-    from recbole_llm.tune.study import Study
 
 # Of the worker process: trials that it runs one after the other share the prepared data.
 _DATA = SharedData()
 
 
-def run_with_ray(study: "Study", model: str | type, base: Config, settings: Mapping[str, Any]) -> None:
+def run_with_ray(study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> None:
     """Carry out every trial of a study under Ray Tune.
 
     Raises
@@ -83,7 +81,7 @@ def _connect(ray: Any, address: str | None) -> None:
         ) from error
 
 
-def _resources(ray: Any, study: "Study", base: Config) -> dict[str, float]:
+def _resources(ray: Any, study: Study, base: Config) -> dict[str, float]:
     options, there = study.options, ray.cluster_resources()
     gpus = options.gpus_per_trial
     if gpus is None:
@@ -98,7 +96,7 @@ def _resources(ray: Any, study: "Study", base: Config) -> dict[str, float]:
     return wanted
 
 
-def _run(ray: Any, tune: Any, study: "Study", model: str | type, base: Config, settings: Mapping[str, Any]) -> None:
+def _run(ray: Any, tune: Any, study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> None:
     from ray.tune.logger import JsonLoggerCallback
 
     resources = _resources(ray, study, base)
@@ -189,7 +187,7 @@ def _searcher_class() -> Any:
     class StudySearcher(Searcher):
         """The study as Ray Tune asks it."""
 
-        def __init__(self, study: "Study") -> None:
+        def __init__(self, study: Study) -> None:
             super().__init__(metric="valid_score", mode="max" if study.bigger else "min")
             self.study = study
             self.trials: dict[str, Trial] = {}
@@ -239,7 +237,7 @@ def _stopper_class() -> Any:
     class StudyStopper(Stopper):
         """The study's stopping rule on what running trials report."""
 
-        def __init__(self, study: "Study", searcher: Any) -> None:
+        def __init__(self, study: Study, searcher: Any) -> None:
             self.study, self.searcher = study, searcher
 
         def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:

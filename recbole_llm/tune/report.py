@@ -1,11 +1,10 @@
-"""A study for people: a line per trial, the table at its end, ``study.csv`` and ``study.html``."""
+"""A study for people: a line per trial, the table at its end, and ``study.html``."""
 
-import csv
 import html
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recbole.utils import set_color
 from tabulate import tabulate
@@ -13,10 +12,7 @@ from tabulate import tabulate
 from recbole_llm import rundir
 from recbole_llm.config import Config
 from recbole_llm.tune.journal import Trial
-from recbole_llm.tune.space import Parameter
-
-if TYPE_CHECKING:
-    from recbole_llm.tune.study import Study
+from recbole_llm.tune.study import Study
 
 # Rows of the table at the end.
 SHOWN = 10
@@ -54,29 +50,7 @@ def ranking(trials: Sequence[Trial], bigger: bool) -> list[Trial]:
     return sorted(trials, key=order)
 
 
-def write_table(file: Path, trials: Sequence[Trial], space: Sequence[Parameter], metric: str) -> None:
-    """``study.csv``: one row a trial, with its settings, validation metrics and costs."""
-    names = [parameter.name for parameter in space]
-    metrics = list(dict.fromkeys(name for trial in trials for name in trial.result))
-    costs = ["best_epoch", "epochs", "updates", "parameters", "seconds", "peak_memory_mb"]
-    columns = ["trial", "state", f"best_valid_{metric}", *names, *metrics, *costs, "note"]
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(columns)
-        for trial in trials:
-            note = trial.details.get("error") or trial.details.get("reason")
-            writer.writerow(
-                [trial.number, trial.state, trial.score]
-                + [trial.params.get(name) for name in names]
-                + [trial.result.get(name) for name in metrics]
-                + [trial.details.get(name) for name in costs]
-                + [note]
-            )
-    temporary.replace(file)
-
-
-def summary(study: "Study", config: Config, config_file: Path) -> str:
+def summary(study: Study, config: Config, config_file: Path) -> str:
     """The table at the end of a study, with the protocol above it and the winner's test figures below."""
     best = study.best
     assert best is not None and best.test is not None
@@ -118,7 +92,7 @@ def summary(study: "Study", config: Config, config_file: Path) -> str:
     return "\n".join(lines)
 
 
-def write_page(file: Path, study: "Study", protocol: str) -> None:
+def write_page(file: Path, study: Study, protocol: str) -> None:
     """``study.html``: scores and the best so far, validation curves, and every trial; needs no network."""
     try:
         import plotly.graph_objects as go
@@ -222,7 +196,7 @@ def _epochs(trial: Trial) -> list[int]:
     return counted
 
 
-def _rows(study: "Study") -> str:
+def _rows(study: Study) -> str:
     names = [parameter.name for parameter in study.space]
 
     def cells(values: Sequence[Any], kind: str = "td") -> str:

@@ -1,0 +1,322 @@
+"""The search itself: trials one after the other or under Ray Tune, continued after a crash, the winner tested once."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole.utils import set_color
+
+from recbole_llm import quick_start, rundir
+from recbole_llm.config import Config
+from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.parameters import SECRETS, nearest
+from recbole_llm.tune import report
+from recbole_llm.tune.journal import Trial
+from recbole_llm.tune.options import StudyOptions
+from recbole_llm.tune.proposals import choose
+from recbole_llm.tune.ray_tune import run_with_ray
+from recbole_llm.tune.space import Parameter, check_space, find_space, read_lines, read_space, space_from_dict
+from recbole_llm.tune.study import Study, StudyError
+from recbole_llm.tune.trial import SharedData, quiet_console, run_trial, tidy
+
+FORMAT = 1
+# What the winner's settings leave to whoever runs them.
+LEFT_OUT = frozenset({"checkpoint_dir", "show_progress", "state", "save_state", "resume"})
+
+
+def tune(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    params_file: str | Path | None = None,
+    params_dict: Mapping[str, Mapping[str, Any]] | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Search for the settings with the best validation score, and evaluate those on test.
+
+    The same call after a crash continues the study: trials that ended are not run again, one that was interrupted
+    continues from its last epoch.
+
+    Parameters
+    ----------
+    model, dataset, config_file_list, config_dict, arguments
+        As :func:`recbole_llm.quick_start.run`.
+    params_file : str or pathlib.Path, optional
+        Search space in RecBole's format, see :mod:`recbole_llm.tune.space`; None: ours for the model.
+    params_dict : dict, optional
+        The space as RecBole's ``params_dict`` instead.
+    options
+        See :class:`recbole_llm.tune.options.StudyOptions`.
+
+    Returns
+    -------
+    dict
+        ``best_params``, ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result``,
+        ``test_result_unmasked``, ``trials`` (list of Trial), ``study_dir``, ``run_dir`` (the winner's) and
+        ``config_file`` (its settings, for ``config_file_list``).
+
+    Raises
+    ------
+    ConfigError
+        For options, spaces and settings that are not understood.
+    StudyError
+        Where no trial finished.
+    """
+    _check_names(options)
+    rundir.log_to_console()
+    base = Config(model, dataset, config_file_list, config_dict, arguments)
+    rundir.log_to_console(base["state"])
+    chosen: str | type = base.model_class if isinstance(model, type) else base.model
+    space = space_from_dict(params_dict) if params_dict else read_space(find_space(base.model, params_file))
+    check_space(space, base, {**dict(config_dict or {}), **dict(arguments or {})})
+    return _study(chosen, base, space, StudyOptions(**options))
+
+
+def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
+    """Continue a study from its folder alone; options such as ``max_evals`` may be raised.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds no study.
+    """
+    _check_names(options)
+    rundir.log_to_console()
+    folder = Path(folder)
+    notes = _read_notes(folder)
+    base = Config(notes["model"], notes["dataset"], None, None, notes["settings"])
+    space = read_lines(notes["space"], str(folder / "study.json"))
+    check_space(space, base, {})
+    return _study(notes["model"], base, space, StudyOptions(**{**notes["options"], **options, "study": str(folder)}))
+
+
+def _check_names(options: Mapping[str, Any]) -> None:
+    for key in options:
+        if key not in StudyOptions.names():
+            raise ConfigError(f"{key!r} is no option of a study.{nearest(key, StudyOptions.names())}")
+
+
+def _study(model: str | type, base: Config, space: list[Parameter], options: StudyOptions) -> dict[str, Any]:
+    logger = logging.getLogger()
+    settings = fixed_settings(base, space)
+    seed, bigger = base["seed"], base["valid_metric_bigger"]
+    algo, proposals = choose(options.algo, space, options.max_evals, seed, bigger, options.random_trials)
+    if options.algo is None:
+        logger.info(f"algo={algo}: the space has {_size(proposals.size)} settings.")
+    grid = algo == "exhaustive"
+    decided = {
+        "algo": algo,
+        "max_evals": options.max_evals if grid or options.max_evals else 100,
+        "early_stop": (0 if grid else 20) if options.early_stop is None else options.early_stop,
+    }
+    options = StudyOptions(**{**vars(options), **decided})
+    notes = _notes(base, settings, space, options)
+    folder = _folder(base, options, notes["identity"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with rundir.held(folder):
+        _open(folder, notes)
+        with rundir.logging_into(folder, "study.log"):
+            study = Study(folder, space, proposals, options, base["valid_metric"], bigger)
+            try:
+                return _carry_out(study, model, base, settings)
+            except KeyboardInterrupt:
+                logger.warning(f"Interrupted. The same command, or `recbole-llm tune --resume={folder}`, continues.")
+                raise
+
+
+def _carry_out(study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    logger = logging.getLogger()
+    _announce(study, base)
+    data = SharedData()
+    _same_data(study, data, base)
+    if study.options.tool == "Ray":
+        run_with_ray(study, model, base, settings)
+    else:
+        while (trial := study.ask()) is not None:
+            with quiet_console():
+                outcome = run_trial(
+                    model,
+                    base.dataset,
+                    {**settings, **trial.params},
+                    study.run_dir(trial),
+                    study.prune_rule(trial),
+                    data,
+                )
+            study.tell(trial, outcome)
+            logger.info(report.trial_line(trial, study.best, study.options.max_evals, study.metric))
+    best = study.best
+    if best is None:
+        errors = [trial.details.get("error", "") for trial in study.trials]
+        raise StudyError(f"No trial of {study.folder} finished. The first error: {errors[0] if errors else 'none'}")
+    logger.info(f"The search ended: {study.why_ended()}.")
+    for trial in study.trials:  # a crash may have come between a note and this
+        tidy(study.run_dir(trial), study.options.keep_trials, trial is best or trial.test is not None)
+    _test(study, best, model)
+    config_file = study.folder / "best.yaml"
+    comment = (
+        f"# Trial {best.number} of {study.folder.name} ({len(study.trials)} trials): {study.metric} {best.score!r} on "
+        f"validation.\n# python run_recbole_llm.py --config_files={config_file}\n"
+    )
+    winner = {key: value for key, value in settings.items() if key not in LEFT_OUT} | best.params
+    rundir.write_settings(config_file, {"model": base.model, "dataset": base.dataset, **winner}, comment)
+    study.write_table()
+    report.write_page(study.folder / "study.html", study, rundir.protocol(base))
+    logger.info(report.summary(study, base, config_file))
+    assert best.test is not None
+    masked = "masked" if base["mask_history"] else "unmasked"
+    other = "unmasked" if base["mask_history"] else "masked"
+    return {
+        "best_params": best.params,
+        "best_valid_score": best.score,
+        "valid_score_bigger": study.bigger,
+        "best_valid_result": best.result,
+        "test_result": best.test[masked],
+        f"test_result_{other}": best.test[other],
+        "trials": study.trials,
+        "study_dir": str(study.folder),
+        "run_dir": str(study.run_dir(best)),
+        "config_file": str(config_file),
+    }
+
+
+def fixed_settings(base: Config, space: Sequence[Parameter]) -> dict[str, Any]:
+    """What every trial is given besides its own values, taken once, so that editing a file changes no later trial."""
+    searched = {parameter.name for parameter in space}
+    given = set(base.external_config_dict)
+    if base.merged.get("smoke"):
+        given |= {*base.internal_config_dict["smoke_settings"], "smoke_settings"}
+    given -= searched | {"model", "dataset", "resume", "config_files"}
+    return {key: base.merged[key] for key in sorted(given) if key in base.merged}
+
+
+def _notes(
+    base: Config, settings: Mapping[str, Any], space: Sequence[Parameter], options: StudyOptions
+) -> dict[str, Any]:
+    """What ``study.json`` holds; ``identity`` is what makes two studies the same."""
+    searched = {parameter.name for parameter in space}
+    merged = {
+        key: value
+        for key, value in base.merged.items()
+        if key not in rundir.CIRCUMSTANCES | searched and value is not None
+    }
+    search = {"algo": options.algo}
+    if options.algo == "bayes":
+        search["random_trials"] = str(options.random_trials)
+    if options.pruner != "none":
+        search |= {key: str(getattr(options, key)) for key in StudyOptions.names() if key.startswith("prune")}
+    lines = [str(parameter) for parameter in space]
+    identity = rundir.plain({"settings": merged, "space": lines, "search": search})
+    return {
+        "format": FORMAT,
+        "model": base.model,
+        "dataset": base.dataset,
+        "settings": rundir.plain({key: value for key, value in settings.items() if key not in SECRETS}),
+        "space": lines,
+        "options": {key: value for key, value in vars(options).items() if key not in ("study", "retry_failed")},
+        "identity": identity,
+    }
+
+
+def _folder(base: Config, options: StudyOptions, identity: Mapping[str, Any]) -> Path:
+    parent = Path(base["checkpoint_dir"])
+    if options.study is not None:
+        given = Path(str(options.study))
+        return given if len(given.parts) > 1 or given.is_absolute() else parent / given
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    smoke = "-smoke" if base["smoke"] else ""
+    return parent / f"study-{base.model}-{base.dataset}{smoke}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _open(folder: Path, notes: dict[str, Any]) -> None:
+    """Write ``study.json``, or check that the folder's study is the one that was asked for."""
+    file = folder / "study.json"
+    if file.is_file():
+        old = _read_notes(folder)
+        if old["identity"] != notes["identity"]:
+            changed = [
+                key
+                for part in ("settings", "search")
+                for key in sorted({*old["identity"][part], *notes["identity"][part]})
+                if old["identity"][part].get(key) != notes["identity"][part].get(key)
+            ]
+            changed += ["the search space"] if old["identity"]["space"] != notes["identity"]["space"] else []
+            raise CheckpointError(
+                f"{folder} holds a study with other settings ({', '.join(changed[:5])}). Continue it with "
+                f"`recbole-llm tune --resume={folder}`, or choose another --study=FOLDER."
+            )
+    temporary = folder / "study.json.tmp"
+    temporary.write_text(json.dumps(notes, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _read_notes(folder: Path) -> dict[str, Any]:
+    file = folder / "study.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} is no study: there is no study.json in it.")
+    try:
+        notes = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); restore it or begin another study.") from error
+    if notes.get("format") != FORMAT:
+        raise CheckpointError(f"{file} was written by another version (format {notes.get('format')}, not {FORMAT}).")
+    return notes
+
+
+def _same_data(study: Study, data: SharedData, base: Config) -> None:
+    """The data must not change between the trials of a study; reading it first also shows what is wrong with it."""
+    with quiet_console():
+        dataset, splits = data(base)
+    if len(splits[1]) == 0:
+        raise ConfigError(
+            f"eval_args.split={base['eval_args']['split']!r} leaves no validation data, which trials are compared on. "
+            "Use {LS: valid_and_test}, or shares such as {RS: [0.8, 0.1, 0.1]}."
+        )
+    stamp = study.folder / rundir.DATA_STAMP
+    if stamp.is_file() and not rundir.same_data(json.loads(stamp.read_text(encoding="utf-8")), base):
+        raise CheckpointError(
+            f"The files in {base['data_path']} changed since {study.folder} began, so its trials could not be "
+            "compared. Restore them, or begin another study with --study=FOLDER."
+        )
+    rundir.stamp_data(study.folder, base, dataset)
+
+
+def _announce(study: Study, base: Config) -> None:
+    logger = logging.getLogger()
+    states = [trial.state for trial in study.trials]
+    ended = [f"{states.count(state)} {state}" for state in ("finished", "pruned", "failed") if state in states]
+    if "started" in states:
+        ended.append(f"{states.count('started')} interrupted")
+    logger.info(
+        set_color("Study", "pink")
+        + f": {study.folder}"
+        + (f", continued ({', '.join(ended)})" if ended else "")
+        + f"; algo={study.options.algo}, at most {study.options.max_evals or _size(study.proposals.size)} trials, "
+        + f"pruner={study.options.pruner}\n"
+        + "\n".join(f"  {parameter}" for parameter in study.space)
+    )
+    logger.info(set_color("Protocol", "pink") + f": {rundir.protocol(base)}; trials see no test data")
+
+
+def _size(size: float) -> str:
+    return "infinitely many" if size == float("inf") else f"{size:,.0f}"
+
+
+def _test(study: Study, best: Trial, model: str | type) -> None:
+    """Evaluate the winner on test, once; figures go into its ``results.json`` and the study's notes."""
+    if best.test is not None:
+        return
+    run_dir = study.run_dir(best)
+    with quiet_console():
+        run = quick_start.load_run(run_dir, model=model if isinstance(model, type) else None)
+        result, members = quick_start.evaluate_on_test(run.trainer, run.test_data)
+    results = rundir.read_results(run_dir)
+    results |= rundir.figures_on_test(run.trainer, result, members)
+    results["seconds"] |= {phase: round(seconds, 3) for phase, seconds in run.trainer.meter.seconds.items()}
+    rundir.write_results(run_dir, rundir.plain(results), run.trainer)
+    study.tested(best, {"masked": results["test_masked"], "unmasked": results["test_unmasked"]})
