@@ -19,6 +19,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, MissingExtraError, ModelNotFoundError
 from recbole_llm.evaluator.topk import top_items
+from recbole_llm.llm import verbalizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.quick_start import load_run, run
@@ -250,17 +251,28 @@ def test_the_side_of_the_padding_does_not_matter(settings, llama):
     torch.testing.assert_close(left, last, rtol=1e-4, atol=1e-4)
 
 
-def test_the_head_sees_the_answer_only(settings, llama, monkeypatch):
+def test_the_head_sees_the_answer_only_and_gives_letters_only_where_no_other_word_counts(settings, llama, monkeypatch):
     model, train, _, test = prepare(settings, llm=llama)
-    seen = []
+    whole, letters = [], []
     head = model.ranker.get_base_model().lm_head
-    head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    head.register_forward_hook(lambda module, inputs, output: whole.append(inputs[0].shape[1]))
+    few = verbalizer._Rows.forward
+
+    def spy(self, hidden):
+        letters.append((hidden.shape[1], len(self.tokens)))
+        return few(self, hidden)
+
+    monkeypatch.setattr(verbalizer._Rows, "forward", spy)
     batch = batch_of(train)
     model.calculate_loss(batch)
     model.loss = "letter"
     model.calculate_loss(batch)
+    assert whole == [2, 1] and not letters
+    model.loss = "candidates"
+    model.calculate_loss(batch)
     model.full_sort_predict(batch_of(test))
-    assert seen[:2] == [2, 1] and set(seen[2:]) == {1}
+    assert whole == [2, 1] and set(letters) == {(1, model.n_candidates)}
+    assert model.ranker.get_base_model().lm_head is head
 
 
 # ---- losses and options
