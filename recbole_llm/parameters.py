@@ -174,3 +174,10 @@ def choice(config: Any, key: str, allowed: Sequence[Any]) -> Any:
         options = ", ".join(repr(option) for option in allowed)
         raise ConfigError(f"{key}={value!r} is not a choice.{hint} Allowed: {options}.")
     return value
+
+
+def at_least(config: Any, key: str, least: int) -> int:
+    """``config[key]`` as a whole number, or ConfigError where it is below ``least``."""
+    if int(config[key]) < least:
+        raise ConfigError(f"{key}={config[key]!r} must be at least {least}.")
+    return int(config[key])

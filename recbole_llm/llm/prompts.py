@@ -149,6 +149,17 @@ def pieces_between(tokenizer: Any, before: str, texts: Sequence[str], after: str
     return pieces, inexact
 
 
+def backwards(ids: torch.Tensor, length: torch.Tensor, count: int) -> torch.Tensor:
+    """The last ``count`` of the first ``length`` ids of each row, (B, L) and (B,), last first; any ids beyond them."""
+    place = torch.arange(count, device=ids.device)
+    return ids.gather(1, (length[:, None] - 1 - place).clamp(min=0))
+
+
+def tokens_of(segments: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """Tokens of each piece in (B, S), as :func:`joined` takes them; none where there is no piece."""
+    return torch.where(segments >= 0, size[segments], 0)
+
+
 def joined(segments: torch.Tensor, table: torch.Tensor, start: torch.Tensor, size: torch.Tensor, pad: int) -> Prompts:
     """Prompts of pieces.
 
@@ -162,7 +173,7 @@ def joined(segments: torch.Tensor, table: torch.Tensor, start: torch.Tensor, siz
         Where each piece begins in ``table`` and how many tokens it has.
     pad : int
     """
-    sizes = torch.where(segments >= 0, size[segments], 0)
+    sizes = tokens_of(segments, size)
     total = sizes.sum(1)
     width = int(total.max())
     segment = torch.repeat_interleave(torch.arange(segments.numel(), device=sizes.device), sizes.flatten())
@@ -324,13 +335,11 @@ class PromptComposer(nn.Module):
         pool = torch.where(here[..., None], pool, -1).flatten(1)
 
         recent = min(self.max_history, history.shape[1])
-        # Column i is the i-th newest item.
-        back = torch.arange(recent, device=device)
-        newest = history.gather(1, (length[:, None] - 1 - back).clamp(min=0))
-        fixed = torch.where(pool >= 0, self.size[pool], 0).sum(1) + self.size[:3].sum()
+        newest = backwards(history, length, recent)
+        fixed = tokens_of(pool, self.size).sum(1) + self.size[:3].sum()
         kept = self._fitting(newest, length.clamp(max=recent), fixed)
         place = torch.arange(recent, device=device)
-        item = newest.gather(1, (kept[:, None] - 1 - place).clamp(min=0))
+        item = backwards(newest, kept, recent)
         title = self._title + item + torch.where(place == kept[:, None] - 1, n, 0)
         past = torch.stack([(self._number + place).expand_as(title), title], dim=2)
         past = torch.where((place < kept[:, None])[..., None], past, -1).flatten(1)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.prompts import Prompts, beginning, joined, padding_id, pieces_between
+from recbole_llm.llm.prompts import Prompts, backwards, beginning, joined, padding_id, pieces_between, tokens_of
 from recbole_llm.registry import props_dir
 
 HISTORY, CANDIDATES = "{history}", "{candidates}"
@@ -288,8 +288,7 @@ class TitlePrompts(nn.Module):
 
     def answer_sizes(self, answers: torch.Tensor) -> torch.Tensor:
         """Tokens of answers, end token included; (B, C) item ids -> (B,)."""
-        segments = self._answer_segments(answers)
-        return torch.where(segments >= 0, self.size[segments], 0).sum(1)
+        return tokens_of(self._answer_segments(answers), self.size).sum(1)
 
     def _joined(self, segments: torch.Tensor) -> Prompts:
         return joined(segments, self.table, self.start, self.size, self.pad)
@@ -311,12 +310,11 @@ class TitlePrompts(nn.Module):
         if candidates is not None:
             pool = torch.where(candidates > 0, self._line + candidates, -1)
         recent = min(self.max_history, history.shape[1])
-        # Column i is the i-th newest item.
-        place = torch.arange(recent, device=device)
-        newest = history.gather(1, (length[:, None] - 1 - place).clamp(min=0))
-        fixed = torch.where(pool >= 0, self.size[pool], 0).sum(1) + self.size[:3].sum()
+        newest = backwards(history, length, recent)
+        fixed = tokens_of(pool, self.size).sum(1) + self.size[:3].sum()
         kept = self._fitting(newest, length.clamp(max=recent), fixed)
-        item = newest.gather(1, (kept[:, None] - 1 - place).clamp(min=0))
+        item = backwards(newest, kept, recent)
+        place = torch.arange(recent, device=device)
         past = (self._entry if self.numbered else self._line) + item
         if self.numbered:
             past = torch.stack([(self._number + place).expand_as(past), past], dim=2)

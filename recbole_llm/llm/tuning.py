@@ -7,9 +7,17 @@ from typing import Any
 
 import torch
 
-from recbole_llm.errors import CheckpointError
+from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.backbone import add_lora, checkpoint_activations, load_causal_lm
 from recbole_llm.llm.spec import ResolvedLLM
+from recbole_llm.parameters import choice
+
+
+def check_tuning(config: Any) -> None:
+    """ConfigError for a ``tuning`` that there is not, or that weights of 4 bits rule out."""
+    choice(config, "tuning", ["lora", "full", "none"])
+    if config["tuning"] == "full" and config["load_in_4bit"]:
+        raise ConfigError("load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora.")
 
 
 def load_for_tuning(resolved: ResolvedLLM, config: Any, pretrained: bool, device: torch.device) -> Any:

@@ -38,9 +38,9 @@ from recbole_llm.llm.prompts import PromptComposer, PromptTemplate
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.sampling import shuffled
 from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.llm.tuning import check_base, load_for_tuning, save_adapters, with_adapters
+from recbole_llm.llm.tuning import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
-from recbole_llm.parameters import choice
+from recbole_llm.parameters import at_least, choice
 from recbole_llm.trainer.checkpoint import fingerprint
 
 RETRIEVER, RANKER = "retriever", "ranker"
@@ -98,19 +98,16 @@ class LlamaRec(SequentialRecommender):
 
     def _check(self, config: Any) -> None:
         choice(config, "loss_type", ["CE"])
-        choice(config, "tuning", ["lora", "full", "none"])
         choice(config, "llm_init", ["pretrained", "scratch"])
         choice(config, "verbalizer", ["in_context", "original"])
         choice(config, "ranker_loss", ["letter_eos", "letter", "candidates"])
         choice(config, "train_negatives", ["random", "retriever"])
         choice(config, "skip_users_without_target", ["never", "valid", "always"])
-        if config["tuning"] == "full" and config["load_in_4bit"]:
-            raise ConfigError("load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora.")
+        check_tuning(config)
         if not 0 <= float(config["retriever_weight"]) <= 1:
             raise ConfigError(f"retriever_weight={config['retriever_weight']!r} must be between 0 and 1.")
         for key, least in (("n_candidates", 2), ("max_history", 1), ("permutations", 1), ("rank_batch_size", 1)):
-            if int(config[key]) < least:
-                raise ConfigError(f"{key}={config[key]!r} must be at least {least}.")
+            at_least(config, key, least)
         if config["train_negatives"] == "retriever" and int(config["negative_pool"]) < int(config["n_candidates"]):
             raise ConfigError(
                 f"negative_pool={config['negative_pool']} must be at least n_candidates={config['n_candidates']}."

@@ -42,9 +42,9 @@ from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.sampling import SeededSampling, row_keys, scramble, shuffled
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.llm.title_prompts import ChatPrompt, TitlePrompts, parse_list
-from recbole_llm.llm.tuning import check_base, load_for_tuning, save_adapters, with_adapters
+from recbole_llm.llm.tuning import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
-from recbole_llm.parameters import choice
+from recbole_llm.parameters import at_least, choice
 
 VARIANTS = ("genitem", "genlist", "classify", "rank")
 # The papers' models are paid services; this one is open, small, and has a chat template.
@@ -106,13 +106,11 @@ class LLMSeqPrompt(SequentialRecommender):
     def _check(self, config: Any) -> None:
         choice(config, "loss_type", ["CE"])
         choice(config, "prompt_style", ["chat", "completion"])
-        choice(config, "tuning", ["lora", "full", "none"])
         choice(config, "rec_llm_init", ["pretrained", "scratch"])
         choice(config, "decoding", ["sample", "beam", "trie"])
         choice(config, "unknown_names", ["nearest", "drop"])
         choice(config, "fill", ["seqsim", "random"])
-        if config["tuning"] == "full" and config["load_in_4bit"]:
-            raise ConfigError("load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora.")
+        check_tuning(config)
         if self.variant != "genitem":
             if config["prompt_style"] == "completion":
                 raise ConfigError(
@@ -133,11 +131,9 @@ class LLMSeqPrompt(SequentialRecommender):
                 f"temperature={config['temperature']!r} must be at least 0 (0: greedy) and top_p={config['top_p']!r} "
                 "above 0 and at most 1."
             )
-        for key, least in (("list_length", 1), ("n_samples", 1), ("clusters", 2), ("max_history", 1)):
-            if int(config[key]) < least:
-                raise ConfigError(f"{key}={config[key]!r} must be at least {least}.")
-        if int(config["generate_batch_size"]) < 1:
-            raise ConfigError(f"generate_batch_size={config['generate_batch_size']!r} must be at least 1.")
+        for key in ("list_length", "n_samples", "max_history", "generate_batch_size"):
+            at_least(config, key, 1)
+        at_least(config, "clusters", 2)
         if set(config["eval_args"]["mode"].values()) != {"full"}:
             raise ConfigError(
                 f"eval_args.mode={config['eval_args']['mode']!r}: LLMSeqPrompt writes items of the whole catalogue. "

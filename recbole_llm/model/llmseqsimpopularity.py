@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers, popularity_quantiles, session_popularity
+from recbole_llm.parameters import at_least
 
 # Pairs of items whose similarities give the quantile of the diversity step, where a catalogue has more.
 PAIRS = 2_000_000
@@ -49,8 +50,7 @@ class LLMSeqSimPopularity(Hybrid):
         choices = numbers(config, "popularity_quantile", "popularity_quantile_grid", 0, 1)
         candidates, kept, diversity = (config[key] for key in ("candidates", "list_length", "diversity_quantile"))
         for key in ("candidates", "list_length"):
-            if int(config[key]) < 1:
-                raise ConfigError(f"{key}={config[key]!r} must be at least 1.")
+            at_least(config, key, 1)
         if diversity is not None and not 0 <= diversity <= 1:
             raise ConfigError(f"diversity_quantile={diversity!r} must lie between 0 and 1, or be ~ for none.")
         super().__init__(config, dataset, [config["similar_model"]], choices)

@@ -18,7 +18,7 @@ from scipy import sparse
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.llmseqsim import DECAYS, decay_weights
-from recbole_llm.parameters import choice
+from recbole_llm.parameters import at_least, choice
 
 # Rows of the training split that are read at once when followers are collected.
 CHUNK = 4096
@@ -46,10 +46,7 @@ class VSKNN(SequentialRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.neighbors, self.sample_size = int(config["neighbors"]), int(config["sample_size"])
-        for key, value in (("neighbors", self.neighbors), ("sample_size", self.sample_size)):
-            if value < 1:
-                raise ConfigError(f"{key}={value!r} must be at least 1.")
+        self.neighbors, self.sample_size = at_least(config, "neighbors", 1), at_least(config, "sample_size", 1)
         sampling = choice(config, "sampling", ["random", "recent"])
         self.similarity = choice(config, "similarity", ["dot", "cosine"])
         self.decay = choice(config, "decay", list(DECAYS))
