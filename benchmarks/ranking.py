@@ -45,8 +45,8 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import MissingExtraError
 from recbole_llm.llm.prompts import PromptComposer, Prompts, PromptTemplate
 from recbole_llm.llm.verbalizer import ids_in_context
-from recbole_llm.rundir import environment
-from recbole_llm.submodel import build
+from recbole_llm.run.provenance import environment
+from recbole_llm.run.submodel import build
 
 SHAPES = {
     "tiny": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},

@@ -21,7 +21,7 @@ from tabulate import tabulate
 
 from recbole_llm.evaluator.topk import top_k, top_k_of_products
 from recbole_llm.recommend import Recommender
-from recbole_llm.rundir import environment
+from recbole_llm.run.provenance import environment
 
 clock = time.perf_counter
 

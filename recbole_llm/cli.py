@@ -122,7 +122,7 @@ def _dispatch(command: str, arguments: list[str]) -> int:
 
 def _run(given: dict) -> int:
     from recbole_llm.compare import is_comparison
-    from recbole_llm.quick_start import run
+    from recbole_llm.run.experiment import run
 
     if is_comparison(given):
         return _compare_models(given)

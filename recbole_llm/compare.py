@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm import rundir
 from recbole_llm.comparison import plan as planning
 from recbole_llm.comparison import report, tables
 from recbole_llm.comparison.analysis import Comparison
@@ -27,6 +26,9 @@ from recbole_llm.data.item_text import load_item_text
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
 from recbole_llm.parameters import SECRETS, load_yaml, nearest
 from recbole_llm.registry import property_file, props_dir
+from recbole_llm.run.folder import run_lock
+from recbole_llm.run.logging import log_to_console
+from recbole_llm.run.provenance import git_state, package_version
 
 
 class NothingToCompareError(RecBoleLLMError, RuntimeError):
@@ -64,7 +66,7 @@ def compare(
     NothingToCompareError
         If no run finished.
     """
-    rundir.log_to_console()
+    log_to_console()
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
             "A comparison is started once and not by torchrun: it runs one model after the other, and --nproc=N "
@@ -72,7 +74,7 @@ def compare(
         )
     plan = planning.make_plan(models, dataset, config_file_list, config_dict, arguments)
     _make(plan.directory)
-    with rundir.held(plan.directory):
+    with run_lock(plan.directory):
         comparison, text_lengths = None, None
 
         def write(outcomes: list[Outcome]) -> None:
@@ -108,7 +110,7 @@ def compare_runs(run_dirs: Sequence[str | Path], options: Mapping[str, Any] | No
     CheckpointError
         If a directory is no finished run, or was tested on other users or targets than the first.
     """
-    rundir.log_to_console()
+    log_to_console()
     given = dict(options or {})
     known = {*property_file(props_dir() / "compare.yaml"), "data_path"} - {"models", "seeds", "reuse"}
     for key in given:
@@ -171,7 +173,7 @@ def _comparison_of(plan: planning.Plan, outcomes: Sequence[Outcome]) -> Comparis
 
 def _made_by_other_code(reused: Sequence[FinishedRun]) -> list[str]:
     """Runs with the same settings are taken over whatever code made them, but not without a word."""
-    git, version = rundir.git_state(), rundir.package_version("recbole-llm")
+    git, version = git_state(), package_version("recbole-llm")
     environments = [(run, run.results["environment"]) for run in reused]
     other = [run for run, made in environments if (made["git"], made["packages"]["recbole-llm"]) != (git, version)]
     if not other:

@@ -19,7 +19,7 @@ from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError
 from recbole_llm.parameters import ParameterDumper, ParameterLoader, load_yaml, parse_arguments, parse_value
 from recbole_llm.registry import own_models, props_dir, stock_models
-from recbole_llm.submodel import inner_config
+from recbole_llm.run.submodel import inner_config
 
 PACKAGE = Path(recbole_llm.__file__).parent
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
+from recbole_llm.quick_start import load_run, run
 
 from recbole_llm.errors import CheckpointError, ConfigError, DataError, ModelNotFoundError
-from recbole_llm.quick_start import load_run, run
 from recbole_llm.trainer.trainer import RunTrainer
 
 
@@ -137,7 +137,7 @@ def test_missing_dataset_leaves_no_run_directory(isolated, tiny):
 
 
 def test_a_language_model_that_cannot_be_had_stops_before_the_data_is_read(isolated, tiny, monkeypatch):
-    monkeypatch.setattr("recbole_llm.quick_start.HistoryDataset", lambda _: pytest.fail("the data was read"))
+    monkeypatch.setattr("recbole_llm.run.experiment.HistoryDataset", lambda _: pytest.fail("the data was read"))
     for key in ("llm", "rec_llm"):
         with pytest.raises(ModelNotFoundError, match=r"google-t5/t5-small.*\n.*\n +1\. .*\n +2\. .*\n +3\. "):
             run("LiteLLM4Rec", "ml-100k", config_dict={**tiny, "smoke": True, key: "google-t5/t5-small"})
@@ -238,6 +238,7 @@ def test_s3rec_resumes_after_its_pretraining(shop, tiny, monkeypatch):
 
 def test_out_of_memory_names_the_remedies(monkeypatch, tmp_path):
     from recbole_llm.quick_start import OutOfMemoryError
+
     from recbole_llm.trainer.trainer import RunTrainer
     from tests.worlds import write_cycle
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from recbole.utils import set_color
 
-from recbole_llm import rundir
 from recbole_llm.comparison.plan import Job, Plan
 from recbole_llm.errors import ConfigError
+from recbole_llm.run.folder import name_prefix, same_data
+from recbole_llm.run.identity import plain, same_experiment
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ def find_finished(job: Job) -> Path | None:
     config = job.config
     known = {key: value for key, value in config.internal_config_dict.items() if key in config.merged}
     model_class = f"{config.model_class.__module__}.{config.model_class.__qualname__}"
-    for run_dir, results in _finished_runs(Path(config["checkpoint_dir"]), rundir.name_prefix(config)):
+    for run_dir, results in _finished_runs(Path(config["checkpoint_dir"]), name_prefix(config)):
         if (
             results["model_class"] == model_class
-            and rundir.same_experiment({**known, **results["settings"]}, config.merged)
-            and rundir.same_data(results["dataset"]["files"], config)
+            and same_experiment({**known, **results["settings"]}, config.merged)
+            and same_data(results["dataset"]["files"], config)
             and (run_dir / "test_ranks.npz").is_file()
         ):
             return run_dir
@@ -95,9 +96,9 @@ def _run(job: Job, resume: bool) -> Outcome:
         {
             "model": _importable(job.model),
             "dataset": job.config["dataset"],
-            "file_settings": rundir.plain(job.file_settings),
-            "given": rundir.plain(job.given),
-            "arguments": {**rundir.plain(job.arguments), "resume": resume or None},
+            "file_settings": plain(job.file_settings),
+            "given": plain(job.given),
+            "arguments": {**plain(job.arguments), "resume": resume or None},
             "argv": sys.argv,
         }
     )

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_llm import rundir
 from recbole_llm.comparison.statistics import TESTS
 from recbole_llm.config import Config, listed_files
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.parameters import choice, load_yaml, nearest
 from recbole_llm.registry import property_file, props_dir
+from recbole_llm.run.identity import comparable_settings, plain
+from recbole_llm.run.protocol import FILTERS
 
 # Rows that differ in one of these are not evaluated alike.
 PROTOCOL = (
@@ -23,7 +24,7 @@ PROTOCOL = (
     *("temporal_session_valid_ratio", "temporal_session_valid_max", "temporal_session_seed"),
     *("eval_args", "mask_history", "time_order", "metrics", "topk", "popularity_counts", "task", "topn_negatives"),
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "data_path", "smoke", "smoke_users", "smoke_interactions"),
-    *rundir.FILTERS,
+    *FILTERS,
 )
 
 
@@ -301,7 +302,7 @@ def _check_protocol(jobs: Sequence[Job]) -> None:
     first = jobs[0]
     for job in jobs[1:]:
         for key in PROTOCOL:
-            values = [rundir.plain(each.config[key]) for each in (first, job)]
+            values = [plain(each.config[key]) for each in (first, job)]
             if values[0] != values[1] and not (key in ("task", "topn_negatives") and _is_sequential(first, job)):
                 raise ConfigError(
                     f"{first.label} and {job.label} would not be evaluated alike: {key}={values[0]!r} and "
@@ -317,7 +318,7 @@ def _is_sequential(*jobs: Job) -> bool:
 def _directory(options: Mapping[str, Any], dataset: str, jobs: Sequence[Job]) -> Path:
     if options["comparison_dir"]:
         return Path(str(options["comparison_dir"])).expanduser()
-    asked = [[job.label, job.seed, rundir.essence(job.config.merged)] for job in jobs]
+    asked = [[job.label, job.seed, comparable_settings(job.config.merged)] for job in jobs]
     return comparison_folder(Path(jobs[0].config["checkpoint_dir"]), dataset, asked)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from recbole_llm import rundir
 from recbole_llm.comparison import figures
 from recbole_llm.comparison.analysis import HEAD, Comparison
 from recbole_llm.comparison.tables import (
@@ -23,6 +22,7 @@ from recbole_llm.comparison.tables import (
     ladder_heads,
     metric_name,
 )
+from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
 
 _CONFIG = {"displayModeBar": False, "responsive": True}
 
@@ -209,8 +209,8 @@ def _relative(path: Path, folder: Path) -> str | None:
 
 def _settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Settings that more than one row has and that are not the same everywhere."""
-    ignored = rundir.CIRCUMSTANCES | {"model", "seed", "load_col"}
-    all_settings = [rundir.essence(row.runs[0].results["settings"]) for row in comparison.rows]
+    ignored = CIRCUMSTANCES | {"model", "seed", "load_col"}
+    all_settings = [comparable_settings(row.runs[0].results["settings"]) for row in comparison.rows]
     keys = sorted({key for settings in all_settings for key in settings} - ignored)
     table = []
     for key in keys:

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm import rundir
 from recbole_llm.errors import CheckpointError
 from recbole_llm.registry import stock_models
+from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
+from recbole_llm.run.results import read_results
 
 # Of no interest when two runs of the same model are told apart by their settings.
-_NOT_TELLING = rundir.CIRCUMSTANCES | {"seed", "load_col"}
+_NOT_TELLING = CIRCUMSTANCES | {"seed", "load_col"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def load_finished(run_dir: str | Path) -> FinishedRun:
         If it is none, is unfinished or damaged, or was not tested.
     """
     run_dir = Path(run_dir)
-    results = rundir.read_results(run_dir)
+    results = read_results(run_dir)
     file = run_dir / "test_ranks.npz"
     if not file.is_file():
         raise CheckpointError(f"{run_dir} has no test_ranks.npz: the run was not evaluated on a test set.")
@@ -112,7 +113,7 @@ def rows_from(runs: Sequence[FinishedRun]) -> list[Row]:
     """Group runs that differ in nothing but the seed; rows of the same model are told apart by their settings."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        settings = rundir.essence({**run.results["settings"], "seed": None})
+        settings = comparable_settings({**run.results["settings"], "seed": None})
         groups.setdefault(json.dumps([run.results["model_class"], settings], sort_keys=True), []).append(run)
     rows: list[Row] = []
     for group in groups.values():

@@ -37,7 +37,7 @@ def run_task(task: dict[str, Any]) -> dict[str, str]:
     from recbole_llm.errors import RecBoleLLMError
 
     try:
-        from recbole_llm.quick_start import run
+        from recbole_llm.run.experiment import run
 
         result = run(_model(task["model"]), task["dataset"], [task["file_settings"]], task["given"], task["arguments"])
     except RecBoleLLMError as error:

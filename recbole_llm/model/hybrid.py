@@ -16,13 +16,14 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
-from recbole_llm import rundir, submodel
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.parameters import nearest
 from recbole_llm.registry import own_models, stock_models
+from recbole_llm.run import submodel
+from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint
 
 
@@ -63,7 +64,7 @@ class Member:
                 )
             self.model = submodel.load_trained(self.run_dir, config, dataset)
             self.digest = file_sha256(self.run_dir / checkpoint.WEIGHTS)
-            self.run = rundir.read_results(self.run_dir)
+            self.run = read_results(self.run_dir)
             self.name = str(self.model.config["model"])
             self.label = f"{self.name} ({self.run_dir.name})"
             own_items = self.model.item_tokens

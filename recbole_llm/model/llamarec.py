@@ -21,7 +21,6 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch.nn import functional
 
-from recbole_llm import submodel
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import CheckpointError, ConfigError
@@ -41,6 +40,7 @@ from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.llm.tuning import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
 from recbole_llm.parameters import at_least, choice
+from recbole_llm.run import submodel
 from recbole_llm.trainer.checkpoint import fingerprint
 
 RETRIEVER, RANKER = "retriever", "ranker"

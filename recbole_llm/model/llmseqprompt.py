@@ -21,7 +21,6 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from torch.nn import functional
 from transformers import GenerationConfig
 
-from recbole_llm import submodel
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.topk import top_items
@@ -45,6 +44,7 @@ from recbole_llm.llm.title_prompts import ChatPrompt, TitlePrompts, parse_list
 from recbole_llm.llm.tuning import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
 from recbole_llm.parameters import at_least, choice
+from recbole_llm.run import submodel
 
 VARIANTS = ("genitem", "genlist", "classify", "rank")
 # The papers' models are paid services; this one is open, small, and has a chat template.

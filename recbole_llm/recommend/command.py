@@ -12,15 +12,17 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from recbole_llm import rundir
 from recbole_llm.errors import ConfigError
 from recbole_llm.parameters import nearest, parse_arguments
 from recbole_llm.recommend import files
 from recbole_llm.recommend.recommender import HISTORIES, UNKNOWN, Recommender
+from recbole_llm.run.identity import CIRCUMSTANCES
+from recbole_llm.run.logging import log_to_console
+from recbole_llm.run.protocol import protocol_text
 
 # What of a run may differ when it is put to use: where it runs and how large its batches are.
 SETTINGS = sorted(
-    (rundir.CIRCUMSTANCES - {"resume", "checkpoint_dir", "log_wandb", "wandb_project", "smoke_settings", "save_state"})
+    (CIRCUMSTANCES - {"resume", "checkpoint_dir", "log_wandb", "wandb_project", "smoke_settings", "save_state"})
     | {"eval_batch_size", "eval_score_memory_mb", "llm_local_files_only"}
 )
 
@@ -160,7 +162,7 @@ def export_main(argv: Sequence[str]) -> int:
         "run_dir": str(given.run_dir),
         "model": recommender.config["model"],
         "dataset": recommender.config["dataset"],
-        "protocol": rundir.protocol(recommender.config),
+        "protocol": protocol_text(recommender.config),
         "score": "inner product of a row of user_vectors and a row of item_vectors",
         "dim": width,
         "last_column_is_item_bias": recommender.has_item_bias,
@@ -215,6 +217,6 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpar
 
 
 def _load(run_dir: str, settings: dict[str, Any]) -> Recommender:
-    rundir.log_to_console()
+    log_to_console()
     logging.getLogger("recbole").setLevel(logging.WARNING)
     return Recommender.load(run_dir, **settings)

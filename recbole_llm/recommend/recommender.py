@@ -25,8 +25,8 @@ from recbole_llm.errors import DataError, UnsupportedError
 from recbole_llm.evaluator.ranks import ScoreError
 from recbole_llm.evaluator.topk import SCORES_AT_ONCE, top_k, top_k_of_products
 from recbole_llm.parameters import choice
-from recbole_llm.quick_start import Run, load_run
 from recbole_llm.recommend.products import Products, products_of
+from recbole_llm.run.experiment import Run, load_run
 
 HISTORIES = ("all", "valid", "test")
 UNKNOWN = ("error", "skip")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.errors import CheckpointError
-from recbole_llm.rundir import plain
+from recbole_llm.run.identity import plain
 
 ENDED = ("finished", "pruned", "failed")
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_llm import rundir
 from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError, MissingExtraError
+from recbole_llm.run.identity import plain
 from recbole_llm.tune import report
 from recbole_llm.tune.journal import Trial
 from recbole_llm.tune.study import Study
@@ -171,7 +171,7 @@ def _trainable(proposal: Mapping[str, Any], common: Mapping[str, Any]) -> None:
         on_validation,
         _DATA,
     )
-    _report({"outcome": json.dumps(rundir.plain(outcome)), "valid_score": outcome["score"]})
+    _report({"outcome": json.dumps(plain(outcome)), "valid_score": outcome["score"]})
 
 
 _NO_OUTCOME = "The worker process of the trial ended without a word: most likely its machine had no memory left."

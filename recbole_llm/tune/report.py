@@ -9,8 +9,8 @@ from typing import Any
 from recbole.utils import set_color
 from tabulate import tabulate
 
-from recbole_llm import rundir
 from recbole_llm.config import Config
+from recbole_llm.run.protocol import protocol_text
 from recbole_llm.tune.journal import Trial
 from recbole_llm.tune.study import Study
 
@@ -77,7 +77,7 @@ def summary(study: Study, config: Config, config_file: Path) -> str:
     more = f" ({len(study.trials) - SHOWN} more in study.csv)" if len(study.trials) > SHOWN else ""
     tested = [str(trial.number) for trial in study.trials if trial.test is not None]
     lines = [
-        set_color(f"{config['model']} on {config['dataset']}", "green") + f": {rundir.protocol(config)}",
+        set_color(f"{config['model']} on {config['dataset']}", "green") + f": {protocol_text(config)}",
         "",
         table + more,
         "",

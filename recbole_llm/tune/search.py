@@ -10,10 +10,15 @@ from typing import Any
 
 from recbole.utils import set_color
 
-from recbole_llm import quick_start, rundir
 from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.parameters import SECRETS, nearest
+from recbole_llm.run import experiment
+from recbole_llm.run.folder import DATA_STAMP, run_lock, same_data, stamp_data, write_settings
+from recbole_llm.run.identity import CIRCUMSTANCES, plain
+from recbole_llm.run.logging import log_to_console, logging_into
+from recbole_llm.run.protocol import protocol_text
+from recbole_llm.run.results import read_results, test_figures, write_results
 from recbole_llm.tune import report
 from recbole_llm.tune.journal import Trial
 from recbole_llm.tune.options import StudyOptions
@@ -69,9 +74,9 @@ def tune(
         Where no trial finished.
     """
     _check_names(options)
-    rundir.log_to_console()
+    log_to_console()
     base = Config(model, dataset, config_file_list, config_dict, arguments)
-    rundir.log_to_console(base["state"])
+    log_to_console(base["state"])
     chosen: str | type = base.model_class if isinstance(model, type) else base.model
     space = space_from_dict(params_dict) if params_dict else read_space(find_space(base.model, params_file))
     check_space(space, base, {**dict(config_dict or {}), **dict(arguments or {})})
@@ -87,7 +92,7 @@ def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
         If the folder holds no study.
     """
     _check_names(options)
-    rundir.log_to_console()
+    log_to_console()
     folder = Path(folder)
     notes = _read_notes(folder)
     base = Config(notes["model"], notes["dataset"], None, None, notes["settings"])
@@ -119,9 +124,9 @@ def _study(model: str | type, base: Config, space: list[Parameter], options: Stu
     notes = _notes(base, settings, space, options)
     folder = _folder(base, options, notes["identity"])
     folder.mkdir(parents=True, exist_ok=True)
-    with rundir.held(folder):
+    with run_lock(folder):
         _open(folder, notes)
-        with rundir.logging_into(folder, "study.log"):
+        with logging_into(folder, "study.log"):
             study = Study(folder, space, proposals, options, base["valid_metric"], bigger)
             try:
                 return _carry_out(study, model, base, settings)
@@ -164,9 +169,9 @@ def _carry_out(study: Study, model: str | type, base: Config, settings: Mapping[
         f"validation.\n# python run_recbole_llm.py --config_files={config_file}\n"
     )
     winner = {key: value for key, value in settings.items() if key not in LEFT_OUT} | best.params
-    rundir.write_settings(config_file, {"model": base.model, "dataset": base.dataset, **winner}, comment)
+    write_settings(config_file, {"model": base.model, "dataset": base.dataset, **winner}, comment)
     study.write_table()
-    report.write_page(study.folder / "study.html", study, rundir.protocol(base))
+    report.write_page(study.folder / "study.html", study, protocol_text(base))
     logger.info(report.summary(study, base, config_file))
     assert best.test is not None
     masked = "masked" if base["mask_history"] else "unmasked"
@@ -201,9 +206,7 @@ def _notes(
     """What ``study.json`` holds; ``identity`` is what makes two studies the same."""
     searched = {parameter.name for parameter in space}
     merged = {
-        key: value
-        for key, value in base.merged.items()
-        if key not in rundir.CIRCUMSTANCES | searched and value is not None
+        key: value for key, value in base.merged.items() if key not in CIRCUMSTANCES | searched and value is not None
     }
     search = {"algo": options.algo}
     if options.algo == "bayes":
@@ -211,12 +214,12 @@ def _notes(
     if options.pruner != "none":
         search |= {key: str(getattr(options, key)) for key in StudyOptions.names() if key.startswith("prune")}
     lines = [str(parameter) for parameter in space]
-    identity = rundir.plain({"settings": merged, "space": lines, "search": search})
+    identity = plain({"settings": merged, "space": lines, "search": search})
     return {
         "format": FORMAT,
         "model": base.model,
         "dataset": base.dataset,
-        "settings": rundir.plain({key: value for key, value in settings.items() if key not in SECRETS}),
+        "settings": plain({key: value for key, value in settings.items() if key not in SECRETS}),
         "space": lines,
         "options": {key: value for key, value in vars(options).items() if key not in ("study", "retry_failed")},
         "identity": identity,
@@ -277,13 +280,13 @@ def _same_data(study: Study, data: SharedData, base: Config) -> None:
             f"eval_args.split={base['eval_args']['split']!r} leaves no validation data, which trials are compared on. "
             "Use {LS: valid_and_test}, or shares such as {RS: [0.8, 0.1, 0.1]}."
         )
-    stamp = study.folder / rundir.DATA_STAMP
-    if stamp.is_file() and not rundir.same_data(json.loads(stamp.read_text(encoding="utf-8")), base):
+    stamp = study.folder / DATA_STAMP
+    if stamp.is_file() and not same_data(json.loads(stamp.read_text(encoding="utf-8")), base):
         raise CheckpointError(
             f"The files in {base['data_path']} changed since {study.folder} began, so its trials could not be "
             "compared. Restore them, or begin another study with --study=FOLDER."
         )
-    rundir.stamp_data(study.folder, base, dataset)
+    stamp_data(study.folder, base, dataset)
 
 
 def _announce(study: Study, base: Config) -> None:
@@ -300,7 +303,7 @@ def _announce(study: Study, base: Config) -> None:
         + f"pruner={study.options.pruner}\n"
         + "\n".join(f"  {parameter}" for parameter in study.space)
     )
-    logger.info(set_color("Protocol", "pink") + f": {rundir.protocol(base)}; trials see no test data")
+    logger.info(set_color("Protocol", "pink") + f": {protocol_text(base)}; trials see no test data")
 
 
 def _size(size: float) -> str:
@@ -313,10 +316,10 @@ def _test(study: Study, best: Trial, model: str | type) -> None:
         return
     run_dir = study.run_dir(best)
     with quiet_console():
-        run = quick_start.load_run(run_dir, model=model if isinstance(model, type) else None)
-        result, members = quick_start.evaluate_on_test(run.trainer, run.test_data)
-    results = rundir.read_results(run_dir)
-    results |= rundir.figures_on_test(run.trainer, result, members)
+        run = experiment.load_run(run_dir, model=model if isinstance(model, type) else None)
+        result, members = experiment.evaluate_on_test(run.trainer, run.test_data)
+    results = read_results(run_dir)
+    results |= test_figures(run.trainer, result, members)
     results["seconds"] |= {phase: round(seconds, 3) for phase, seconds in run.trainer.meter.seconds.items()}
-    rundir.write_results(run_dir, rundir.plain(results), run.trainer)
+    write_results(run_dir, plain(results), run.trainer)
     study.tested(best, {"masked": results["test_masked"], "unmasked": results["test_unmasked"]})

@@ -19,7 +19,7 @@ from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError
 from recbole_llm.parameters import nearest, parse_value
 from recbole_llm.registry import props_dir
-from recbole_llm.rundir import CIRCUMSTANCES
+from recbole_llm.run.identity import CIRCUMSTANCES
 
 KINDS = ("choice", "uniform", "quniform", "loguniform", "qloguniform")
 # Trials that differ in one of these are measured differently, and the best of them says nothing.

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_llm import quick_start, rundir
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import RecBoleLLMError
+from recbole_llm.run import experiment
+from recbole_llm.run.folder import write_settings
+from recbole_llm.run.logging import Console, LogFile, logging_into
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import RunTrainer
 
@@ -100,7 +102,7 @@ def run_trial(
     try:
         outcome = _run_trial(model, dataset, settings, run_dir, prune, data)
     except Exception as error:
-        with rundir.logging_into(run_dir if run_dir.is_dir() else None):
+        with logging_into(run_dir if run_dir.is_dir() else None):
             logging.getLogger().error(f"The trial failed: {error}", exc_info=not isinstance(error, RecBoleLLMError))
         outcome = _outcome("failed", None, [], {}, error=f"{type(error).__name__}: {error}")
     _free_memory()
@@ -130,7 +132,7 @@ def _run_trial(
     if state is None:
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
-        rundir.write_settings(run_dir / "config.yaml", config.merged)
+        write_settings(run_dir / "config.yaml", config.merged)
     curves: list[list[list[Any]]] = []
 
     def check(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> None:
@@ -144,7 +146,7 @@ def _run_trial(
     def on_validation(trainer: RunTrainer) -> None:
         check(trainer.curve, trainer.stages)
 
-    with rundir.logging_into(run_dir):
+    with logging_into(run_dir):
         try:
             if state is not None:
                 # The process may have died between this validation and what it would have led to.
@@ -152,7 +154,7 @@ def _run_trial(
                 rows = values["curve"]
                 if rows and "valid_score" in rows[-1]:
                     check(rows, list(dict.fromkeys(row["stage"] for row in rows)))
-            quick_start.experiment(config, run_dir, state is not None, data, on_validation, evaluate_test=False)
+            experiment.experiment(config, run_dir, state is not None, data, on_validation, evaluate_test=False)
         except Pruned as reason:
             logging.getLogger().info(f"Pruned: {reason}")
             return pruned(run_dir, curves[-1], str(reason), config["valid_metric_bigger"])
@@ -231,7 +233,7 @@ def tidy(run_dir: Path, keep: str, is_best: bool) -> None:
 @contextmanager
 def quiet_console() -> Iterator[None]:
     """Lines of a trial go into its own ``run.log``; the terminal and ``study.log`` belong to the study."""
-    ours = (rundir.Console, rundir.LogFile)
+    ours = (Console, LogFile)
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, ours)]
     levels = [handler.level for handler in handlers]
     for handler in handlers:

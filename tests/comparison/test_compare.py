@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_llm import rundir
 from recbole_llm.cli import main
 from recbole_llm.compare import NothingToCompareError, compare, compare_runs
 from recbole_llm.comparison import execution, worker
 from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.run.folder import is_running
 from tests.worlds import write_cycle
 
 ROOT = Path(__file__).parent.parent.parent
@@ -233,7 +233,7 @@ def test_killed_and_started_again(here, caplog):
         process.send_signal(signal.SIGKILL)
         process.wait()
     unfinished = state.parent.parent
-    assert _wait_for(lambda: not rundir._is_alive(unfinished))  # the run ends with what started it
+    assert _wait_for(lambda: not is_running(unfinished))  # the run ends with what started it
     assert not (unfinished / "results.json").exists()
 
     comparison = compare(arguments=_parsed(arguments))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from recbole_llm.quick_start import load_run, run
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recbole_llm import submodel
 from recbole_llm.config import Config
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import HistoryDataset
@@ -22,8 +22,8 @@ from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm import verbalizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.quick_start import load_run, run
-from recbole_llm.submodel import build
+from recbole_llm.run import submodel
+from recbole_llm.run.submodel import build
 from recbole_llm.trainer.trainer import RunTrainer
 from tests.toy_llms import save_llama
 from tests.toy_tokenizers import GOLDEN, llama2

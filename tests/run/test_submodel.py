@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from recbole_llm.quick_start import run
 
-from recbole_llm import submodel
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.quick_start import run
+from recbole_llm.run import submodel
 from tests.worlds import write_cycle
 
 SMALL = {"hidden_size": 8, "inner_size": 8, "n_heads": 1, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 8}

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from recbole.utils import set_color
 
-from recbole_llm import rundir
 from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.metrics import mrr, ndcg
+from recbole_llm.parameters import SECRETS
 from recbole_llm.quick_start import load_run, run
+from recbole_llm.run.folder import LOCK, create_run_dir, find_resumable, is_running, run_lock
+from recbole_llm.run.identity import plain, same_experiment
+from recbole_llm.run.logging import log_to_console
+from recbole_llm.run.results import popularity_rank
 
 SECRET = "hf_averysecrettoken"
 
@@ -92,7 +96,7 @@ def test_ranks_recompute_the_metrics(finished):
 
 def test_popularity_rank():
     counts = np.array([0, 5, 9, 0, 5, 1])
-    assert rundir.popularity_rank(counts)[1:].tolist() == [2, 1, 5, 2, 4]
+    assert popularity_rank(counts)[1:].tolist() == [2, 1, 5, 2, 4]
 
 
 def test_memory_and_popularity_rank_of_a_run(finished):
@@ -108,17 +112,17 @@ def test_memory_and_popularity_rank_of_a_run(finished):
 
 def test_a_run_that_is_alive_is_left_alone(finished):
     run_dir, _ = finished
-    assert not (run_dir / rundir.LOCK).exists()
-    with rundir.held(run_dir):
-        assert rundir._is_alive(run_dir)
-        with pytest.raises(CheckpointError, match="is being run by another process"), rundir.held(run_dir):
+    assert not (run_dir / LOCK).exists()
+    with run_lock(run_dir):
+        assert is_running(run_dir)
+        with pytest.raises(CheckpointError, match="is being run by another process"), run_lock(run_dir):
             pass
-    assert not rundir._is_alive(run_dir)
+    assert not is_running(run_dir)
     (run_dir / "results.json").unlink()
     config = Config(config_file_list=[run_dir / "config.yaml"], config_dict={"resume": True})
-    assert rundir.find_resumable(config) == run_dir
-    with rundir.held(run_dir):
-        assert rundir.find_resumable(config) is None
+    assert find_resumable(config) == run_dir
+    with run_lock(run_dir):
+        assert find_resumable(config) is None
 
 
 def test_other_data_are_not_resumed(finished, isolated):
@@ -127,9 +131,9 @@ def test_other_data_are_not_resumed(finished, isolated):
     with (isolated / "dataset" / "shop" / "shop.item").open("a", encoding="utf-8") as file:
         file.write("i99\tanother\tred\n")
     settings = {"config_file_list": [run_dir / "config.yaml"]}
-    assert rundir.find_resumable(Config(**settings, config_dict={"resume": True})) is None
+    assert find_resumable(Config(**settings, config_dict={"resume": True})) is None
     with pytest.raises(CheckpointError, match="was started on other data"):
-        rundir.find_resumable(Config(**settings, config_dict={"resume": str(run_dir)}))
+        find_resumable(Config(**settings, config_dict={"resume": str(run_dir)}))
 
 
 def test_config_yaml_replays(finished, caplog):
@@ -137,7 +141,7 @@ def test_config_yaml_replays(finished, caplog):
     caplog.clear()
     config = Config(config_file_list=[run_dir / "config.yaml"])
     original = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["settings"]
-    replayed = {key: value for key, value in rundir.plain(config.merged).items() if key not in rundir.SECRETS}
+    replayed = {key: value for key, value in plain(config.merged).items() if key not in SECRETS}
     assert replayed == original
     assert config["epochs"] == 2  # and not what a smoke run sets by default
     assert config["llm_revision"] == "1234567"
@@ -172,9 +176,9 @@ def test_load_run_refuses_other_data_and_unfinished_runs(finished, tmp_path):
 
 
 def test_two_runs_in_the_same_second(isolated, monkeypatch):
-    monkeypatch.setattr(rundir.time, "strftime", lambda _: "now")
+    monkeypatch.setattr("recbole_llm.run.folder.time.strftime", lambda _: "now")
     config = Config("SASRec", "ml-100k")
-    names = [rundir.create(config).name for _ in range(3)]
+    names = [create_run_dir(config).name for _ in range(3)]
     assert names == ["SASRec-ml-100k-now", "SASRec-ml-100k-now-1", "SASRec-ml-100k-now-2"]
 
 
@@ -182,14 +186,14 @@ def test_checkpoint_dir_that_cannot_be_written(isolated):
     (isolated / "file").write_text("", encoding="utf-8")
     config = Config("SASRec", "ml-100k", config_dict={"checkpoint_dir": "file"})
     with pytest.raises(ConfigError, match="checkpoint_dir='file' cannot be written"):
-        rundir.create(config)
+        create_run_dir(config)
 
 
 def test_same_experiment():
     first = {"epochs": 1, "topk": (5, 10), "seed": 1, "gpu_id": "0", "amp": None}
-    assert rundir.same_experiment(first, {"epochs": 1, "topk": [5, 10], "seed": 1, "show_progress": False})
-    assert not rundir.same_experiment(first, {"epochs": 1, "topk": [5], "seed": 1})
-    assert not rundir.same_experiment(first, {**first, "amp": "bf16"})
+    assert same_experiment(first, {"epochs": 1, "topk": [5, 10], "seed": 1, "show_progress": False})
+    assert not same_experiment(first, {"epochs": 1, "topk": [5], "seed": 1})
+    assert not same_experiment(first, {**first, "amp": "bf16"})
 
 
 # ---- logging
@@ -199,10 +203,10 @@ def test_console_is_plain_in_a_pipe_and_obeys_the_level(monkeypatch, capsys):
     monkeypatch.setattr(logging.root, "handlers", [])
     level = logging.root.level
     try:
-        rundir.log_to_console()
-        rundir.log_to_console()
+        log_to_console()
+        log_to_console()
         logging.info(set_color("green", "green"))
-        rundir.log_to_console("warning")
+        log_to_console("warning")
         logging.info("hidden")
         logging.warning("shown")
     finally:
@@ -213,5 +217,5 @@ def test_console_is_plain_in_a_pipe_and_obeys_the_level(monkeypatch, capsys):
 def test_logging_of_the_calling_program_is_left_alone():
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    rundir.log_to_console("ERROR")
+    log_to_console("ERROR")
     assert (root.handlers, root.level) == (handlers, level)

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_llm import rundir
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.run.protocol import FILTERS
+from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint
 
 # What decides which interactions a model has seen, and which number stands for which item.
 SAME_DATA = (
-    *("dataset", "time_order", "smoke", *rundir.FILTERS),
+    *("dataset", "time_order", "smoke", *FILTERS),
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "protocol"),
     *("cold_items", "cold_items_seed", "cold_items_in_history"),
     *(f"temporal_session_{key}" for key in ("test_ratio", "valid_ratio", "valid_max", "seed", "fold", "folds")),
@@ -90,7 +91,7 @@ def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> Any:
         model.start_stage(stage)
     checkpoint.load_weights(model, run_dir / checkpoint.WEIGHTS)
     if hasattr(model, "check_base"):
-        model.check_base(rundir.read_results(run_dir)["language_models"])
+        model.check_base(read_results(run_dir)["language_models"])
     if pretrained:
         config["train_stage"] = model.train_stage = "finetune"
     return model.eval()
@@ -116,7 +117,7 @@ def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -
         If the directory is no finished run, or one on other data, with another split or with longer histories.
     """
     run_dir = Path(run_dir)
-    report = rundir.read_results(run_dir)
+    report = read_results(run_dir)
     places = {key: config.merged[key] for key in PLACES if key in config.merged}
     inner = Config(None, None, [run_dir / "config.yaml"], places)
     _check_same_data(run_dir, report, inner, config, dataset)

@@ -1,0 +1,1 @@
+"""A run from settings to results, and the directory that it leaves behind."""

@@ -1,0 +1,384 @@
+"""One experiment from settings to results: the whole story on one page.
+
+    run("LiteLLM4Rec", "ml-100k", config_dict={"epochs": 3})
+
+does what ``python run_recbole_llm.py --model=LiteLLM4Rec --dataset=ml-100k --epochs=3`` does.
+"""
+
+import logging
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from recbole.utils import init_seed, set_color
+
+from recbole_llm import distributed
+from recbole_llm.config import Config
+from recbole_llm.data import controls
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.loader import prepare_data
+from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
+from recbole_llm.evaluator.timing import inference_times
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.run import submodel
+from recbole_llm.run.folder import create_run_dir, discard_unused, find_resumable, run_lock, stamp_data
+from recbole_llm.run.logging import log_to_console, logging_into
+from recbole_llm.run.protocol import protocol_text
+from recbole_llm.run.results import read_results, results_of, write_results
+from recbole_llm.run.summary import print_summary
+from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer.meter import Meter
+from recbole_llm.trainer.trainer import RunTrainer
+
+
+@dataclass
+class Run:
+    """A finished or loaded experiment.
+
+    Attributes
+    ----------
+    config, dataset, model, trainer : the objects it was made of; the model holds its best weights, in evaluation mode.
+    train_data, valid_data, test_data : loaders.
+    """
+
+    config: Config
+    dataset: HistoryDataset
+    model: Any
+    trainer: RunTrainer
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+
+
+def run(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Train a model and evaluate its best weights.
+
+    Parameters
+    ----------
+    model, dataset, config_file_list, config_dict, arguments
+        As :class:`recbole_llm.config.Config`.
+    saved : bool
+        Write a run directory (``checkpoint_dir/<Model>-<dataset>-<time>/``).
+
+    Returns
+    -------
+    dict
+        RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` (under
+        ``mask_history``), and ``test_result_unmasked``, ``stages``, ``members`` (of a hybrid), ``run_dir``.
+    """
+    spawned = distributed.launched() is not None
+    log_to_console()
+    config = Config(model, dataset, config_file_list, config_dict, arguments)
+    log_to_console(config["state"])
+    if not spawned and config["world_size"] > 1:
+        given = {"model": model, "dataset": dataset, "config_file_list": config_file_list, "config_dict": config_dict}
+        return distributed.spawn(run, {**given, "arguments": arguments, "saved": saved}, config)
+    with distributed.group(config["distributed_timeout"]) as here:
+        resumed_from = distributed.from_main(lambda: find_resumable(config)) if saved else None
+        run_dir = resumed_from or (distributed.from_main(lambda: create_run_dir(config)) if saved else None)
+        main_dir = run_dir if here.is_main else None  # where this process writes
+        with run_lock(main_dir), logging_into(main_dir):
+            try:
+                return experiment(config, run_dir, resume=resumed_from is not None)
+            except RecBoleLLMError:
+                discard_unused(main_dir)
+                raise
+            except KeyboardInterrupt:
+                _say_how_to_go_on(run_dir)
+                raise
+
+
+def _say_how_to_go_on(run_dir: Path | None) -> None:
+    if not distributed.first_to_fail():
+        return
+    if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
+        message = f"Interrupted. Continue with: recbole-llm --resume={shlex.quote(str(run_dir))}"
+    else:
+        message = "Interrupted before the first epoch had ended: there is nothing to resume."
+        discard_unused(run_dir)
+    # Processes other than the main one show errors only.
+    getLogger().log(logging.WARNING if distributed.world().is_main else logging.ERROR, message)
+
+
+class OutOfMemoryError(RecBoleLLMError, MemoryError):
+    """The device or the process has no memory left."""
+
+
+@contextmanager
+def _advice_when_out_of_memory(config: Config, run_dir: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        words = ("out of memory", "not enough memory", "can't allocate memory")
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+        if not known:
+            raise
+        state = run_dir is not None and checkpoint.state_folder(run_dir) is not None
+        kept = f" Finished epochs are kept in {run_dir}." if state else ""
+        raise OutOfMemoryError(
+            f"Out of memory ({str(error).splitlines()[0][:200]}). Lower "
+            f"train_batch_size={config['train_batch_size']} (with accumulate_grad_batches the optimizer sees the "
+            f"same batch), MAX_ITEM_LIST_LENGTH={config['MAX_ITEM_LIST_LENGTH']} or, in evaluation, "
+            f"eval_score_memory_mb={config['eval_score_memory_mb']}; amp=bf16 halves activations.{kept}"
+        ) from error
+
+
+def prepare(config: Config) -> tuple[HistoryDataset, list[HistoryDataset]]:
+    """The dataset and its training, validation and test splits."""
+    dataset = HistoryDataset(config)
+    return dataset, dataset.build()
+
+
+def experiment(
+    config: Config,
+    run_dir: Path | None,
+    resume: bool = False,
+    prepare: Callable[[Config], tuple[HistoryDataset, list[HistoryDataset]]] = prepare,
+    on_validation: Callable[[RunTrainer], None] | None = None,
+    evaluate_test: bool = True,
+) -> dict[str, Any]:
+    """What :func:`run` does once settings and run directory are there.
+
+    Parameters
+    ----------
+    config : Config
+    run_dir : pathlib.Path, optional
+    resume : bool
+        Continue from the training state in ``run_dir``.
+    prepare : callable
+        Gives dataset and splits; a study shares them among its trials.
+    on_validation : callable
+        Called with the trainer after every validation and after its state was saved; it may end the run by raising.
+    evaluate_test : bool
+        False leaves the test set alone: ``test_result`` is then None.
+    """
+    if config["world_size"] > 1 and distributed.world().size == 1:
+        raise ConfigError(
+            f"nproc={config['nproc']}, world_size={config['world_size']}: here an experiment takes one process. Leave "
+            "them out; `run` and the command line start several."
+        )
+    with _advice_when_out_of_memory(config, run_dir):
+        return _experiment(config, run_dir, resume, prepare, on_validation, evaluate_test)
+
+
+def _experiment(
+    config: Config, run_dir: Path | None, resume: bool, prepare: Any, on_validation: Any, evaluate_test: bool
+) -> dict[str, Any]:
+    logger = getLogger()
+    meter = Meter(config["device"])
+    init_seed(config["seed"], config["reproducibility"])
+    logger.info(set_color("Protocol", "pink") + f": {protocol_text(config)}")
+    logger.info(config.summary())
+    logger.debug(config)
+    weights = Path(config["init_from"]) / checkpoint.WEIGHTS if config["init_from"] else None
+    if weights is not None and not weights.is_file():
+        raise CheckpointError(f"init_from={config['init_from']!r} is no run directory: there is no {weights}.")
+    controls.refuse_without_text(config)
+    _check_timing(config)
+    with meter.phase("model"):
+        _find_language_models(config)
+    with meter.phase("data"):
+        dataset, splits = prepare(config)
+        train_data, valid_data, test_data = prepare_data(config, dataset, splits)
+    if run_dir is not None and distributed.world().is_main:
+        stamp_data(run_dir, config, dataset)
+    logger.info(dataset)
+
+    with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
+        if submodel.has_pretraining(config):
+            _pretrain_s3rec(config, run_dir, Path(temporary), train_data, resume, meter)
+        init_seed(config["seed"], config["reproducibility"])
+        with meter.phase("model"):
+            train_data.dataset.applied = ()
+            model = submodel.build(config, train_data.dataset)
+            controls.check_applied(config, train_data.dataset)
+    _notice_untrained_users(config, model, dataset)
+    if weights is not None:
+        checkpoint.load_weights(model, weights)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info(f"{config['model']}: {trainable:,} trainable parameters")
+    logger.debug(model)
+
+    trainer = RunTrainer(config, model, run_dir, train_data.dataset.train_counts)
+    if resume:
+        trainer.resume()
+    try:
+        trainer.fit(
+            train_data,
+            valid_data,
+            saved=run_dir is not None,
+            show_progress=config["show_progress"],
+            callback_fn=(lambda epoch, score: on_validation(trainer)) if on_validation else None,
+        )
+    finally:
+        trainer.close()
+    test_result, members, times = None, None, None
+    if evaluate_test:
+        test_result, members = evaluate_on_test(trainer, test_data, config["show_progress"])
+        times = _time_inference(config, trainer, test_data)
+
+    meter.merge_peaks()
+    trainer.meter.merge_peaks()
+    if distributed.world().is_main:
+        report = results_of(config, dataset, trainer, test_result, meter, members, times)
+        if run_dir is not None:
+            write_results(run_dir, report, trainer)
+        print_summary(config, report, run_dir)
+    return {
+        "best_valid_score": trainer.best_valid_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": trainer.best_valid_result,
+        "test_result": test_result,
+        "test_result_unmasked": trainer.unmasked_result if evaluate_test else None,
+        "stages": trainer.stage_results,
+        "members": members,
+        "run_dir": None if run_dir is None else str(run_dir),
+    }
+
+
+def _notice_untrained_users(config: Config, model: Any, dataset: HistoryDataset) -> None:
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    of_users = any(table.num_embeddings == dataset.user_num != dataset.item_num for table in tables)
+    if config["protocol"] == "temporal_session" and of_users:
+        config.notices.append(
+            f"{config['model']} learns a vector per user, and under protocol=temporal_session no tested user was "
+            "trained on: those vectors are random."
+        )
+
+
+def evaluate_on_test(
+    trainer: RunTrainer, test_data: Any, show_progress: bool = False
+) -> tuple[dict[str, float] | None, list[dict[str, Any]] | None]:
+    """Metrics of the best weights on test, and those of a hybrid's members; None where there is nothing to test."""
+    with trainer.meter.phase("test"):
+        result = trainer.evaluate(test_data, show_progress=show_progress)
+    members = None
+    if test_data is not None and hasattr(trainer.model, "members"):
+        with trainer.meter.phase("test_members"):
+            members = trainer.evaluate_members(test_data, show_progress=show_progress)
+    return result, members
+
+
+def _check_timing(config: Config) -> None:
+    batches, mode = config["timing_batches"], config["eval_args"]["mode"]["test"]
+    if not isinstance(batches, int) or batches < 0:
+        raise ConfigError(f"timing_batches={batches!r} must be a number of batches, or 0.")
+    if batches and mode != "full":
+        raise ConfigError(
+            f"timing_batches={batches} times the ranking of the whole catalogue, but eval_args.mode of test is "
+            f"{mode!r}. Set timing_batches=0 or mode=full."
+        )
+
+
+def _time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict[str, float] | None:
+    if not config["timing_batches"] or test_data is None:
+        return None
+    with trainer.autocast():
+        return inference_times(
+            trainer.model,
+            test_data,
+            trainer.device,
+            max(config["topk"]),
+            int(config["timing_batches"]),
+            show_progress=config["show_progress"],
+        )
+
+
+def _find_language_models(config: Config) -> None:
+    """A language model that cannot be had stops the run before anything is read; of ``auto``, models decide."""
+    if hasattr(config.model_class, "resolve_llm"):
+        config.model_class.resolve_llm(config)
+    elif getattr(config.model_class, "needs_item_text", False):
+        # Vectors from a file stand in the place of the model that encodes texts.
+        keys = ["llm"] if not config["item_vectors"] else []
+        for key in keys + ["rec_llm"] * ("rec_llm" in config.model_keys):
+            spec = LLMSpec.from_config(config, key)
+            if spec.name != "auto":
+                weights = key == "llm" or config["rec_llm_init"] != "scratch"
+                resolve_llm(spec, logger=getLogger(), weights=weights)
+
+
+def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None) -> Run:
+    """Rebuild a finished experiment from its run directory, with its best weights.
+
+    Parameters
+    ----------
+    run_dir : str or pathlib.Path
+    config_dict : dict, optional
+        Settings to change, such as ``{"data_path": ..., "use_gpu": False}``.
+    model : class, optional
+        The class that was trained, where it is neither ours nor RecBole's.
+
+    Raises
+    ------
+    CheckpointError
+        If the directory is no run, is unfinished, or does not fit the data.
+    """
+    run_dir = Path(run_dir)
+    report = read_results(run_dir)
+    config = Config(model, None, [run_dir / "config.yaml"], config_dict)
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = HistoryDataset(config)
+    train_data, valid_data, test_data = prepare_data(config, dataset)
+    if report["dataset"]["items"] != dataset.item_num - 1 or report["dataset"]["users"] != dataset.user_num - 1:
+        raise CheckpointError(
+            f"{run_dir} was trained on {report['dataset']['users']} users and {report['dataset']['items']} items, but "
+            f"{config['data_path']} now gives {dataset.user_num - 1} and {dataset.item_num - 1}. Point data_path at "
+            "the files it was trained on."
+        )
+    network = submodel.restore(config, train_data.dataset, run_dir)
+    trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts, finished=True)
+    return Run(config, dataset, network, trainer, train_data, valid_data, test_data)
+
+
+# ---- S3Rec: two models, one after the other
+
+
+class Overlay:
+    """A configuration with some values replaced; the original is not changed."""
+
+    def __init__(self, config: Any, values: Mapping[str, Any]) -> None:
+        self._config, self._values = config, values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key] if key in self._values else self._config[key]
+
+
+def _pretrain_s3rec(
+    config: Config, run_dir: Path | None, temporary: Path, train_data: Any, resume: bool, meter: Meter
+) -> None:
+    """RecBole leaves S3Rec's two stages to the user and cannot read its own checkpoint under today's torch.
+
+    The pre-trained weights go through a file, since S3Rec reads one, that holds tensors only.
+    """
+    file = (run_dir or temporary) / "pretrained.pth"
+    config["train_stage"] = "pretrain"
+    if not distributed.from_main(lambda: resume and file.is_file()):
+        getLogger().info(f"S3Rec pre-training: {config['pretrain_epochs']} epochs.")
+        model = submodel.build(config, train_data.dataset)
+        stage = Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False, "log_wandb": False})
+        trainer = RunTrainer(stage, model, None)
+        trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])
+        meter.seconds["pretrain"] = trainer.meter.seconds.get("train", 0.0)
+        meter.peak_memory_mb["pretrain"] = trainer.meter.peak_memory_mb.get("train", 0.0)
+        if distributed.world().is_main:
+            torch.save({"state_dict": model.state_dict()}, file)
+    weights = distributed.from_main(file.read_bytes)
+    if not distributed.world().is_main:
+        file = temporary / file.name  # the folder may be on another machine
+        file.write_bytes(weights)
+    config["train_stage"], config["pre_model_path"] = "finetune", str(file)

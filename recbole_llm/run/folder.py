@@ -1,0 +1,157 @@
+"""The run directory: created, locked, found again and discarded."""
+
+import glob
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from recbole_llm.config import Config
+from recbole_llm.data.controls import control_of
+from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.parameters import SECRETS, ParameterDumper, load_yaml
+from recbole_llm.run.identity import changed_settings, plain, same_experiment
+from recbole_llm.run.provenance import files_read
+from recbole_llm.trainer import checkpoint
+
+LOCK, DATA_STAMP = "lock", "data.json"
+
+
+def create_run_dir(config: Config) -> Path:
+    """Make ``checkpoint_dir/<Model>[-<control>]-<dataset>-<time>/`` with the settings in it."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    name = f"{name_prefix(config)}{'smoke-' if config['smoke'] else ''}{stamp}"
+    parent = Path(config["checkpoint_dir"])
+    for number in range(1000):
+        run_dir = parent / (name if number == 0 else f"{name}-{number}")
+        try:
+            run_dir.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue  # two runs in the same second
+        except OSError as error:
+            raise ConfigError(f"checkpoint_dir={str(parent)!r} cannot be written: {error}.") from error
+    write_settings(run_dir / "config.yaml", config.merged)
+    return run_dir
+
+
+def name_prefix(config: Config) -> str:
+    """How names of run directories begin."""
+    control = control_of(config)
+    return f"{config['model']}-{'' if control == 'none' else control + '-'}{config['dataset']}-"
+
+
+def write_settings(file: Path, settings: Mapping[str, Any], comment: str = "") -> None:
+    """Settings as YAML that ``--config_files`` takes, without access tokens."""
+    shown = {key: value for key, value in settings.items() if key not in SECRETS | {"resume"}}
+    text = yaml.dump(plain(shown), Dumper=ParameterDumper, sort_keys=True, allow_unicode=True)
+    file.write_text(comment + text, encoding="utf-8")
+
+
+def settings_of(run_dir: Path) -> dict[str, Any]:
+    """Settings of a run directory, from its ``config.yaml``."""
+    if not (run_dir / "config.yaml").is_file():
+        raise CheckpointError(f"{run_dir} is no run directory: there is no config.yaml in it.")
+    return load_yaml(run_dir / "config.yaml")
+
+
+@contextmanager
+def run_lock(run_dir: Path | None) -> Iterator[None]:
+    """Mark a run as alive while the body runs, so that no other process continues it at the same time."""
+    if run_dir is None:
+        yield
+        return
+    lock = filelock.FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise CheckpointError(f"{run_dir} is being run by another process.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (run_dir / LOCK).unlink(missing_ok=True)
+
+
+def is_running(run_dir: Path) -> bool:
+    """Whether another process is running it now."""
+    if not (run_dir / LOCK).is_file():
+        return False
+    try:
+        with filelock.FileLock(run_dir / LOCK, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+
+
+def stamp_data(run_dir: Path, config: Config, dataset: Any) -> None:
+    """Keep the hashes of the data files, so that a run is not continued on other data."""
+    hashes = {path.name: file_sha256(path) for path in files_read(dataset, config.model_class)}
+    (run_dir / DATA_STAMP).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+
+
+def same_data(hashes: Mapping[str, str], config: Config) -> bool:
+    """Whether the files of a configuration's dataset still have these SHA-256 sums by file name."""
+    files = {Path(config["data_path"]) / name: expected for name, expected in hashes.items()}
+    return all(path.is_file() and file_sha256(path) == expected for path, expected in files.items())
+
+
+def _stamp_fits(run_dir: Path, config: Config) -> bool:
+    file = run_dir / DATA_STAMP
+    return not file.is_file() or same_data(json.loads(file.read_text(encoding="utf-8")), config)
+
+
+def discard_unused(run_dir: Path | None) -> None:
+    """Remove the directory of a run that failed before it had anything to keep."""
+    unused = {"config.yaml", "run.log", LOCK, DATA_STAMP}
+    if run_dir is not None and {path.name for path in run_dir.iterdir()} <= unused:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def find_resumable(config: Config) -> Path | None:
+    """The run directory that ``resume`` means, or None for a fresh run.
+
+    ``True`` takes the newest unfinished run with the same settings and starts afresh, saying so, where there is none.
+    """
+    wanted = config["resume"]
+    if wanted is None or wanted is False:
+        return None
+    if wanted is not True:
+        run_dir = Path(str(wanted))
+        settings = settings_of(run_dir)
+        if (run_dir / "results.json").is_file():
+            raise CheckpointError(f"{run_dir} is finished; its results are in {run_dir / 'results.json'}.")
+        if checkpoint.state_folder(run_dir) is None:
+            raise CheckpointError(f"{run_dir} holds no training state: it was stopped before its first epoch ended.")
+        if not _stamp_fits(run_dir, config):
+            raise CheckpointError(f"{run_dir} was started on other data: the files in {config['data_path']} changed.")
+        if not same_experiment(settings, config.merged):
+            changed = changed_settings(settings, config.merged)
+            raise CheckpointError(
+                f"{run_dir} was started with other settings ({', '.join(changed[:5])}). Resume it with its own: "
+                f"--resume={run_dir} and nothing else, or start a new run without --resume."
+            )
+        return run_dir
+    pattern = glob.escape(name_prefix(config)) + "*"
+    other = ""
+    for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
+        unfinished = not (run_dir / "results.json").is_file() and checkpoint.state_folder(run_dir) is not None
+        if not unfinished or not _stamp_fits(run_dir, config) or is_running(run_dir):
+            continue
+        settings = settings_of(run_dir)
+        if same_experiment(settings, config.merged):
+            return run_dir
+        other = (
+            other
+            or f" {run_dir} is unfinished, but differs in {', '.join(changed_settings(settings, config.merged)[:5])}."
+        )
+    logging.getLogger().info(f"There is no unfinished run with these settings; starting a new one.{other}")
+    return None

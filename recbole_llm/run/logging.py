@@ -1,0 +1,63 @@
+"""What a run says: on the terminal and in the log file of its directory."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recbole_llm import distributed
+
+
+class _Plain(logging.Formatter):
+    """RecBole colours its lines by hand; a file or a pipe gets them without."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
+
+
+class Console(logging.StreamHandler):
+    """Our own handler, told apart from one that the calling program installed."""
+
+
+class LogFile(logging.FileHandler):
+    """The log of a run or a study."""
+
+
+def log_to_console(level: str = "INFO") -> None:
+    """RecBole's log lines on the terminal, unless the program that calls us has set up logging itself.
+
+    Of several processes the main one speaks; the others report errors only.
+    """
+    here = distributed.launched()
+    if here is not None and not here.is_main:
+        level = "ERROR"
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = Console()
+        coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        kind = logging.Formatter if coloured else _Plain
+        handler.setFormatter(kind("%(asctime)-15s %(levelname)s  %(message)s", "%d %b %H:%M"))
+        root.addHandler(handler)
+        for noisy in ("httpx", "httpcore", "urllib3", "filelock", "sentence_transformers", "transformers"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+    if any(isinstance(handler, Console) for handler in root.handlers):
+        root.setLevel(level.upper())
+
+
+@contextmanager
+def logging_into(run_dir: Path | None, name: str = "run.log") -> Iterator[None]:
+    """Copy every log line into ``run.log`` of the run directory."""
+    if run_dir is None:
+        yield
+        return
+    handler = LogFile(run_dir / name, encoding="utf-8")
+    handler.setFormatter(_Plain("%(asctime)s %(levelname)s  %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -1,0 +1,51 @@
+"""The evaluation protocol in words, which belongs beside every number."""
+
+from recbole_llm.config import Config
+from recbole_llm.data.controls import control_of
+
+FILTERS = (
+    *("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter", "threshold"),
+    *("filter_inter_by_user_or_item", "benchmark_filename"),
+)
+
+
+def protocol_text(config: Config) -> str:
+    """One line that belongs beside every number of this run."""
+    masked = "history masked" if config["mask_history"] else "history not masked"
+    stamp = "SMOKE RUN, " if config["smoke"] else ""
+    if control_of(config) != "none":
+        stamp += f"CONTROL {control_of(config)} (seed {config['control_seed']}), "
+    return (
+        f"{stamp}{masked}, {evaluation_text(config)}, at most {config['MAX_ITEM_LIST_LENGTH']} items of history, "
+        f"seed {config['seed']}, best epoch by {config['valid_metric']}"
+    )
+
+
+def evaluation_text(config: Config) -> str:
+    """The part of the protocol that rows of one table must share."""
+    arguments = config["eval_args"]
+    (kind, how), *_ = arguments["split"].items()
+    split = "leave-one-out" if kind == "LS" and how == "valid_and_test" else f"{kind}={how}"
+    if kind == "temporal_session":
+        split = _temporal_session(config)
+    ranking = "full ranking" if arguments["mode"]["test"] == "full" else f"sampled ({arguments['mode']['test']})"
+    if config["task"] == "topn":
+        ranking = f"ranked among {config['topn_negatives']} sampled items (top-N task)"
+    if config["cold_items"]:
+        kept = "kept in" if config["cold_items_in_history"] else "dropped from"
+        split += (
+            f", {config['cold_items']:.0%} of the items held out of training (cold_items_seed "
+            f"{config['cold_items_seed']}, {kept} evaluated histories)"
+        )
+    return f"{split}, {ranking}, time order {config['time_order']}"
+
+
+def _temporal_session(config: Config) -> str:
+    share, ranks = config["temporal_session_test_ratio"], " BY RANK TIMES" * config["allow_rank_times"]
+    tested = f"last {share:.0%} of the sessions tested"
+    if config["temporal_session_fold"] is not None:
+        tested = (
+            f"tuning fold {config['temporal_session_fold']} of {config['temporal_session_folds']} within the first "
+            f"{1 - share:.0%} of the sessions"
+        )
+    return f"temporal session split{ranks} ({tested}, items unseen in training dropped)"

@@ -1,0 +1,159 @@
+"""``results.json`` and ``test_ranks.npz`` of a finished run."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_llm.config import Config
+from recbole_llm.data.controls import control_of, label
+from recbole_llm.errors import CheckpointError
+from recbole_llm.evaluator.cold import cold_report
+from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.parameters import SECRETS
+from recbole_llm.run.folder import settings_of
+from recbole_llm.run.identity import plain
+from recbole_llm.run.protocol import FILTERS, evaluation_text, protocol_text
+from recbole_llm.run.provenance import command_line, environment, files_read
+from recbole_llm.trainer.meter import Meter
+
+
+def results_of(
+    config: Config,
+    dataset: Any,
+    trainer: Any,
+    test_result: Mapping[str, float] | None,
+    meter: Meter,
+    members: list[dict[str, Any]] | None = None,
+    inference: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Everything that ``results.json`` holds: figures with the protocol and the provenance they need.
+
+    ``meter`` measured what came before the trainer; ``members`` are the results of a hybrid's members on the same
+    data; ``inference`` is what :func:`recbole_llm.evaluator.timing.inference_times` found.
+    """
+    model = trainer.model
+    seconds = {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds}
+    peaks = {**meter.peak_memory_mb, **trainer.meter.peak_memory_mb}
+    return plain(
+        {
+            "model": config["model"],
+            "label": label(config),
+            "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
+            "smoke": bool(config["smoke"]),
+            "protocol": {
+                "text": protocol_text(config),
+                "evaluation": evaluation_text(config),
+                "name": config["protocol"],
+                "control": control_of(config),
+                "mask_history": config["mask_history"],
+                "eval_args": config["eval_args"],
+                "time_order": config["time_order"],
+                "max_item_list_length": config["MAX_ITEM_LIST_LENGTH"],
+                "ties": "equal scores by smaller internal id",
+                "valid_metric": config["valid_metric"],
+                "seed": config["seed"],
+            },
+            "best_valid_score": trainer.best_valid_score if np.isfinite(trainer.best_valid_score) else None,
+            "best_valid_result": trainer.best_valid_result,
+            **test_figures(trainer, test_result, members),
+            "chosen_from": trainer.chosen_from or None,
+            "stages": trainer.stage_results,
+            "epochs": len(trainer.curve),
+            "updates": sum(stage["updates"] for stage in trainer.stage_results),
+            "batch": {
+                "rows_per_update": config["train_batch_size"] * trainer.accumulate,
+                "processes": trainer.world.size,
+                "rows_per_process": -(-config["train_batch_size"] // trainer.world.size),
+            },
+            "dataset": {
+                "name": config["dataset"],
+                "users": dataset.user_num - 1,
+                "items": dataset.item_num - 1,
+                "interactions": len(dataset.flat),
+                "train_rows": trainer.train_rows,
+                "temporal_session": dataset.sessions.counts if dataset.sessions else None,
+                "filters": {key: config[key] for key in FILTERS if config[key] is not None},
+                "files": {path.name: file_sha256(path) for path in files_read(dataset, model)},
+            },
+            "language_models": model.provenance() if hasattr(model, "provenance") else None,
+            "parameters": {
+                "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "all": sum(p.numel() for p in model.parameters()),
+            },
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "inference": inference,
+            "peak_memory_mb": round(max(peaks.values())),
+            "phase_peak_memory_mb": {name: round(value) for name, value in peaks.items()},
+            "environment": environment(config["device"]),
+            "notices": config.notices,
+            "command": command_line(sys.argv),
+            "settings": {key: value for key, value in config.merged.items() if key not in SECRETS},
+        }
+    )
+
+
+def test_figures(
+    trainer: Any, test_result: Mapping[str, float] | None, members: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    """What a report says about the last evaluation, that of the test set; None throughout where there was none."""
+    ranks = trainer.ranks if test_result is not None else None
+    cold = trainer.test_dataset.cold if ranks else None
+    return {
+        "test_result": test_result,
+        "test_masked": trainer.masked_result if ranks else None,
+        "test_unmasked": trainer.unmasked_result if ranks else None,
+        "model_report": trainer.model_report if ranks else None,
+        "retrieval": trainer.retrieval if ranks else None,
+        "members": members,
+        "cold_items": cold_report(trainer.config, ranks, cold) if ranks and cold else None,
+        "tied_targets": ranks.tied if ranks else None,
+        "targets_in_history": ranks.targets_in_history if ranks else None,
+    }
+
+
+def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> None:
+    """``test_ranks.npz`` and then ``results.json``, whose presence says that the run is finished."""
+    if results["test_result"] is not None:
+        ranks, dataset = trainer.ranks, trainer.test_dataset
+        counts = trainer.train_counts
+        np.savez_compressed(
+            run_dir / "test_ranks.npz",
+            user=dataset.id2token(dataset.uid_field, ranks.user).astype(str),
+            target=dataset.id2token(dataset.iid_field, ranks.target).astype(str),
+            rank_masked=ranks.masked,
+            rank_unmasked=ranks.unmasked,
+            history_length=ranks.history_length,
+            target_popularity=counts[ranks.target],
+            **({} if dataset.cold is None else {"target_cold": dataset.cold.mask[ranks.target]}),
+            target_popularity_rank=popularity_rank(counts)[ranks.target],
+        )
+    if hasattr(trainer.model, "save_adapter"):
+        trainer.model.save_adapter(run_dir / "adapter")
+    temporary = run_dir / "results.json.tmp"
+    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
+    os.replace(temporary, run_dir / "results.json")
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """``results.json`` of a finished run."""
+    settings_of(run_dir)
+    file = run_dir / "results.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{run_dir} is not finished: there is no results.json. Continue it with `recbole-llm --resume={run_dir}`."
+        )
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}).") from error
+
+
+def popularity_rank(counts: np.ndarray) -> np.ndarray:
+    """1 + the number of items with more training interactions; shape (item_num,), item 0 is padding."""
+    ascending = np.sort(counts[1:])
+    return 1 + len(ascending) - np.searchsorted(ascending, counts, side="right")
