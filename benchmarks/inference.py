@@ -38,7 +38,7 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.evaluator.timing import USERS, inference_times
-from recbole_llm.llm.decoding import item_scores
+from recbole_llm.prompt.decoding import item_scores
 from recbole_llm.run.provenance import environment
 
 # label, model, settings

@@ -99,7 +99,6 @@ class Stop(Exception):
 def resume(folder: Path) -> dict[str, Any]:
     """A run of two stages, stopped in its second stage on all processes; then the rest of it."""
     from recbole_llm.quick_start import run
-
     from recbole_llm.trainer.trainer import RunTrainer
 
     more = {"checkpoint_dir": str(folder / "stopped"), "epochs": 2, "learning_rate": 0.01}
@@ -128,8 +127,7 @@ def everything(folder: Path) -> dict[str, Any]:
     """All that two processes do together, in one start of them."""
     torch.set_num_threads(1)
     from recbole_llm.quick_start import run
-
-    from recbole_llm.llm import encoder
+    from recbole_llm.text import encoder
 
     answers: dict[str, Any] = {}
     with distributed.group(60) as here:

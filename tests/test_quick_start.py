@@ -8,9 +8,9 @@ import pytest
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
-from recbole_llm.quick_start import load_run, run
 
 from recbole_llm.errors import CheckpointError, ConfigError, DataError, ModelNotFoundError
+from recbole_llm.quick_start import load_run, run
 from recbole_llm.trainer.trainer import RunTrainer
 
 
@@ -238,7 +238,6 @@ def test_s3rec_resumes_after_its_pretraining(shop, tiny, monkeypatch):
 
 def test_out_of_memory_names_the_remedies(monkeypatch, tmp_path):
     from recbole_llm.quick_start import OutOfMemoryError
-
     from recbole_llm.trainer.trainer import RunTrainer
     from tests.worlds import write_cycle
 

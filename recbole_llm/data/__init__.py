@@ -1,1 +1,1 @@
-"""Atomic files -> histories, training views, loaders, item texts."""
+"""Atomic files -> histories, training views, loaders."""

@@ -10,9 +10,9 @@ from torch import nn
 
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.item_vectors import item_vectors_of
-from recbole_llm.llm.reduction import REDUCTIONS, Transform, fit_reduction, fit_whitening, normalize_rows
 from recbole_llm.parameters import choice
+from recbole_llm.text.item_vectors import item_vectors_of
+from recbole_llm.text.reduction import REDUCTIONS, Transform, fit_reduction, fit_whitening, normalize_rows
 
 # The encoders of arXiv 2402.01339 are paid services (ada-002, gecko@002); this one can be run anywhere.
 STAND_IN_LLM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -43,7 +43,7 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
     Parameters
     ----------
     config : Config
-        What :func:`recbole_llm.llm.item_vectors.item_vectors_of` reads, and ``dim_reduction``, ``reduced_dim``,
+        What :func:`recbole_llm.text.item_vectors.item_vectors_of` reads, and ``dim_reduction``, ``reduced_dim``,
         ``reduction_fit``, ``lda_class_field``, ``whiten``, ``normalize``.
     dataset : recbole Dataset
         A training split; its folder holds the ``.item`` file.

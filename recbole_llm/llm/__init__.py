@@ -1,1 +1,1 @@
-"""Language models: found by name, turned into item vectors, cached."""
+"""Pretrained language models: found by name, loaded, adapted."""

@@ -25,7 +25,10 @@ from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.backbone import load_encoder, load_seq2seq, load_tokenizer
-from recbole_llm.llm.decoding import (
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.parameters import choice
+from recbole_llm.prompt.decoding import (
     DecodingCounts,
     Trie,
     beam_search,
@@ -33,11 +36,8 @@ from recbole_llm.llm.decoding import (
     exact_scores,
     item_scores,
 )
-from recbole_llm.llm.item_index import SCHEMES, Histories, ItemIndex, build_item_index
-from recbole_llm.llm.prompt_table import RULES, Prompts, PromptTable
-from recbole_llm.llm.resolve import resolve_llm
-from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.parameters import choice
+from recbole_llm.prompt.item_index import SCHEMES, Histories, ItemIndex, build_item_index
+from recbole_llm.prompt.prompt_table import RULES, Prompts, PromptTable
 
 PAPER_LLM = "google-t5/t5-small"
 CODE_BYTES = 64  # codes are stored in rows of a multiple of this many bytes

@@ -26,11 +26,11 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
-from recbole_llm.llm.item_vectors import item_vectors_of
-from recbole_llm.llm.pooling import pool_tokens, resolve_pooling
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.parameters import choice
+from recbole_llm.text.item_vectors import item_vectors_of
+from recbole_llm.text.pooling import pool_tokens, resolve_pooling
 
 PAPER_LLM = "google-t5/t5-small"
 FINETUNE = "stage2"

@@ -33,13 +33,13 @@ from recbole_llm.llm.backbone import (
     position_limit,
     require_bitsandbytes,
 )
-from recbole_llm.llm.prompts import PromptComposer, PromptTemplate
+from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.resolve import resolve_causal_lm
-from recbole_llm.llm.sampling import shuffled
 from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.llm.tuning import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
-from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
 from recbole_llm.parameters import at_least, choice
+from recbole_llm.prompt.prompts import PromptComposer, PromptTemplate
+from recbole_llm.prompt.sampling import shuffled
+from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
 from recbole_llm.run import submodel
 from recbole_llm.trainer.checkpoint import fingerprint
 

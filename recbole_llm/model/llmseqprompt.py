@@ -25,9 +25,13 @@ from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm.backbone import load_tokenizer, position_limit
-from recbole_llm.llm.decoding import NOTHING, Trie, TrieConstraint, item_scores
-from recbole_llm.llm.encoder import TextEncoder, encode_items
-from recbole_llm.llm.item_names import (
+from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
+from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.model.llmseqsim import STAND_IN_LLM
+from recbole_llm.parameters import at_least, choice
+from recbole_llm.prompt.decoding import NOTHING, Trie, TrieConstraint, item_scores
+from recbole_llm.prompt.item_names import (
     ItemNames,
     NameCounts,
     NearestItems,
@@ -36,15 +40,11 @@ from recbole_llm.llm.item_names import (
     map_set,
     normalised,
 )
-from recbole_llm.llm.prompts import Prompts, cut_titles
-from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
-from recbole_llm.llm.sampling import SeededSampling, row_keys, scramble, shuffled
-from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.llm.title_prompts import ChatPrompt, TitlePrompts, parse_list
-from recbole_llm.llm.tuning import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
-from recbole_llm.model.llmseqsim import STAND_IN_LLM
-from recbole_llm.parameters import at_least, choice
+from recbole_llm.prompt.prompts import Prompts, cut_titles
+from recbole_llm.prompt.sampling import SeededSampling, row_keys, scramble, shuffled
+from recbole_llm.prompt.title_prompts import ChatPrompt, TitlePrompts, parse_list
 from recbole_llm.run import submodel
+from recbole_llm.text.encoder import TextEncoder, encode_items
 
 VARIANTS = ("genitem", "genlist", "classify", "rank")
 # The papers' models are paid services; this one is open, small, and has a chat template.

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.item_vectors import item_vectors_of
-from recbole_llm.llm.reduction import REDUCTIONS, fit_reduction, normalize_rows
 from recbole_llm.parameters import choice
+from recbole_llm.text.item_vectors import item_vectors_of
+from recbole_llm.text.reduction import REDUCTIONS, fit_reduction, normalize_rows
 
 # The paper's encoders are paid services (ada-002, gecko@002); this one can be run anywhere.
 STAND_IN_LLM = "sentence-transformers/all-MiniLM-L6-v2"

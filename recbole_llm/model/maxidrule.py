@@ -12,8 +12,8 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.item_index import Histories, build_item_index
 from recbole_llm.parameters import choice
+from recbole_llm.prompt.item_index import Histories, build_item_index
 
 
 class MaxIdRule(SequentialRecommender):

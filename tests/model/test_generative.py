@@ -12,8 +12,8 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.decoding import Trie, beam_search
-from recbole_llm.llm.prompt_table import Prompts
+from recbole_llm.prompt.decoding import Trie, beam_search
+from recbole_llm.prompt.prompt_table import Prompts
 from recbole_llm.quick_start import load_run, run
 from tests.worlds import write_cycle
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from recbole_llm.quick_start import load_run, run
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,9 +18,10 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, MissingExtraError, ModelNotFoundError
 from recbole_llm.evaluator.topk import top_items
-from recbole_llm.llm import verbalizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.prompt import verbalizer
+from recbole_llm.quick_start import load_run, run
 from recbole_llm.run import submodel
 from recbole_llm.run.submodel import build
 from recbole_llm.trainer.trainer import RunTrainer

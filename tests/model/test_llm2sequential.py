@@ -13,8 +13,8 @@ from recbole_llm.data.dataset import NEXT, HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.packing import Packing
-from recbole_llm.llm.reduction import normalize_rows, reduce_vectors
 from recbole_llm.quick_start import load_run, run
+from recbole_llm.text.reduction import normalize_rows, reduce_vectors
 from tests.worlds import WORDS, write_cycle, write_twins
 
 MODELS = ["LLM2SASRec", "LLM2BERT4Rec", "LLM2GRU4Rec"]
@@ -98,7 +98,7 @@ def test_the_twin_differs_in_the_item_table_and_in_nothing_else(build, name, bac
 def test_rows_are_the_reduced_vectors_of_the_items_text(build, name):
     model, *_ = build(name)
     from recbole_llm.data.dataset import item_text_of
-    from recbole_llm.llm.encoder import encode_items
+    from recbole_llm.text.encoder import encode_items
 
     _, train, _ = build(name)
     found = encode_items(item_text_of(train.dataset, train.config).texts, _resolved(train.config), show_progress=False)

@@ -11,10 +11,10 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.reduction import normalize_rows, reduce_vectors
 from recbole_llm.model import llmseqsim
 from recbole_llm.model.llmseqsim import DECAYS, LLMSeqSim, decay_weights, session_vectors, similarity
 from recbole_llm.quick_start import load_run, run
+from recbole_llm.text.reduction import normalize_rows, reduce_vectors
 from tests.conftest import write_dataset as write_shop
 from tests.worlds import WORDS, write_cycle, write_dataset
 

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from recbole.data.interaction import Interaction
-from recbole_llm.quick_start import run
 
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.quick_start import run
 from recbole_llm.run import submodel
 from tests.worlds import write_cycle
 

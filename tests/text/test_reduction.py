@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.reduction import REDUCTIONS, normalize_rows, reduce_vectors
+from recbole_llm.text.reduction import REDUCTIONS, normalize_rows, reduce_vectors
 
 DRAW = np.random.default_rng(0)
 VECTORS = DRAW.normal(size=(60, 12)) * np.linspace(3, 0.5, 12) + 5

@@ -7,8 +7,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from recbole_llm.llm import embedding_cache
-from recbole_llm.llm.embedding_cache import EmbeddingCache, default_cache_dir, text_digest
+from recbole_llm.text import cache as embedding_cache
+from recbole_llm.text.cache import EmbeddingCache, default_cache_dir, text_digest
 
 KEY = {"name": "some/model", "revision": "r", "pooling": "mean", "prompt": "", "max_tokens": 8, "dtype": "float32"}
 

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.prompt_table import PromptTable, entity_marks, whole_word_ids, word_marks
 from recbole_llm.llm.tiny import tiny_tokenizer
+from recbole_llm.prompt.prompt_table import PromptTable, entity_marks, whole_word_ids, word_marks
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "pod" / "whole_word.json").read_text())
 VOCABULARY = Path(__file__).parents[3] / "shared" / "tokenizers" / "t5-small"

@@ -5,7 +5,7 @@ from a list, ``{candidates}``, each on a line of its own. A tokenizer's chat tem
 plain marks where it has none. Answers are one title, or numbered titles.
 
 Titles are joined where no tokenizer joins what stands on both sides: after a line break, and behind the number of a
-line. See :mod:`recbole_llm.llm.prompts`.
+line. See :mod:`recbole_llm.prompt.prompts`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.prompts import Prompts, backwards, beginning, joined, padding_id, pieces_between, tokens_of
+from recbole_llm.prompt.prompts import Prompts, backwards, beginning, joined, padding_id, pieces_between, tokens_of
 from recbole_llm.registry import props_dir
 
 HISTORY, CANDIDATES = "{history}", "{candidates}"

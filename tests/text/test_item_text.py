@@ -3,8 +3,8 @@ import logging
 
 import pytest
 
-from recbole_llm.data.item_text import load_item_text
 from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.text.item_text import load_item_text
 
 HEADER = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\tprice:float"
 ROWS = [

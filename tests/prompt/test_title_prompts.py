@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.title_prompts import BEGIN, END, INTRODUCTION, ChatPrompt, TitlePrompts, list_lines, parse_list
+from recbole_llm.prompt.title_prompts import BEGIN, END, INTRODUCTION, ChatPrompt, TitlePrompts, list_lines, parse_list
 from tests.toy_tokenizers import by_name
 
 TITLES = [

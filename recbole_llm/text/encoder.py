@@ -25,8 +25,8 @@ from recbole_llm.llm.backbone import (
     resolve_dtype,
     resolve_llm,
 )
-from recbole_llm.llm.embedding_cache import EmbeddingCache, text_digest
-from recbole_llm.llm.pooling import pool_tokens, resolve_pooling
+from recbole_llm.text.cache import EmbeddingCache, text_digest
+from recbole_llm.text.pooling import pool_tokens, resolve_pooling
 
 MAX_TOKENS = 128
 SAVE_EVERY = 16384  # texts: an interrupted run loses at most these
@@ -282,7 +282,7 @@ def encode_items(
     batch_size, show_progress
         As for :meth:`TextEncoder.encode`.
     cache_dir : str or Path, optional
-        Default: :func:`recbole_llm.llm.embedding_cache.default_cache_dir`.
+        Default: :func:`recbole_llm.text.cache.default_cache_dir`.
     logger : logging.Logger, optional
         Takes messages.
 

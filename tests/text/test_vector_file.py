@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recbole_llm.data.vector_file import read_item_vectors
 from recbole_llm.errors import ConfigError, DataError, MissingExtraError
 from recbole_llm.quick_start import load_run, run
+from recbole_llm.text.vector_file import read_item_vectors
 from tests.worlds import write_cycle, write_dataset
 
 TOKENS = ["[PAD]", "b", "7", "a"]

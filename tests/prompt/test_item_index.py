@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.item_index import (
+from recbole_llm.prompt.item_index import (
     SCHEMES,
     Histories,
     bpr_vectors,

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
-from recbole_llm.llm.verbalizer import only_logits_of
+from recbole_llm.prompt.verbalizer import only_logits_of
 
 SMALL = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
 WIDE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from recbole_llm.errors import ConfigError, DataError
-from recbole_llm.llm import encoder as module
 from recbole_llm.llm.backbone import LLMSpec, load_encoder, load_tokenizer, resolve_llm
-from recbole_llm.llm.encoder import EncodingError, TextEncoder, encode_items
-from recbole_llm.llm.pooling import POOLINGS
 from recbole_llm.llm.tiny import TINY_NAMES
+from recbole_llm.text import encoder as module
+from recbole_llm.text.encoder import EncodingError, TextEncoder, encode_items
+from recbole_llm.text.pooling import POOLINGS
 
 TEXTS = ["", "Toy Story (1995)", "Heat", "A longer title, with a good many more bytes than the others", "  ", "Été"]
 MODELS = {name: resolve_llm(LLMSpec(name)) for name in TINY_NAMES}
@@ -239,7 +239,7 @@ def test_no_text_at_all(tmp_path):
 PROCESS = """
 import sys, pathlib, numpy as np
 from recbole_llm.llm.backbone import LLMSpec
-from recbole_llm.llm.encoder import TextEncoder, encode_items
+from recbole_llm.text.encoder import TextEncoder, encode_items
 cache, me, other = map(pathlib.Path, sys.argv[1:])
 import time, transformers, torch
 original = TextEncoder.encode

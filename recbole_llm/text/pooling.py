@@ -47,7 +47,7 @@ def pool_tokens(
     ids, mask : torch.Tensor
         (B, L) token ids, right padded, and 1 at real tokens; every text has at least one.
     pooling : str
-        Any of :data:`POOLINGS` but "auto" and "sentence"; :class:`recbole_llm.llm.encoder.TextEncoder` explains them.
+        Any of :data:`POOLINGS` but "auto" and "sentence"; :class:`recbole_llm.text.encoder.TextEncoder` explains them.
     special_ids : collection of int
         What "mean_no_eos" leaves out.
 

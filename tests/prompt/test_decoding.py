@@ -8,7 +8,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.decoding import (
+from recbole_llm.prompt.decoding import (
     UNREACHED,
     DecodingCounts,
     Trie,

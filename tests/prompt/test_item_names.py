@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.llm.item_names import ItemNames, NameCounts, NearestItems, map_choice, map_list, map_set, normalised
+from recbole_llm.prompt.item_names import (
+    ItemNames,
+    NameCounts,
+    NearestItems,
+    map_choice,
+    map_list,
+    map_set,
+    normalised,
+)
 
 TITLES = ["", "red", "green", "blue", "pink", "twin", "twin", "", "grey"]
 NAMES = ItemNames(TITLES, np.array([0, 5, 1, 1, 1, 2, 3, 9, 0]))

@@ -2,7 +2,7 @@
 
 import torch
 
-from recbole_llm.llm.sampling import SeededSampling, row_keys, shuffled
+from recbole_llm.prompt.sampling import SeededSampling, row_keys, shuffled
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.prompts import PromptComposer, PromptTemplate, cut_titles
-from recbole_llm.llm.verbalizer import ids_alone, ids_in_context, label_words
+from recbole_llm.prompt.prompts import PromptComposer, PromptTemplate, cut_titles
+from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words
 from tests.toy_tokenizers import GOLDEN, by_name, llama2
 
 WORDS = label_words(None, 20)

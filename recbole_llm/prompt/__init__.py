@@ -1,0 +1,1 @@
+"""Prompts of titles or item codes, and what a language model answers."""

@@ -1,0 +1,1 @@
+"""Texts of items and their vectors: item fields, encoder, cache and vector files."""
