@@ -21,10 +21,10 @@ from recbole_llm.comparison import report, tables
 from recbole_llm.comparison.analysis import Comparison
 from recbole_llm.comparison.execution import Outcome, execute
 from recbole_llm.comparison.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines, rows_from
-from recbole_llm.config import dataset_folder, listed_files
+from recbole_llm.config.config import dataset_folder, listed_files
+from recbole_llm.config.registry import property_file, props_dir
+from recbole_llm.config.values import SECRETS, load_yaml, nearest
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
-from recbole_llm.parameters import SECRETS, load_yaml, nearest
-from recbole_llm.registry import property_file, props_dir
 from recbole_llm.run.folder import run_lock
 from recbole_llm.run.logging import log_to_console
 from recbole_llm.run.provenance import git_state, package_version

@@ -6,7 +6,7 @@ import pytest
 
 import recbole_llm
 from recbole_llm.cli import main
-from recbole_llm.registry import own_models, props_dir, stock_models
+from recbole_llm.config.registry import own_models, props_dir, stock_models
 
 TINY = ["--epochs=1", "--train_batch_size=64", "--MAX_ITEM_LIST_LENGTH=5", "--topk=5", "--valid_metric=NDCG@5"]
 

@@ -14,11 +14,11 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 import recbole_llm
-from recbole_llm import config as config_module
 from recbole_llm.config import Config
+from recbole_llm.config import config as config_module
+from recbole_llm.config.registry import own_models, props_dir, stock_models
+from recbole_llm.config.values import ParameterDumper, ParameterLoader, load_yaml, parse_arguments, parse_value
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import ParameterDumper, ParameterLoader, load_yaml, parse_arguments, parse_value
-from recbole_llm.registry import own_models, props_dir, stock_models
 from recbole_llm.run.submodel import inner_config
 
 PACKAGE = Path(recbole_llm.__file__).parent
@@ -428,7 +428,7 @@ def test_anomaly_detection_stays_off_and_numpy_as_it_was():
     code = (
         "import numpy; before = set(dir(numpy))\n"
         "import torch\n"
-        "from recbole_llm.config import Config\nfrom recbole_llm.registry import get_model\n"
+        "from recbole_llm.config import Config\nfrom recbole_llm.config.registry import get_model\n"
         "get_model('SASRec'); Config('GRU4Rec', 'ml-100k')\n"
         "assert not torch.is_anomaly_enabled()\n"
         "assert not {'bool', 'int', 'float', 'object', 'str'} & (set(dir(numpy)) - before - {'bool'})\n"

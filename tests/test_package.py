@@ -75,7 +75,7 @@ def test_installed_wheel_finds_its_own_property_files(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(target)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import recbole_llm.registry as c, recbole_llm.cli as cli, recbole_llm.config as config\n"
+        "import recbole_llm.config.registry as c, recbole_llm.cli as cli, recbole_llm.config as config\n"
         "print(c.__file__); print(c.props_dir()); print(c.own_models()); cli.main(['models'])\n"
         "print(config.Config('LiteLLM4Rec', 'ml-100k')['item_llm_mode'])\n"
     )
@@ -89,7 +89,7 @@ def test_installed_wheel_finds_its_own_property_files(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert Path(lines[0]) == target / "recbole_llm" / "registry.py"
+    assert Path(lines[0]) == target / "recbole_llm" / "config" / "registry.py"
     assert Path(lines[1]) == target / "recbole_llm" / "props"
     assert "LiteLLM4Rec" in lines[2]
     assert lines[-1] == "two_stage"

@@ -2,9 +2,9 @@
 
 import pytest
 
+from recbole_llm.config.registry import stock_models
 from recbole_llm.errors import ConfigError
 from recbole_llm.quick_start import run
-from recbole_llm.registry import stock_models
 from tests.worlds import write_cycle
 
 # They read data that RecBole prepares in a dataset class of their own (knowledge graphs, negative histories).

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.comparison.statistics import TESTS
-from recbole_llm.config import Config, listed_files
+from recbole_llm.config.config import Config, listed_files
+from recbole_llm.config.registry import property_file, props_dir
+from recbole_llm.config.values import choice, load_yaml, nearest
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import choice, load_yaml, nearest
-from recbole_llm.registry import property_file, props_dir
 from recbole_llm.run.identity import comparable_settings, plain
 from recbole_llm.run.protocol import FILTERS
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.config.registry import stock_models
 from recbole_llm.errors import CheckpointError
-from recbole_llm.registry import stock_models
 from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
 from recbole_llm.run.results import read_results
 

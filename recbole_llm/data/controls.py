@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import choice
 
 CONTROLS = ("none", "random_vectors", "shuffled_text", "shuffled_history", "shuffled_history_train")
 OF_TEXT = ("random_vectors", "shuffled_text")

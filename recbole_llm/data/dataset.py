@@ -23,12 +23,12 @@ from recbole.utils.enum_type import FeatureSource, FeatureType
 from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm import distributed
+from recbole_llm.config.values import choice, nearest
 from recbole_llm.data.atomic import read_header, read_table
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items
 from recbole_llm.data.controls import control_of, exchanged, mark_applied
 from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, are_ranks, split_sessions
 from recbole_llm.errors import ConfigError, DataError
-from recbole_llm.parameters import choice, nearest
 from recbole_llm.text.item_text import ItemText, load_item_text
 
 # Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through

@@ -15,12 +15,12 @@ from recbole.utils import InputType, ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recbole_llm import distributed
+from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset, take
 from recbole_llm.data.views import WINDOWS, TrainRows, view_of
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import choice
 
 # Rows whose sampled items are drawn together: RecBole's sampler makes Python objects of every draw.
 DRAWN_AT_ONCE = 4096

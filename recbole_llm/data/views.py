@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import POSITION, HistoryDataset
 from recbole_llm.errors import DataError
-from recbole_llm.parameters import choice
 
 VIEWS = ("prefix", "segment", "p5", "sequence")
 WINDOWS = ("all", "original")

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
-from recbole_llm.parameters import choice
 
 ADAPTORS = ("none", "linear", "mlp", "moe")
 

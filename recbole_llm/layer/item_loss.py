@@ -24,9 +24,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.cross_entropy import at_once, linear_cross_entropy
-from recbole_llm.parameters import choice
 
 # Keys of the configuration and what they are where a model's property file does not have them.
 LOSS_DEFAULTS: dict[str, Any] = {

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError, MissingExtraError, ModelNotFoundError
 from recbole_llm.llm.hf import first_line, has_tokenizer, needs_sentencepiece, quiet_transformers, read_config
 from recbole_llm.llm.resolve import remedies, resolve_llm
 from recbole_llm.llm.spec import DTYPES, LLMSpec, ResolvedLLM
 from recbole_llm.llm.tiny import fixed_seed, tiny_config, tiny_tokenizer
-from recbole_llm.parameters import nearest
 
 __all__ = [
     "LLMSpec",

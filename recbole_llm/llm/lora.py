@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from recbole_llm.config.values import choice
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.backbone import add_lora, checkpoint_activations, load_causal_lm
 from recbole_llm.llm.spec import ResolvedLLM
-from recbole_llm.parameters import choice
 
 
 def check_tuning(config: Any) -> None:

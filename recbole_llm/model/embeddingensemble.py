@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import POSITION
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers
-from recbole_llm.parameters import choice
 
 # Training sessions on which the first model's scores are looked at for a quantile.
 SESSIONS = 2000

@@ -21,13 +21,13 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
+from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.backbone import load_encoder, load_seq2seq, load_tokenizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.parameters import choice
 from recbole_llm.prompt.decoding import (
     DecodingCounts,
     Trie,

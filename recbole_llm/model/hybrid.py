@@ -17,11 +17,11 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
 from recbole_llm.config import Config
+from recbole_llm.config.registry import own_models, stock_models
+from recbole_llm.config.values import nearest
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
-from recbole_llm.parameters import nearest
-from recbole_llm.registry import own_models, stock_models
 from recbole_llm.run import submodel
 from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint

@@ -21,6 +21,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch.nn import functional
 
+from recbole_llm.config.values import at_least, choice
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import CheckpointError, ConfigError
@@ -36,7 +37,6 @@ from recbole_llm.llm.backbone import (
 from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.parameters import at_least, choice
 from recbole_llm.prompt.prompts import PromptComposer, PromptTemplate
 from recbole_llm.prompt.sampling import shuffled
 from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of

@@ -14,13 +14,13 @@ from recbole.model.layers import TransformerEncoder
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_table import ItemTable, TextVectors, text_vectors
 from recbole_llm.layer.packing import Packing
-from recbole_llm.parameters import choice
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,

@@ -21,6 +21,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from torch.nn import functional
 from transformers import GenerationConfig
 
+from recbole_llm.config.values import at_least, choice
 from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.topk import top_items
@@ -29,7 +30,6 @@ from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
-from recbole_llm.parameters import at_least, choice
 from recbole_llm.prompt.decoding import NOTHING, Trie, TrieConstraint, item_scores
 from recbole_llm.prompt.item_names import (
     ItemNames,

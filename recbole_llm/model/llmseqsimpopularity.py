@@ -12,9 +12,9 @@ import torch
 from recbole.data.interaction import Interaction
 from torch.nn import functional
 
+from recbole_llm.config.values import at_least
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers, popularity_quantiles, session_popularity
-from recbole_llm.parameters import at_least
 
 # Pairs of items whose similarities give the quantile of the diversity step, where a catalogue has more.
 PAIRS = 2_000_000

@@ -11,8 +11,8 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 
+from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import choice
 from recbole_llm.prompt.item_index import Histories, build_item_index
 
 

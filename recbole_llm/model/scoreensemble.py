@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid
-from recbole_llm.parameters import choice
 
 NORMS = ("zscore", "minmax", "softmax", "rank", "none")
 MOST_CHOICES = 2000

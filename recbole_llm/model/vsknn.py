@@ -16,9 +16,9 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from scipy import sparse
 
+from recbole_llm.config.values import at_least, choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.llmseqsim import DECAYS, decay_weights
-from recbole_llm.parameters import at_least, choice
 
 # Rows of the training split that are read at once when followers are collected.
 CHUNK = 4096

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
-from recbole_llm.registry import props_dir
 
 JOINER = " \n "
 _FIELDS = ("{history}", "{candidates}")

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.prompts import Prompts, backwards, beginning, joined, padding_id, pieces_between, tokens_of
-from recbole_llm.registry import props_dir
 
 HISTORY, CANDIDATES = "{history}", "{candidates}"
 # In a line of their own around a list; every title in it has a number in front, so that none is taken for a mark.

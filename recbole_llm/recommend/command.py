@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from recbole_llm.config.values import nearest, parse_arguments
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import nearest, parse_arguments
 from recbole_llm.recommend import files
 from recbole_llm.recommend.recommender import HISTORIES, UNKNOWN, Recommender
 from recbole_llm.run.identity import CIRCUMSTANCES

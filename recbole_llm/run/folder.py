@@ -14,10 +14,10 @@ import filelock
 import yaml
 
 from recbole_llm.config import Config
+from recbole_llm.config.values import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
-from recbole_llm.parameters import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.run.identity import changed_settings, plain, same_experiment
 from recbole_llm.run.provenance import files_read
 from recbole_llm.trainer import checkpoint

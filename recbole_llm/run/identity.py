@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.parameters import SECRETS
-from recbole_llm.registry import stock_models
+from recbole_llm.config.registry import stock_models
+from recbole_llm.config.values import SECRETS
 
 # Where and how a run is carried out, not what it computes: two runs that differ only here are the same experiment.
 CIRCUMSTANCES = frozenset(

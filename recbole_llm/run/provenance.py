@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recbole_llm.parameters import SECRETS
+from recbole_llm.config.values import SECRETS
 
 PACKAGES = (
     *("recbole-llm", "recbole", "torch", "transformers", "sentence-transformers", "peft", "bitsandbytes"),

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.config import Config
+from recbole_llm.config.values import SECRETS
 from recbole_llm.data.controls import control_of, label
 from recbole_llm.errors import CheckpointError
 from recbole_llm.evaluator.cold import cold_report
 from recbole_llm.llm.fingerprint import file_sha256
-from recbole_llm.parameters import SECRETS
 from recbole_llm.run.folder import settings_of
 from recbole_llm.run.identity import plain
 from recbole_llm.run.protocol import FILTERS, evaluation_text, protocol_text

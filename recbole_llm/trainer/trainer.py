@@ -20,11 +20,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_llm import distributed
+from recbole_llm.config.values import SECRETS, choice, nearest
 from recbole_llm.data.loader import FullSortLoader, train_loader
 from recbole_llm.errors import ConfigError, MissingExtraError, RecBoleLLMError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.ranks import RankCollector, Ranks
-from recbole_llm.parameters import SECRETS, choice, nearest
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.retrieval import Retrieved, summary

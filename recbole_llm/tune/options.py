@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import nearest
 from recbole_llm.tune.proposals import ALGORITHMS
 from recbole_llm.tune.pruning import PRUNERS, Pruner
 

@@ -11,8 +11,8 @@ from typing import Any
 from recbole.utils import set_color
 
 from recbole_llm.config import Config
+from recbole_llm.config.values import SECRETS, nearest
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.parameters import SECRETS, nearest
 from recbole_llm.run import experiment
 from recbole_llm.run.folder import DATA_STAMP, run_lock, same_data, stamp_data, write_settings
 from recbole_llm.run.identity import CIRCUMSTANCES, plain

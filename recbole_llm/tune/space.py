@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.config import Config
+from recbole_llm.config.registry import props_dir
+from recbole_llm.config.values import nearest, parse_value
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import nearest, parse_value
-from recbole_llm.registry import props_dir
 from recbole_llm.run.identity import CIRCUMSTANCES
 
 KINDS = ("choice", "uniform", "quniform", "loguniform", "qloguniform")

@@ -7,8 +7,8 @@ import numpy as np
 
 from recbole_llm.comparison.analysis import Comparison
 from recbole_llm.comparison.runs import FinishedRun, Row, mark_baselines
+from recbole_llm.config.registry import property_file, props_dir
 from recbole_llm.evaluator.metrics import RANK_METRICS
-from recbole_llm.registry import property_file, props_dir
 
 USERS, ITEMS = 500, 200
 METRICS = ("recall@10", "ndcg@10")

@@ -260,7 +260,7 @@ def test_a_process_that_dies_is_an_answer_too(monkeypatch):
 
 
 def _parsed(arguments):
-    from recbole_llm.parameters import parse_arguments
+    from recbole_llm.config.values import parse_arguments
 
     return parse_arguments(arguments)
 

@@ -10,12 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recbole_llm.config import Config
+from recbole_llm.config.registry import own_models, property_file, props_dir
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.cross_entropy import linear_cross_entropy
 from recbole_llm.layer.item_loss import LOSS_DEFAULTS, ItemLoss, scores_of
-from recbole_llm.registry import own_models, property_file, props_dir
 from tests.worlds import write_cycle
 
 ITEMS, ROWS, WIDTH = 41, 23, 5

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from recbole_llm.config import Config
+from recbole_llm.config.registry import own_models, property_file, props_dir
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.quick_start import load_run, run
-from recbole_llm.registry import own_models, property_file, props_dir
 from recbole_llm.trainer.checkpoint import load_weights, save_weights
 from tests.worlds import write_cycle
 

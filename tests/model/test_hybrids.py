@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from recbole_llm.config import Config
+from recbole_llm.config.registry import get_model
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.model.hybrid import TopList, compose
 from recbole_llm.quick_start import load_run, run
-from recbole_llm.registry import get_model
 from tests.worlds import write_cycle
 
 RAW = {"dim_reduction": "none", "similarity": "cosine"}

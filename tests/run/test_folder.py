@@ -9,9 +9,9 @@ import pytest
 from recbole.utils import set_color
 
 from recbole_llm.config import Config
+from recbole_llm.config.values import SECRETS
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.metrics import mrr, ndcg
-from recbole_llm.parameters import SECRETS
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.run.folder import LOCK, create_run_dir, find_resumable, is_running, run_lock
 from recbole_llm.run.identity import plain, same_experiment

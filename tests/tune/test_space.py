@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from recbole_llm.config import Config
+from recbole_llm.config.registry import own_models, property_file, props_dir, stock_models
 from recbole_llm.errors import ConfigError
-from recbole_llm.registry import own_models, property_file, props_dir, stock_models
 from recbole_llm.tune.space import check_space, find_space, read_lines, read_space, space_from_dict
 
 HYPER = sorted((props_dir() / "hyper").glob("*.test"))

@@ -18,11 +18,11 @@ from recbole.config import Config as RecBoleConfig
 from recbole.utils import EvaluatorType, InputType, ModelType, set_color
 
 from recbole_llm import distributed
+from recbole_llm.config.registry import RECBOLE_ROOT, get_model, own_models, property_file, props_dir, stock_models
+from recbole_llm.config.values import SECRETS, TEXT_KEYS, ParameterLoader, choice, load_yaml, nearest, parse_value
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import check_loss_type
-from recbole_llm.parameters import SECRETS, TEXT_KEYS, ParameterLoader, choice, load_yaml, nearest, parse_value
-from recbole_llm.registry import RECBOLE_ROOT, get_model, own_models, property_file, props_dir, stock_models
 
 # Read by RecBole's code or ours without standing in any property file; `rec_llm_X` falls back to `llm_X`.
 UNLISTED_KEYS = frozenset(

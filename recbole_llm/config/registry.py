@@ -9,15 +9,15 @@ from typing import Any
 import recbole
 import torch
 
+from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.errors import ConfigError
-from recbole_llm.parameters import load_yaml, nearest
 
 RECBOLE_ROOT = Path(recbole.__file__).parent
 
 
 def props_dir() -> Path:
     """Folder of the property files: inside the installed package, or the checkout's ``props/``."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     # An editable install does not see the package_dir mapping of setup.cfg, so it falls back to the checkout.
     for folder in (package / "props", package.parent / "props"):
         if (folder / "overall.yaml").is_file():
@@ -40,7 +40,7 @@ def _parsed_property_file(path: Path) -> dict[str, Any]:
 
 def own_models() -> list[str]:
     """Names of the models of this package: those with a property file and a module of the lower-case name."""
-    package = Path(__file__).parent / "model"
+    package = Path(__file__).parents[1] / "model"
     return sorted(
         path.stem for path in (props_dir() / "model").glob("*.yaml") if (package / f"{path.stem.lower()}.py").is_file()
     )
