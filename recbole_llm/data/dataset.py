@@ -250,14 +250,18 @@ class HistoryDataset(SequentialDataset):
                     self.field2bucketnum[field] = 2
             names.append(field)
             used.append(column)
-            dtypes[column] = {FeatureType.FLOAT: np.float64, FeatureType.TOKEN: "category"}.get(ftype, object)
+            dtypes[column] = {FeatureType.FLOAT: np.float64}.get(ftype, object)
         if not names:
             self.logger.warning(f"No field of {path} is loaded.")
             return None
         frame = read_table(path, separator, encoding, len(columns), used, dtypes)
         frame.columns = pd.Index(names)
         for field in names:
-            if self.field2type[field].value.endswith("seq"):
+            if self.field2type[field] == FeatureType.TOKEN:
+                # From the words, not by pandas while it reads: 3.1 takes words that look like numbers for numbers.
+                codes, words = pd.factorize(frame[field].to_numpy(object))
+                frame[field] = pd.Categorical.from_codes(codes, pd.Index(words, dtype=object))
+            elif self.field2type[field].value.endswith("seq"):
                 parts = self._split_sequences(frame[field], field)
                 frame[field] = pd.Series(parts, index=frame.index, dtype=object)
         self.source_files.append(path)

@@ -313,6 +313,26 @@ def test_ids_are_text(atomic, make_dataset):
     assert dataset.field2id_token["user_id"].tolist() == ["[PAD]", "NULL"]
 
 
+def test_ids_that_look_like_numbers_stay_apart(atomic, make_dataset):
+    ids = ["01", "1", "1.0", "1e5", "100000", "007", "7", "00", "0", "10", "+1", "True", "1_0", "9" * 40]
+    users = ["007", "7"]
+    atomic(
+        inter=HEADER + "".join(f"{user}\t{item}\t{time}\n" for user in users for time, item in enumerate(ids)),
+        item="item_id:token\tcode:token\ttags:token_seq\n" + "".join(f"{item}\t{item}\t{item} x\n" for item in ids),
+        user="user_id:token\tzip:token\n" + "".join(f"{user}\t{user}\n" for user in users),
+    )
+    load = {
+        "inter": ["user_id", "item_id", "timestamp"],
+        "item": ["item_id", "code", "tags"],
+        "user": ["user_id", "zip"],
+    }
+    dataset = make_dataset(load_col=load)
+    assert dataset.field2id_token["item_id"].tolist() == ["[PAD]", *ids]
+    assert dataset.field2id_token["user_id"].tolist() == dataset.field2id_token["zip"].tolist() == ["[PAD]", *users]
+    assert dataset.field2id_token["code"].tolist() == ["[PAD]", *ids]
+    assert dataset.field2id_token["tags"].tolist() == ["[PAD]", "01", "x", *ids[1:]]
+
+
 @pytest.mark.parametrize("separator", [",", "::", "|", "||"])
 def test_other_separators(atomic, make_dataset, separator):
     text = (HEADER + "u\ta b\t1\nu\tc\t2\n").replace("\t", separator)
