@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.comparison import plan as planning
-from recbole_llm.comparison import report, tables
-from recbole_llm.comparison.analysis import Comparison
-from recbole_llm.comparison.execution import Outcome, execute
-from recbole_llm.comparison.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines, rows_from
+from recbole_llm.compare import plan as planning
+from recbole_llm.compare import report, tables
+from recbole_llm.compare.analysis import Comparison
+from recbole_llm.compare.execution import Outcome, execute
+from recbole_llm.compare.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines, rows_from
 from recbole_llm.config.config import dataset_folder, listed_files
 from recbole_llm.config.registry import property_file, props_dir
 from recbole_llm.config.values import SECRETS, load_yaml, nearest

@@ -1,4 +1,4 @@
-"""The process of one run, ``python -m recbole_llm.comparison.worker``.
+"""The process of one run, ``python -m recbole_llm.compare.worker``.
 
 A process of its own gives every run its own peak memory and undoes what a model's import leaves behind; a run that is
 killed takes nothing else along. It reads its task as a line of JSON from standard input, which hides tokens from disk

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from recbole_llm.comparison.analysis import Comparison
-from recbole_llm.comparison.runs import Row
-from recbole_llm.comparison.statistics import interval
-from recbole_llm.comparison.tables import metric_name
+from recbole_llm.compare.analysis import Comparison
+from recbole_llm.compare.runs import Row
+from recbole_llm.compare.statistics import interval
+from recbole_llm.compare.tables import metric_name
 
 # Told apart by readers with colour-blindness too; the baselines are dotted besides.
 COLOURS = (

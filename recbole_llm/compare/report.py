@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from recbole_llm.comparison import figures
-from recbole_llm.comparison.analysis import HEAD, Comparison
-from recbole_llm.comparison.tables import (
+from recbole_llm.compare import figures
+from recbole_llm.compare.analysis import HEAD, Comparison
+from recbole_llm.compare.tables import (
     PLACES,
     caption,
     cost_grid,

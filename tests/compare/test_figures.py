@@ -1,6 +1,6 @@
 import numpy as np
 
-from recbole_llm.comparison.figures import _label_sides
+from recbole_llm.compare.figures import _label_sides
 
 
 def test_labels_of_near_points_go_apart():

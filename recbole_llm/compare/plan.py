@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.comparison.statistics import TESTS
+from recbole_llm.compare.statistics import TESTS
 from recbole_llm.config.config import Config, listed_files
 from recbole_llm.config.registry import property_file, props_dir
 from recbole_llm.config.values import choice, load_yaml, nearest

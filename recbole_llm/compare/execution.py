@@ -14,7 +14,7 @@ from typing import Any
 
 from recbole.utils import set_color
 
-from recbole_llm.comparison.plan import Job, Plan
+from recbole_llm.compare.plan import Job, Plan
 from recbole_llm.errors import ConfigError
 from recbole_llm.run.folder import name_prefix, same_data
 from recbole_llm.run.identity import plain, same_experiment
@@ -107,10 +107,10 @@ def _run(job: Job, resume: bool) -> Outcome:
 
 
 def in_own_process(task: dict[str, Any]) -> dict[str, str]:
-    """What :mod:`recbole_llm.comparison.worker` answers to a task: ``{"run_dir": ...}`` or ``{"error": ...}``."""
+    """What :mod:`recbole_llm.compare.worker` answers to a task: ``{"run_dir": ...}`` or ``{"error": ...}``."""
     paths = [path or str(Path.cwd()) for path in sys.path]  # the same packages, installed or not
     process = subprocess.Popen(
-        [sys.executable, "-m", "recbole_llm.comparison.worker"],
+        [sys.executable, "-m", "recbole_llm.compare.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from recbole_llm.cli import main
-from recbole_llm.compare import NothingToCompareError, compare, compare_runs
-from recbole_llm.comparison import execution, worker
+from recbole_llm.compare import NothingToCompareError, compare, compare_runs, execution, worker
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.run.folder import is_running
 from tests.worlds import write_cycle

@@ -4,10 +4,10 @@ import re
 import numpy as np
 import pytest
 
-from recbole_llm.comparison import tables
-from recbole_llm.comparison.report import render
-from recbole_llm.comparison.runs import Row
-from tests.comparison.made_up_runs import METRICS, draw_ranks, made_up_comparison, made_up_run
+from recbole_llm.compare import tables
+from recbole_llm.compare.report import render
+from recbole_llm.compare.runs import Row
+from tests.compare.made_up_runs import METRICS, draw_ranks, made_up_comparison, made_up_run
 
 
 @pytest.fixture(scope="module")

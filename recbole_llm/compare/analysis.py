@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.comparison.runs import Row
-from recbole_llm.comparison.statistics import holm, interval, mean_and_deviation, p_value, quantile_bins
+from recbole_llm.compare.runs import Row
+from recbole_llm.compare.statistics import holm, interval, mean_and_deviation, p_value, quantile_bins
 from recbole_llm.evaluator.metrics import RANK_METRICS, is_smaller_better
 
 MASKED, UNMASKED = "masked", "unmasked"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_llm.comparison.analysis import Comparison
-from recbole_llm.comparison.runs import FinishedRun, Row, mark_baselines
+from recbole_llm.compare.analysis import Comparison
+from recbole_llm.compare.runs import FinishedRun, Row, mark_baselines
 from recbole_llm.config.registry import property_file, props_dir
 from recbole_llm.evaluator.metrics import RANK_METRICS
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recbole_llm.comparison.statistics import (
+from recbole_llm.compare.statistics import (
     TESTS,
     holm,
     interval,
@@ -10,7 +10,7 @@ from recbole_llm.comparison.statistics import (
     p_value,
     quantile_bins,
 )
-from tests.comparison.made_up_runs import draw_ranks, made_up_comparison
+from tests.compare.made_up_runs import draw_ranks, made_up_comparison
 
 
 @pytest.mark.parametrize("test", TESTS)

@@ -8,8 +8,8 @@ from typing import Any
 from recbole.evaluator.register import metrics_dict
 from tabulate import tabulate
 
-from recbole_llm.comparison.analysis import MASKED, Cell, Comparison
-from recbole_llm.comparison.runs import Row
+from recbole_llm.compare.analysis import MASKED, Cell, Comparison
+from recbole_llm.compare.runs import Row
 
 PLACES = 4
 LEGEND = "¹ best, ² second best, * significant: "

@@ -1,0 +1,24 @@
+"""Several models under one protocol: planned, run, tested against each other and written down.
+
+    from recbole_llm.compare import compare
+    compare(["LLMSeqSim", "SASRec"], "ml-100k", config_dict={"seeds": [1, 2, 3]})
+
+does what ``recbole-llm compare --model=LLMSeqSim,SASRec --dataset=ml-100k --seeds=1,2,3`` does.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recbole_llm.compare.analysis import Comparison
+    from recbole_llm.compare.api import NothingToCompareError, compare, compare_runs, is_comparison
+
+__all__ = ["Comparison", "NothingToCompareError", "compare", "compare_runs", "is_comparison"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the parts when they are used: the process of a single run (``worker``) needs neither plots nor tables."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from recbole_llm.compare import analysis, api
+
+    return getattr(analysis if name == "Comparison" else api, name)
