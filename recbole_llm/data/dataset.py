@@ -9,7 +9,6 @@ import copy
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,8 @@ from recbole_llm import distributed
 from recbole_llm.config.values import choice, nearest
 from recbole_llm.data.atomic import read_header, read_table
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items
-from recbole_llm.data.controls import control_of, exchanged, mark_applied
 from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, are_ranks, split_sessions
 from recbole_llm.errors import ConfigError, DataError
-from recbole_llm.text.item_text import ItemText, load_item_text
 
 # Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
 # RecBole's sorting, splitting and copying, and never reaches a model.
@@ -863,28 +860,3 @@ class HistoryDataset(SequentialDataset):
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.array([], dtype=object)
-
-
-def item_text_of(dataset: Dataset, config: Any, title_only: bool = False) -> ItemText:
-    """Text of every item of any RecBole dataset, by internal id; template and fields as ``item_text`` says.
-
-    ``title_only``: as ``item_title`` says, by default the title and the year. Under ``control: shuffled_text`` items
-    have each other's.
-    """
-    text = load_item_text(
-        Path(dataset.dataset_path) / f"{dataset.dataset_name}.item",
-        dataset.field2id_token[dataset.iid_field],
-        item_field=dataset.iid_field,
-        template=config["item_title"] if title_only else config["item_text"],
-        field_separator=config["field_separator"],
-        seq_separator=config["seq_separator"],
-        encoding=config["encoding"] or "utf-8",
-        logger=dataset.logger,
-        title_only=title_only,
-    )
-    if control_of(config) != "shuffled_text":
-        return text
-    mark_applied(dataset, "shuffled_text")
-    tokens, has = dataset.field2id_token[dataset.iid_field], np.array([bool(item) for item in text.texts])
-    source = exchanged(tokens, has, int(config["control_seed"]))
-    return replace(text, texts=[text.texts[i] for i in source])

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from recbole_llm.config.values import choice
-from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
+from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.reduction import REDUCTIONS, Transform, fit_reduction, fit_whitening, normalize_rows
 

@@ -23,7 +23,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES
-from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.backbone import load_encoder, load_seq2seq, load_tokenizer
 from recbole_llm.llm.resolve import resolve_llm
@@ -38,6 +37,7 @@ from recbole_llm.prompt.decoding import (
 )
 from recbole_llm.prompt.item_index import SCHEMES, Histories, ItemIndex, build_item_index
 from recbole_llm.prompt.prompt_table import RULES, Prompts, PromptTable
+from recbole_llm.text.item_text import item_text_of
 
 PAPER_LLM = "google-t5/t5-small"
 CODE_BYTES = 64  # codes are stored in rows of a multiple of this many bytes

@@ -22,13 +22,13 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES
-from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.pooling import pool_tokens, resolve_pooling
 

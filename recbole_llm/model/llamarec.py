@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from recbole_llm.config.values import at_least, choice
 from recbole_llm.data.candidates import CANDIDATES
-from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.ranking import reorder
@@ -41,6 +40,7 @@ from recbole_llm.prompt.prompts import PromptComposer, PromptTemplate
 from recbole_llm.prompt.sampling import shuffled
 from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
 from recbole_llm.run import submodel
+from recbole_llm.text.item_text import item_text_of
 from recbole_llm.trainer.checkpoint import fingerprint
 
 RETRIEVER, RANKER = "retriever", "ranker"

@@ -22,7 +22,6 @@ from torch.nn import functional
 from transformers import GenerationConfig
 
 from recbole_llm.config.values import at_least, choice
-from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm.backbone import load_tokenizer, position_limit
@@ -45,6 +44,7 @@ from recbole_llm.prompt.sampling import SeededSampling, row_keys, scramble, shuf
 from recbole_llm.prompt.title_prompts import ChatPrompt, TitlePrompts, parse_list
 from recbole_llm.run import submodel
 from recbole_llm.text.encoder import TextEncoder, encode_items
+from recbole_llm.text.item_text import item_text_of
 
 VARIANTS = ("genitem", "genlist", "classify", "rank")
 # The papers' models are paid services; this one is open, small, and has a chat template.

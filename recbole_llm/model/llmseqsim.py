@@ -18,8 +18,8 @@ from recbole.utils import InputType
 from torch.nn import functional
 
 from recbole_llm.config.values import choice
-from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
+from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.reduction import REDUCTIONS, fit_reduction, normalize_rows
 

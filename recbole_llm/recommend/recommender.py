@@ -20,13 +20,14 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm.config.values import choice
-from recbole_llm.data.dataset import HistoryDataset, item_text_of
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import FullSortLoader
 from recbole_llm.errors import DataError, UnsupportedError
 from recbole_llm.evaluator.ranks import ScoreError
 from recbole_llm.evaluator.topk import SCORES_AT_ONCE, top_k, top_k_of_products
 from recbole_llm.recommend.products import Products, products_of
 from recbole_llm.run.experiment import Run, load_run
+from recbole_llm.text.item_text import item_text_of
 
 HISTORIES = ("all", "valid", "test")
 UNKNOWN = ("error", "skip")

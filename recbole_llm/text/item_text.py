@@ -14,10 +14,13 @@ import math
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from recbole_llm.data.controls import control_of, exchanged, mark_applied
 from recbole_llm.errors import ConfigError, DataError
 
 FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
@@ -435,3 +438,28 @@ def _skeleton(literals: list[str], present: tuple[bool, ...]) -> str:
     text = re.sub(rf"[{_SEPARATORS}]+(?=[)\]}}>])", "", text)
     text = re.sub(rf"^[{_SEPARATORS}.]+|[{_SEPARATORS}]+$", "", text)
     return re.sub(" {2,}", " ", re.sub(r" +(?=[,;:.])", "", text))
+
+
+def item_text_of(dataset: Any, config: Any, title_only: bool = False) -> ItemText:
+    """Text of every item of any RecBole dataset, by internal id; template and fields as ``item_text`` says.
+
+    ``title_only``: as ``item_title`` says, by default the title and the year. Under ``control: shuffled_text`` items
+    have each other's.
+    """
+    text = load_item_text(
+        Path(dataset.dataset_path) / f"{dataset.dataset_name}.item",
+        dataset.field2id_token[dataset.iid_field],
+        item_field=dataset.iid_field,
+        template=config["item_title"] if title_only else config["item_text"],
+        field_separator=config["field_separator"],
+        seq_separator=config["seq_separator"],
+        encoding=config["encoding"] or "utf-8",
+        logger=dataset.logger,
+        title_only=title_only,
+    )
+    if control_of(config) != "shuffled_text":
+        return text
+    mark_applied(dataset, "shuffled_text")
+    tokens, has = dataset.field2id_token[dataset.iid_field], np.array([bool(item) for item in text.texts])
+    source = exchanged(tokens, has, int(config["control_seed"]))
+    return replace(text, texts=[text.texts[i] for i in source])

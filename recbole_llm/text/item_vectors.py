@@ -13,13 +13,12 @@ import numpy as np
 
 from recbole_llm.config.values import choice
 from recbole_llm.data.controls import control_of, exchanged, mark_applied, random_vectors
-from recbole_llm.data.dataset import item_text_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.encoder import encode_items
-from recbole_llm.text.item_text import ItemText
+from recbole_llm.text.item_text import ItemText, item_text_of
 from recbole_llm.text.vector_file import read_item_vectors
 
 

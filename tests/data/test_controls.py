@@ -12,10 +12,11 @@ import torch
 
 from recbole_llm.config import Config
 from recbole_llm.data.controls import exchanged, random_vectors
-from recbole_llm.data.dataset import NEXT, HistoryDataset, item_text_of
+from recbole_llm.data.dataset import NEXT, HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
 from recbole_llm.quick_start import load_run, run
+from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
 from tests.worlds import write_cycle, write_dataset, write_twins
 

@@ -97,8 +97,8 @@ def test_the_twin_differs_in_the_item_table_and_in_nothing_else(build, name, bac
 @every_model
 def test_rows_are_the_reduced_vectors_of_the_items_text(build, name):
     model, *_ = build(name)
-    from recbole_llm.data.dataset import item_text_of
     from recbole_llm.text.encoder import encode_items
+    from recbole_llm.text.item_text import item_text_of
 
     _, train, _ = build(name)
     found = encode_items(item_text_of(train.dataset, train.config).texts, _resolved(train.config), show_progress=False)
