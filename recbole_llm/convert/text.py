@@ -14,6 +14,8 @@ import html
 import re
 from collections.abc import Iterable
 
+from recbole_llm.text.titles import fronted_article
+
 #: Words that pandas reads as "missing" by default (pandas 2 and 3), if a field holds nothing else.
 # fmt: off
 MISSING_WORDS = frozenset(
@@ -44,16 +46,6 @@ def join_surrogates(text: str) -> str:
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _TAG = re.compile(r"</?[A-Za-z!][^<>]{0,300}>")
 
-# Articles that MovieLens moves behind a comma. Case matters: "domani" and "Texas" are not articles.
-# fmt: off
-_ARTICLES = frozenset(
-    [
-        "The", "A", "An", "Le", "La", "Les", "L'", "Un", "Une", "Des", "Il", "Lo", "I", "Gli", "Una", "Uno", "El",
-        "Los", "Las", "Der", "Die", "Das", "Ein", "Eine", "De", "Het", "Een", "Den", "Det", "En", "Ett", "O", "Os",
-        "As", "Um", "Uma", "Da",
-    ]
-)
-# fmt: on
 _YEAR = re.compile(r"\s*\(([0-9]{4})\)\s*$")
 _LAST_GROUP = re.compile(r"\s*\((?:[^()]|\([^()]*\))*\)\s*$")
 
@@ -163,13 +155,6 @@ def renamed_ids(raw: Iterable[str]) -> dict[str, str]:
     return changed
 
 
-def _front_article(title: str) -> str:
-    head, comma, article = title.rpartition(", ")
-    if not comma or not head or article not in _ARTICLES:
-        return title
-    return article + head if article.endswith("'") else f"{article} {head}"
-
-
 def movie_title(raw: str) -> tuple[str, str]:
     """Turn a MovieLens title into the one people write, and its year.
 
@@ -201,4 +186,4 @@ def movie_title(raw: str) -> tuple[str, str]:
         if shorter == title or not shorter:
             break
         title = shorter
-    return _front_article(title.strip()), year
+    return fronted_article(title.strip()), year

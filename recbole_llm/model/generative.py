@@ -104,7 +104,7 @@ class GenerativeRecommender(SequentialRecommender):
         self.tokenizer = load_tokenizer(self.resolved)
         # With codes in the place of texts nothing is read: a control of the text would change nothing.
         by_text = self.item_repr == "title" or config["item_index"] == "title"
-        self.item_text = item_text_of(dataset, config) if by_text else None
+        self.item_text = item_text_of(dataset, config, for_prompt=True) if by_text else None
         index = build_item_index(
             choice(config, "item_index", list(SCHEMES)),
             Histories.of(dataset),

@@ -7,12 +7,8 @@ split at the field separator and nothing else is interpreted.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
-import math
-import re
-import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,24 +18,9 @@ import numpy as np
 
 from recbole_llm.data.controls import control_of, exchanged, mark_applied
 from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.text.template import compile_template, nearest_name
 
 FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
-TEXT_TYPES = ("token", "token_seq", "float")
-
-# Which fields the default template takes, in this order (names compared without case).
-TITLE_FIELDS = (
-    *("title", "movie_title", "item_title", "product_title", "book_title", "name", "item_name", "product_name"),
-    *("game_name", "app_name", "track_name", "song_name", "business_name", "artist_name"),
-)
-YEAR_FIELDS = ("release_year", "year", "year_of_publication", "publication_year")
-OTHER_FIELDS = (
-    *("genre", "genres", "class", "category", "categories", "tag", "tags", "brand", "store", "artist", "author"),
-    *("book_author", "developer", "publisher", "features", "description"),
-)
-
-_OPENERS, _CLOSERS, _SEPARATORS = "([{<\"'“‘", ")]}>\"'”’", r"\s,;:|/&\-–—"
-_PAIRS = re.compile(r"\s*(?:\(\s*\)|\[\s*\]|\{\s*\}|<\s*>|\"\s*\"|'\s*'|“\s*”|‘\s*’)")
-_VALUE = "\0"  # stands for a non-empty value while a template is tidied, so that no value is ever touched
 
 
 @dataclass(frozen=True)
@@ -91,7 +72,7 @@ class ItemText:
             if key not in cells:
                 raise DataError(
                     f"{name} has a field {key!r}, which the .item file does not have. It has {', '.join(cells)}."
-                    f"{_nearest(key, list(cells))}"
+                    f"{nearest_name(key, list(cells))}"
                 )
             if isinstance(value, (list, tuple)):
                 value = self._seq_separator.join(map(str, value))
@@ -127,6 +108,7 @@ def load_item_text(
     encoding: str = "utf-8",
     logger: logging.Logger | None = None,
     title_only: bool = False,
+    for_prompt: bool = False,
 ) -> ItemText:
     """Read an atomic ``.item`` file and return one text per internal item id.
 
@@ -141,10 +123,10 @@ def load_item_text(
     template : str, list of str or None
         A format string over fields of type token, token_seq or float, such as ``"{movie_title}, {genre}"`` or
         ``"{title}, {price:.2f} $"``; or a list of field names, which are joined by ``", "``; or None, the default
-        rule: the first field of :data:`TITLE_FIELDS` that the file has, then the first of :data:`YEAR_FIELDS` in
-        round brackets, then every field of :data:`OTHER_FIELDS`, joined by ``", "``:
-        ``"Toy Story (1995), Animation Children's Comedy"``. A file with none of those names gives all its token_seq
-        fields in file order.
+        rule (the lists of names are in :mod:`recbole_llm.text.template`): the first of ``TITLE_FIELDS`` that the file
+        has, then the first of ``YEAR_FIELDS`` in round brackets, then every field of ``OTHER_FIELDS``, joined by
+        ``", "``: ``"Toy Story (1995), Animation Children's Comedy"``. A file with none of those names gives all its
+        token_seq fields in file order.
     field_separator, seq_separator, encoding : str
         As RecBole's parameters of the same names. The parts of a token_seq value are joined by a blank where
         `seq_separator` is white space and by ``", "`` otherwise.
@@ -152,6 +134,9 @@ def load_item_text(
         Takes the warnings; this module's logger by default.
     title_only : bool
         The default rule takes the title and the year and nothing else: how a prompt names an item.
+    for_prompt : bool
+        A language model reads or writes the texts as they are. With this or `title_only` an article that a catalogue
+        files behind a comma moves to the front: ``"Matrix, The (1999)"`` is read as ``"The Matrix (1999)"``.
 
     Returns
     -------
@@ -176,7 +161,9 @@ def load_item_text(
     path = Path(item_file)
     rows = _rows(path, field_separator, encoding)
     header = _read_header(path, rows, item_field, field_separator)
-    render, resolved, fields = _compile(template, header, path, item_field, seq_separator, title_only)
+    render, resolved, fields = compile_template(
+        template, header, path, item_field, seq_separator, title_only, for_prompt
+    )
 
     wanted = {str(token): i for i, token in enumerate(tokens) if i > 0}
     texts = [""] * len(tokens)
@@ -286,165 +273,27 @@ def _read_header(path: Path, rows: Iterator[tuple[int, list[str]]], item_field: 
     if item_field not in header:
         raise DataError(
             f"{path}: no column {item_field!r} (ITEM_ID_FIELD); the file has {', '.join(header)}."
-            f"{_nearest(item_field, list(header))}"
+            f"{nearest_name(item_field, list(header))}"
         )
     return header
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    """Return ' Did you mean ...?' or nothing."""
-    lower = {other.lower(): other for other in names}
-    close = difflib.get_close_matches(name.lower(), list(lower), n=1)
-    return f" Did you mean {lower[close[0]]!r}?" if close else ""
+def item_text_of(dataset: Any, config: Any, title_only: bool = False, for_prompt: bool = False) -> ItemText:
+    """Return the text of every item of a RecBole dataset, by internal id, as ``item_text`` says.
 
+    Parameters
+    ----------
+    dataset : recbole Dataset
+    config : Config or dict
+        ``item_text`` or ``item_title``, ``field_separator``, ``seq_separator``, ``encoding``, ``control``. Under
+        ``control: shuffled_text`` items have each other's text.
+    title_only, for_prompt : bool
+        As for :func:`load_item_text`; `title_only` takes the template ``item_title``.
 
-def _default_template(header: dict[str, str], item_field: str, path: Path, title_only: bool) -> str:
-    by_name = {name.lower(): name for name, kind in header.items() if kind in TEXT_TYPES and name != item_field}
-    title = next((by_name[name] for name in TITLE_FIELDS if name in by_name), None)
-    year = next((by_name[name] for name in YEAR_FIELDS if name in by_name), None)
-    if title_only and title is None:
-        raise ConfigError(
-            f"item_title: {path} has no field that looks like a title (it has {', '.join(header)}). Name the fields "
-            'to use, e.g. item_title: "{my_field}".'
-        )
-    others = [by_name[name] for name in OTHER_FIELDS if name in by_name and not title_only]
-    if title is None and not others:
-        others = [name for name, kind in header.items() if kind == "token_seq"]
-    if title is None and not others:
-        raise ConfigError(
-            f"item_text: {path} has no field that looks like text (it has {', '.join(header)}). Name the "
-            'fields to use, e.g. item_text: "{my_field}, {another_field}".'
-        )
-    parts = [f"{{{name}}}" for name in ([title] if title else []) + others]
-    if year is not None:
-        parts[0] += f" ({{{year}}})"
-    return ", ".join(parts)
-
-
-def _compile(
-    template: str | Sequence[str] | None,
-    header: dict[str, str],
-    path: Path,
-    item_field: str,
-    seq_separator: str,
-    title_only: bool = False,
-) -> tuple[Callable[[list[str], str], str], str, tuple[str, ...]]:
-    """Return a function (cells, where they stand) -> text, the resolved template and the fields it uses."""
-    key = "item_title" if title_only else "item_text"
-    if template is None:
-        template = _default_template(header, item_field, path, title_only)
-    elif not isinstance(template, str):
-        template = ", ".join(f"{{{name}}}" for name in template)
-    literals, slots = _parse(template, key)
-    if not slots:
-        raise ConfigError(
-            f"{key}: {template!r} names no field, so every item would have the same text. Fields of "
-            f"{path}: {', '.join(header)}; write them in braces, e.g. '{{title}}'."
-        )
-    for name, spec in slots:
-        _check_slot(name, spec, template, header, path, key)
-    columns = {name: i for i, name in enumerate(header)}
-    joiner = " " if seq_separator.isspace() else ", "
-    skeletons: dict[tuple[bool, ...], list[str]] = {}
-
-    def render(cells: list[str], where: str) -> str:
-        values = []
-        for name, spec in slots:
-            cell, kind = cells[columns[name]].strip(), header[name]
-            if kind == "token_seq" and not seq_separator.isspace():
-                cell = joiner.join(part.strip() for part in cell.split(seq_separator) if part.strip())
-            elif kind == "float":
-                cell = _show_float(cell, spec, name, where)
-            if cell and spec and kind != "float":
-                cell = format(cell, spec)
-            values.append(cell)
-        present = tuple(bool(value) for value in values)
-        if present not in skeletons:
-            skeletons[present] = _skeleton(literals, present).split(_VALUE)
-        pieces = skeletons[present]
-        kept = [value for value in values if value]
-        return "".join(piece + value for piece, value in zip(pieces, [*kept, ""], strict=True)).strip()
-
-    return render, template, tuple(dict.fromkeys(name for name, _ in slots))
-
-
-def _parse(template: str, key: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Split a template into n + 1 literals and n (field, format) slots; nothing is evaluated."""
-    literals, slots = [""], []
-    try:
-        for literal, name, spec, conversion in string.Formatter().parse(template):
-            literals[-1] += literal
-            if name is None:
-                continue
-            if conversion or "{" in (spec or ""):
-                raise ValueError(f"{{{name}...}} may have a field name and a plain format only")
-            slots.append((name, spec or ""))
-            literals.append("")
-    except ValueError as error:
-        raise ConfigError(
-            f"{key}: {template!r} is not a valid template ({error}). Write fields as {{name}} or "
-            "{name:.2f}, and a brace that is meant as text as {{ or }}."
-        ) from None
-    return literals, slots
-
-
-def _check_slot(name: str, spec: str, template: str, header: dict[str, str], path: Path, key: str) -> None:
-    if name not in header:
-        raise ConfigError(
-            f"{key}: {template!r} uses the field {name!r}, which {path} does not have. It has "
-            f"{', '.join(header)}.{_nearest(name, list(header))}"
-        )
-    if header[name] not in TEXT_TYPES:
-        raise ConfigError(f"{key}: {name!r} is of type {header[name]}; a text can be made of {', '.join(TEXT_TYPES)}.")
-    try:
-        format(1.0 if header[name] == "float" else "x", spec)
-    except ValueError as error:
-        raise ConfigError(
-            f"{key}: the format {spec!r} does not suit {name!r} of type {header[name]} ({error})."
-        ) from None
-
-
-def _show_float(cell: str, spec: str, name: str, where: str) -> str:
-    if not cell:
-        return ""
-    try:
-        number = float(cell)
-    except ValueError:
-        raise DataError(f"{where}: {name}:float holds {cell!r}, which is not a number.") from None
-    if math.isnan(number):
-        return ""
-    return format(number, spec) if spec else cell.removesuffix(".0")
-
-
-def _skeleton(literals: list[str], present: tuple[bool, ...]) -> str:
-    """Return the template with `_VALUE` where a value goes, tidied for the fields that are empty."""
-    if not any(present):
-        return ""
-    if all(present):
-        return _VALUE.join(literals)
-    text = ""
-    for i, (literal, there) in enumerate(zip(literals, present, strict=False)):
-        if there:
-            text += literal + _VALUE
-            continue
-        # The literal goes with its field, save for the marks that belong to the field before or enclose this one.
-        closing = re.match(f"[{re.escape(_CLOSERS)}]*", literal)
-        opening = re.search(f"[{re.escape(_OPENERS)}]*$", literal[closing.end() if closing and i else 0 :])
-        text += (closing.group() if closing and i else "") + (" " + opening.group() if opening else "")
-    text += literals[-1]
-    while (tidier := _PAIRS.sub("", text)) != text:
-        text = tidier
-    text = re.sub(rf"(?<=[(\[{{<])[{_SEPARATORS}]+", "", text)
-    text = re.sub(rf"[{_SEPARATORS}]+(?=[)\]}}>])", "", text)
-    text = re.sub(rf"^[{_SEPARATORS}.]+|[{_SEPARATORS}]+$", "", text)
-    return re.sub(" {2,}", " ", re.sub(r" +(?=[,;:.])", "", text))
-
-
-def item_text_of(dataset: Any, config: Any, title_only: bool = False) -> ItemText:
-    """Text of every item of any RecBole dataset, by internal id; template and fields as ``item_text`` says.
-
-    ``title_only``: as ``item_title`` says, by default the title and the year. Under ``control: shuffled_text`` items
-    have each other's.
+    Raises
+    ------
+    DataError, ConfigError
+        As :func:`load_item_text`.
     """
     text = load_item_text(
         Path(dataset.dataset_path) / f"{dataset.dataset_name}.item",
@@ -456,6 +305,7 @@ def item_text_of(dataset: Any, config: Any, title_only: bool = False) -> ItemTex
         encoding=config["encoding"] or "utf-8",
         logger=dataset.logger,
         title_only=title_only,
+        for_prompt=for_prompt,
     )
     if control_of(config) != "shuffled_text":
         return text
