@@ -15,7 +15,7 @@ from recbole_llm.data.dataset import POSITION, HistoryDataset
 from recbole_llm.errors import DataError
 
 VIEWS = ("prefix", "segment", "p5", "sequence")
-WINDOWS = ("all", "original")
+WINDOWS = ("all", "original", "newest")
 
 
 def view_of(config: Any, model_class: type) -> str:
@@ -44,10 +44,11 @@ class TrainRows:
     seed : int
     per_user : int, optional
         ``prefix`` only: the newest so many rows of every user.
-    windows : {'all', 'original'}
-        ``sequence`` only. ``original``: the windows of LRURec's released code. Of fewer than 2L training items (L the
-        longest history) the newest L are the targets of one row; otherwise the newest whole L-tuples of items are a
-        row each, whose first item is no target.
+    windows : {'all', 'original', 'newest'}
+        ``sequence`` only; L is the longest history. ``newest``: one row per user, whose targets are the newest L
+        training items, as the code of arXiv 2402.01339 trains. ``original``: the windows of LRURec's code. Of fewer
+        than 2L training items the newest L are the targets of one row; otherwise the newest whole L-tuples of items
+        are a row each, whose first item is no target.
 
     Raises
     ------
@@ -84,7 +85,8 @@ class TrainRows:
             limit, targets = self.max_length, self._last - self._first
             cut = targets + 1 >= 2 * limit  # original: whole windows only
             original = torch.where(cut, (targets + 1) // limit, 1)
-            rows = original if windows == "original" else (targets + limit - 1) // limit
+            every = (targets + limit - 1) // limit
+            rows = {"all": every, "original": original, "newest": torch.ones_like(targets)}[windows]
             user = torch.repeat_interleave(torch.arange(len(users)), rows)
             number = torch.arange(len(user)) - (torch.cumsum(rows, 0) - rows)[user]
             self._position = self._last[user] - number * limit

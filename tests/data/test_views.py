@@ -184,6 +184,15 @@ def test_windows_of_short_histories(histories, make_dataset, length, rows):
     assert sizes.tolist() == [min(length, 5) if length == 4 else length - 1] * rows
 
 
+@pytest.mark.parametrize(("items", "length"), [(2, 3), (4, 3), (5, 3), (9, 3), (9, 1), (9, 20)])
+def test_newest_windows(histories, make_dataset, items, length):
+    histories([items + 2])
+    train = make_dataset(MAX_ITEM_LIST_LENGTH=length).build()[0]
+    position, sizes = TrainRows(train, "sequence", 0, windows="newest").draw(torch.Generator())
+    assert depth_of(train, position).tolist() == [items - 1]
+    assert sizes.tolist() == [min(length, items - 1)]
+
+
 def test_prefixes_are_the_rows_of_the_dataset(shop, make_config, make_dataset):
     train = make_dataset().build()[0]
     loader = TrainLoader(make_config(train_view="prefix"), train, None, shuffle=False)
