@@ -19,7 +19,16 @@ from recbole.utils import EvaluatorType, InputType, ModelType, set_color
 
 from recbole_llm import distributed
 from recbole_llm.config.registry import RECBOLE_ROOT, get_model, own_models, property_file, props_dir, stock_models
-from recbole_llm.config.values import SECRETS, TEXT_KEYS, ParameterLoader, choice, load_yaml, nearest, parse_value
+from recbole_llm.config.values import (
+    SECRETS,
+    TEXT_KEYS,
+    ParameterLoader,
+    choice,
+    load_yaml,
+    nearest,
+    parse_value,
+    without_code_keys,
+)
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import check_loss_type
@@ -95,7 +104,7 @@ class Config(RecBoleConfig):
         config_dict: Mapping[str, Any] | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        self._arguments = dict(arguments or {})
+        self._arguments, self._dictionary = dict(arguments or {}), dict(config_dict or {})
         self.notices: list[str] = []
         given = {**dict(config_dict or {}), **self._arguments}
         files = [*(config_file_list or []), *listed_files(given.get("config_files"))]
@@ -116,8 +125,16 @@ class Config(RecBoleConfig):
 
     def _load_config_files(self, file_list: Sequence[str | Path | Mapping[str, Any]] | None) -> dict[str, Any]:
         settings: dict[str, Any] = {}
+        dropped: list[str] = []
         for file in file_list or []:
-            settings.update(file if isinstance(file, Mapping) else load_yaml(Path(file)))
+            content = file if isinstance(file, Mapping) else load_yaml(Path(file))
+            settings.update(without_code_keys(content, dropped))
+        given = {**self._dictionary, **self._arguments}
+        for key in dict.fromkeys(key for key in dropped if key not in given):
+            self._notice(
+                f"{key} lets a model repository run code and does not count from a settings file: give --{key}=True "
+                "on the command line, or in a dictionary, if you trust the repository."
+            )
         return settings
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:

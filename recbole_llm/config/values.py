@@ -3,7 +3,7 @@
 import ast
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,18 @@ TEXT_KEYS = frozenset(
 
 # Never printed or written.
 SECRETS = frozenset({"llm_token", "rec_llm_token"})
+# They let a model repository run code: they count from the command line or a dictionary, never from a file.
+CODE_KEYS = frozenset({"llm_trust_remote_code", "rec_llm_trust_remote_code"})
+
+
+def without_code_keys(value: Any, dropped: list[str]) -> Any:
+    """Settings without :data:`CODE_KEYS` that are switched on, at any depth; their names go to ``dropped``."""
+    if isinstance(value, Mapping):
+        dropped += [key for key, entry in value.items() if key in CODE_KEYS and entry]
+        return {
+            key: without_code_keys(entry, dropped) for key, entry in value.items() if not (key in CODE_KEYS and entry)
+        }
+    return [without_code_keys(entry, dropped) for entry in value] if isinstance(value, list) else value
 
 
 class ParameterLoader(yaml.SafeLoader):

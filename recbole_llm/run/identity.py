@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.config.registry import stock_models
-from recbole_llm.config.values import SECRETS
+from recbole_llm.config.values import CODE_KEYS, SECRETS
 
 # Where and how a run is carried out, not what it computes: two runs that differ only here are the same experiment.
 CIRCUMSTANCES = frozenset(
@@ -14,10 +14,9 @@ CIRCUMSTANCES = frozenset(
     | {"embedding_cache_dir", "llm_cache_dir", "rec_llm_cache_dir", "log_wandb", "wandb_project", "smoke_settings"}
     | {"nproc", "world_size", "group_offset", "offset", "ip", "port", "distributed_timeout", "find_unused_parameters"}
     | SECRETS
+    | CODE_KEYS
 )
-LANGUAGE_MODEL_KEYS = frozenset(
-    {"llm", "llm_revision", "llm_local_files_only", "llm_dtype", "llm_trust_remote_code", "rec_llm", "item_text"}
-)
+LANGUAGE_MODEL_KEYS = frozenset({"llm", "llm_revision", "llm_local_files_only", "llm_dtype", "rec_llm", "item_text"})
 
 
 def plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from recbole_llm.run.folder import settings_of
 from recbole_llm.run.identity import plain
 from recbole_llm.run.protocol import FILTERS, evaluation_text, protocol_text
 from recbole_llm.run.provenance import command_line, environment, files_read
+from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
 
 
@@ -134,6 +135,7 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
         )
     if hasattr(trainer.model, "save_adapter"):
         trainer.model.save_adapter(run_dir / "adapter")
+    results = {**results, "weights": {"file": checkpoint.WEIGHTS, "sha256": file_sha256(run_dir / checkpoint.WEIGHTS)}}
     temporary = run_dir / "results.json.tmp"
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
     os.replace(temporary, run_dir / "results.json")
@@ -151,6 +153,18 @@ def read_results(run_dir: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({error}).") from error
+
+
+def check_weights_file(run_dir: Path) -> None:
+    """CheckpointError where the weights are not those that the results of a finished run belong to."""
+    if not (run_dir / "results.json").is_file():
+        return
+    recorded, file = read_results(run_dir).get("weights"), run_dir / checkpoint.WEIGHTS
+    if recorded and file.is_file() and (found := file_sha256(file)) != recorded["sha256"]:
+        raise CheckpointError(
+            f"{file} is damaged or was exchanged: its SHA-256 is {found}, but {run_dir / 'results.json'} names "
+            f"{recorded['sha256']}. Restore the file from a copy, or train again."
+        )
 
 
 def popularity_rank(counts: np.ndarray) -> np.ndarray:

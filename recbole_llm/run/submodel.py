@@ -8,11 +8,12 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
+from recbole_llm.config.values import CODE_KEYS
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.run.protocol import FILTERS
-from recbole_llm.run.results import read_results
+from recbole_llm.run.results import check_weights_file, read_results
 from recbole_llm.trainer import checkpoint
 
 # What decides which interactions a model has seen, and which number stands for which item.
@@ -26,6 +27,7 @@ SAME_DATA = (
 PLACES = (
     *("data_path", "use_gpu", "gpu_id", "embedding_cache_dir"),
     *("llm_cache_dir", "llm_local_files_only", "llm_token", "show_progress"),
+    *sorted(CODE_KEYS),
 )
 # Keys of the run as a whole, which an inner model must not see.
 OF_THE_RUN = frozenset({"model", "dataset", "config_files", "init_from", "resume", "load_col", "log_wandb"})
@@ -89,6 +91,7 @@ def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> Any:
     model = build(config, dataset)
     for stage in getattr(model, "training_stages", ()):
         model.start_stage(stage)
+    check_weights_file(run_dir)
     checkpoint.load_weights(model, run_dir / checkpoint.WEIGHTS)
     if hasattr(model, "check_base"):
         model.check_base(read_results(run_dir)["language_models"])

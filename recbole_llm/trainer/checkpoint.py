@@ -1,4 +1,7 @@
-"""Weights and training state on disk without pickle: safetensors for tensors, JSON for the rest."""
+"""Weights and training state on disk without pickle: safetensors for tensors, JSON for the rest.
+
+Every safetensors file carries the SHA-256 of its tensors (names, types, shapes and bytes), which reading verifies.
+"""
 
 import hashlib
 import itertools
@@ -6,14 +9,14 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,6 +24,7 @@ from recbole_llm.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 STATE = "training_state"
+CHECKSUM = "sha256"
 
 
 def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -50,18 +54,27 @@ def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) of all parameters and persistent buffers, names included."""
+    return checksum(model.state_dict())
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) of tensors: their names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    save_file(tensors, file, metadata={CHECKSUM: checksum(tensors)})
 
 
 def save_weights(model: nn.Module, file: Path) -> None:
     """Write :func:`learned_tensors`; the file appears whole or not at all."""
     temporary = file.with_suffix(".tmp")
     try:
-        save_file(learned_tensors(model), temporary)
+        _write(learned_tensors(model), temporary)
         os.replace(temporary, file)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
@@ -103,10 +116,18 @@ def _apply_weights(model: nn.Module, tensors: dict[str, torch.Tensor], file: Pat
 def _read(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise CheckpointError(f"There is no file {file}: the run was stopped before it had saved anything.")
+    remedy = "Restore the file from a copy, or train again."
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            expected = (opened.metadata() or {}).get(CHECKSUM)
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}). Train again, or restore it from a copy.") from error
+        raise CheckpointError(f"{file} is damaged ({error}). {remedy}") from error
+    if expected is None:
+        raise CheckpointError(f"{file} carries no checksum: it is not as recbole-llm wrote it. {remedy}")
+    if checksum(tensors) != expected:
+        raise CheckpointError(f"{file} is damaged: its tensors do not have the SHA-256 {expected}. {remedy}")
+    return tensors
 
 
 # ---- training state
@@ -150,16 +171,16 @@ def save_state(
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True)
-        save_file(learned_tensors(model), fresh / WEIGHTS)
+        _write(learned_tensors(model), fresh / WEIGHTS)
         tensors, scalars = _flatten_optimizer(optimizer)
-        save_file(tensors, fresh / "optimizer.safetensors")
+        _write(tensors, fresh / "optimizer.safetensors")
         random_states = random_states or [random_state()]
         for rank, (random_tensors, _) in enumerate(random_states):
-            save_file(random_tensors, fresh / _random_file(rank))
+            _write(random_tensors, fresh / _random_file(rank))
         random_values = [values_of_one for _, values_of_one in random_states]
-        (fresh / "state.json").write_text(
-            json.dumps({"optimizer": scalars, "random": random_values, **values}), encoding="utf-8"
-        )
+        text = json.dumps({"optimizer": scalars, "random": random_values, **values})
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        (fresh / "state.json").write_text(json.dumps({CHECKSUM: digest, "state": text}), encoding="utf-8")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
@@ -183,8 +204,12 @@ def state_folder(run_dir: Path) -> Path | None:
 def read_state(folder: Path) -> dict[str, Any]:
     """The trainer's own values of a saved state."""
     try:
-        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        text = content["state"]
+        if hashlib.sha256(text.encode()).hexdigest() != content[CHECKSUM]:
+            raise ValueError("it does not have the SHA-256 that it names")
+        return json.loads(text)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'state.json'} is damaged ({error}); the run cannot be resumed.") from error
 
 

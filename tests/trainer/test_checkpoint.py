@@ -144,3 +144,28 @@ def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / "training_state" / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="state.json is damaged"):
         checkpoint.read_whole_state(tmp_path / "training_state")
+
+
+def test_one_flipped_byte_anywhere_is_an_error(tmp_path):
+    file, model = tmp_path / "model.safetensors", Small()
+    checkpoint.save_weights(model, file)
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError):
+            checkpoint.load_weights(Small(), file)
+    file.write_bytes(whole)
+    checkpoint.load_weights(Small(), file)
+
+
+def test_one_flipped_byte_in_the_training_state_is_an_error(tmp_path):
+    model, folder = Small(), tmp_path / "training_state"
+    checkpoint.save_state(folder, model, torch.optim.Adam(model.table.parameters()), {"epoch": 3})
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for place in range(len(whole) // 50, len(whole), max(1, len(whole) // 50)):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(CheckpointError):
+                checkpoint.read_whole_state(folder)
+        file.write_bytes(whole)
+    assert checkpoint.read_whole_state(folder).values["epoch"] == 3
