@@ -729,8 +729,11 @@ class HistoryDataset(SequentialDataset):
         row, item : torch.LongTensor, shape (pairs,)
             ``row`` counts from 0 in the order of ``index``; a repeated item stands once.
         """
-        start = torch.from_numpy(self.offsets)[self.inter_feat[self.uid_field][index]]
-        return self._items_between(start, self.inter_feat[POSITION][index])
+        return self.items_before(self.inter_feat[self.uid_field][index], self.inter_feat[POSITION][index])
+
+    def items_before(self, user: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every item that users (B,) had before positions (B,) of :attr:`flat`; pairs as :meth:`history`."""
+        return self._items_between(torch.from_numpy(self.offsets)[user], position)
 
     def _items_between(self, start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         length = end - start

@@ -21,6 +21,7 @@ from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset, take
 from recbole_llm.data.views import WINDOWS, TrainRows, view_of
 from recbole_llm.errors import ConfigError
+from recbole_llm.evaluator import mask
 
 # Rows whose sampled items are drawn together: RecBole's sampler makes Python objects of every draw.
 DRAWN_AT_ONCE = 4096
@@ -91,6 +92,13 @@ class _ArrayLoader:
             user, target = data[self._dataset.uid_field], data[self._dataset.iid_field]
             data.update(Interaction({CANDIDATES: self.candidates.draw(user, target, fixed)}))
         return data
+
+    def _with_excluded(self, data: Interaction, history: mask.Pairs) -> Interaction:
+        return mask.exclude_from_choice(data, history, bool(self.config["mask_history"]))
+
+    @property
+    def _reads_excluded(self) -> bool:
+        return bool(getattr(self.config.model_class, "reads_excluded", False))
 
 
 class TrainLoader(_ArrayLoader, TrainDataLoader):
@@ -189,6 +197,9 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
         data = self._dataset.rows_at(position, length, with_next=self.rows.view == "sequence")
         if candidates:
             data.update(Interaction({CANDIDATES: candidates[0].long()}))
+        if self._reads_excluded:
+            user = self._dataset.flat[self._dataset.uid_field][position]
+            data = self._with_excluded(data, self._dataset.items_before(user, position))
         return self._neg_sampling(self.transform(self._dataset, self._with_candidates(data, fixed=False)))
 
 
@@ -217,8 +228,8 @@ class _EvaluationLoader(_ArrayLoader):
 class FullSortLoader(_EvaluationLoader, FullSortEvalDataLoader):
     """Evaluation batches ``(interaction, (row, seen item), row, target)``.
 
-    Unlike RecBole's, the second entry holds the whole history of every row, which its trainers then mask. Batches
-    shrink so that their scores stay below ``eval_score_memory_mb``.
+    Unlike RecBole's, the second entry holds the whole history of every row, see :mod:`recbole_llm.evaluator.mask`.
+    Batches shrink so that their scores stay below ``eval_score_memory_mb``.
 
     Attributes
     ----------
@@ -241,7 +252,10 @@ class FullSortLoader(_EvaluationLoader, FullSortEvalDataLoader):
         interaction = self.transform(self._dataset, self._with_candidates(self._dataset[index], fixed=True))
         if self.retrieved is not None:
             interaction.update(Interaction({CANDIDATES: self.retrieved[index]}))
-        return interaction, self._dataset.history(index), torch.arange(len(index)), interaction[self.iid_field]
+        history = self._dataset.history(index)
+        if self._reads_excluded:
+            interaction = self._with_excluded(interaction, history)
+        return interaction, history, torch.arange(len(index)), interaction[self.iid_field]
 
 
 class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from recbole_llm.errors import RecBoleLLMError
+from recbole_llm.evaluator.mask import Pairs, remove_history
 from recbole_llm.evaluator.topk import top_items
 
 # Scores that are ranked at once on a CPU.
@@ -109,7 +110,7 @@ class RankCollector:
         scores: torch.Tensor,
         user: torch.Tensor,
         target: torch.Tensor,
-        history: tuple[torch.Tensor, torch.Tensor],
+        history: Pairs,
         number: int = 0,
     ) -> None:
         """Add a batch.
@@ -158,7 +159,7 @@ class RankCollector:
             self._add(among=torch.where(member[target], rank, 0))
         if self.list_length:
             self._add(unmasked_lists=top_items(scores, self.list_length))
-            scores[rows, items] = -torch.inf
+            remove_history(scores, history)
             self._add(masked_lists=top_items(scores, self.list_length))
 
     def collected(self) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from recbole.data.interaction import Interaction
 from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import POSITION
 from recbole_llm.errors import ConfigError
+from recbole_llm.evaluator.mask import exclude_from_choice
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers
 
 # Training sessions on which the first model's scores are looked at for a quantile.
@@ -73,7 +74,9 @@ class EmbeddingEnsemble(Hybrid):
         found = []
         for rows in torch.arange(len(users)).split(256):
             limit = length[rows].clamp(max=dataset.max_item_list_len)
-            batch = dataset.rows_at(last[users][rows], limit).to(self.device)
+            batch = dataset.rows_at(last[users][rows], limit)
+            before = dataset.items_before(users[rows], last[users][rows])
+            batch = exclude_from_choice(batch, before, self.mask_history).to(self.device)
             scores = self.members[0].full_sort_predict(batch).masked_fill(~self.recommendable(batch), -torch.inf)
             found.append(scores.topk(self.list_length).values.flatten().cpu())
         scores = torch.cat(found)

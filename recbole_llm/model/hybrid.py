@@ -21,6 +21,7 @@ from recbole_llm.config.registry import own_models, stock_models
 from recbole_llm.config.values import nearest
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.evaluator.mask import EXCLUDED, excluded
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.run import submodel
 from recbole_llm.run.results import read_results
@@ -129,7 +130,8 @@ class Member:
         rows = submodel.newest(interaction, self._length_field, self.model.max_seq_length, self._list_suffix)
         if self._own_id is not None:
             own_id = self._own_id.to(rows[self._item_list].device)
-            rows = Interaction({**rows.interaction, self._item_list: own_id[rows[self._item_list]]})
+            own = {name: own_id[rows[name]] for name in (self._item_list, EXCLUDED) if name in rows}
+            rows = Interaction({**rows.interaction, **own})
         try:
             scores = self.model.full_sort_predict(rows)
         except NotImplementedError as error:
@@ -163,14 +165,14 @@ class TopList:
     ----------
     items, scores : torch.Tensor, shape (B, k)
         Best first, equal scores by smaller id; ``-inf`` where there are fewer than k.
-    history, history_scores : torch.Tensor, shape (B, L), optional
-        Items that cannot be recommended, under mask_history, and the model's scores of them.
+    excluded, excluded_scores : torch.Tensor, shape (B, W)
+        Items that cannot be recommended, padded with 0, and the model's scores of them.
     """
 
     items: torch.Tensor
     scores: torch.Tensor
-    history: torch.Tensor | None = None
-    history_scores: torch.Tensor | None = None
+    excluded: torch.Tensor
+    excluded_scores: torch.Tensor
 
 
 class Hybrid(SequentialRecommender):
@@ -188,6 +190,7 @@ class Hybrid(SequentialRecommender):
     """
 
     input_type = InputType.POINTWISE
+    reads_excluded = True
     setting: torch.Tensor
     member_digests: torch.Tensor
 
@@ -246,12 +249,11 @@ class Hybrid(SequentialRecommender):
     # ---- shared steps
 
     def recommendable(self, interaction: Interaction) -> torch.Tensor:
-        """Items that may be recommended, bool of shape (B, n_items): no padding, and no history under mask_history."""
-        items = interaction[self.ITEM_SEQ]
-        allowed = torch.ones(len(items), self.n_items, dtype=torch.bool, device=items.device)
+        """Items that may be recommended, bool of shape (B, n_items)."""
+        left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
+        allowed = torch.ones(len(left_out), self.n_items, dtype=torch.bool, device=left_out.device)
+        allowed.scatter_(1, left_out, False)
         allowed[:, 0] = False
-        if self.mask_history:
-            allowed.scatter_(1, items, False)
         return allowed
 
     def best(self, scores: torch.Tensor, interaction: Interaction, k: int) -> TopList:
@@ -261,10 +263,8 @@ class Hybrid(SequentialRecommender):
         values, items = values.gather(1, by_id), items.gather(1, by_id)
         order = values.argsort(dim=1, descending=True, stable=True)
         values, items = values.gather(1, order), items.gather(1, order)
-        if not self.mask_history:
-            return TopList(items, values)
-        history = interaction[self.ITEM_SEQ][:, : int(interaction[self.ITEM_SEQ_LEN].max())]
-        return TopList(items, values, history, scores.gather(1, history))
+        left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
+        return TopList(items, values, left_out, scores.gather(1, left_out))
 
     # ---- files
 
@@ -303,7 +303,7 @@ class Hybrid(SequentialRecommender):
 def compose(top: TopList, items: torch.Tensor, chosen: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """Scores of lists that start with chosen items and go on in the order of ``base``.
 
-    History items stand above as many chosen items as have a smaller score in the model of ``top``, so that a ranking
+    Excluded items stand above as many chosen items as have a smaller score in the model of ``top``, so that a ranking
     without history mask is what that model would give.
 
     Parameters
@@ -327,14 +327,12 @@ def compose(top: TopList, items: torch.Tensor, chosen: torch.Tensor, base: torch
     step = highest.abs().clamp(min=1) * 1e-4
     place = chosen.cumsum(1) - 1
     scores = base.scatter(1, items, torch.where(chosen, highest + step * (k - place), base.gather(1, items)))
-    if top.history is not None and top.history_scores is not None:
-        marks = torch.zeros_like(base, dtype=torch.bool).scatter_(1, items, chosen)
-        known = top.scores.masked_fill(~marks.gather(1, top.items), -torch.inf).sort(dim=1, descending=True).values
-        above = torch.searchsorted(-known, -top.history_scores.contiguous())
-        between = (above < chosen.sum(1, keepdim=True)) & (top.history > 0)
-        raised = highest + step * (k - above + 0.5)
-        scores.scatter_(1, top.history, torch.where(between, raised, base.gather(1, top.history)))
-    return scores
+    marks = torch.zeros_like(base, dtype=torch.bool).scatter_(1, items, chosen)
+    known = top.scores.masked_fill(~marks.gather(1, top.items), -torch.inf).sort(dim=1, descending=True).values
+    above = torch.searchsorted(-known, -top.excluded_scores.contiguous())
+    between = (above < chosen.sum(1, keepdim=True)) & (top.excluded > 0)
+    raised = highest + step * (k - above + 0.5)
+    return scores.scatter_(1, top.excluded, torch.where(between, raised, base.gather(1, top.excluded)))
 
 
 def numbers(config: Any, key: str, grid_key: str, low: float, high: float, whole: bool = False) -> list[list[float]]:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from recbole_llm.config.values import at_least, choice
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.ranking import reorder
 from recbole_llm.llm.backbone import (
@@ -76,6 +77,7 @@ class LlamaRec(SequentialRecommender):
     train_view = "prefix"
     needs_item_text = True
     draws_negatives = True
+    reads_excluded = True
     stages_start_afresh = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -318,8 +320,8 @@ class LlamaRec(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items): the retriever's, the candidates' in the ranker's order.
 
-        Candidates come with the batch. Where they do not, they are the retriever's first items outside the history
-        that the batch shows.
+        Candidates come with the batch. Where they do not, they are the retriever's first items that may be
+        recommended.
         """
         scores = self.retriever_scores(interaction)
         if self.ranker is None:
@@ -337,9 +339,8 @@ class LlamaRec(SequentialRecommender):
         return reorder(scores, candidates, ranking)
 
     def _candidates(self, scores: torch.Tensor, interaction: Interaction) -> torch.Tensor:
-        if self.mask_history:
-            scores = scores.scatter(1, interaction[self.ITEM_SEQ], -torch.inf)
-        return top_items(scores, self.n_candidates)
+        left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
+        return top_items(without(scores, left_out), self.n_candidates)
 
     @torch.no_grad()
     def rank(

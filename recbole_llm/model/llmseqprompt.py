@@ -23,6 +23,7 @@ from transformers import GenerationConfig
 
 from recbole_llm.config.values import at_least, choice
 from recbole_llm.errors import ConfigError
+from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm.backbone import load_tokenizer, position_limit
 from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
@@ -82,6 +83,7 @@ class LLMSeqPrompt(SequentialRecommender):
 
     train_view = "prefix"
     needs_item_text = True
+    reads_excluded = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -286,11 +288,9 @@ class LLMSeqPrompt(SequentialRecommender):
     # ---- what is asked and answered
 
     def _similar(self, interaction: Interaction) -> torch.Tensor:
-        """LLMSeqSim's scores, (B, n_items): ``-inf`` what cannot be named or, under ``mask_history``, recommended."""
+        """LLMSeqSim's scores, (B, n_items): ``-inf`` what cannot be named or recommended."""
         scores = self.seqsim.full_sort_predict(interaction).masked_fill(~self.named, -torch.inf)
-        if self.mask_history:
-            scores = scores.scatter(1, interaction[self.ITEM_SEQ], -torch.inf)
-        return scores
+        return without(scores, excluded(interaction, self.ITEM_SEQ, self.mask_history))
 
     def teacher(self, interaction: Interaction) -> torch.Tensor:
         """Answers that training teaches, item ids of shape (B, 1) or (B, list_length); 0 at the end is none.
@@ -448,8 +448,10 @@ class LLMSeqPrompt(SequentialRecommender):
         self, answers: list[list[str]], interaction: Interaction, candidates: torch.Tensor | None
     ) -> list[list[int]]:
         """Items of answers, best first, and what is counted on the way."""
-        histories = [set(row) - {0} for row in interaction[self.ITEM_SEQ].tolist()]
-        out = histories if self.mask_history else [set() for _ in histories]
+        left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
+        out = [set(row) - {0} for row in left_out.tolist()]
+        shown = interaction[self.ITEM_SEQ].tolist()
+        histories = [items | set(row) - {0} for items, row in zip(out, shown, strict=True)]
         if self.single:
             written = [[normalised(name) for name in answer] for answer in answers]
             lists = map_set(written, out, self.names, self.nearest)

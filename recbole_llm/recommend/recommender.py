@@ -23,6 +23,7 @@ from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import FullSortLoader
 from recbole_llm.errors import DataError, UnsupportedError
+from recbole_llm.evaluator.mask import Pairs, exclude_from_choice, remove_history
 from recbole_llm.evaluator.ranks import ScoreError
 from recbole_llm.evaluator.topk import SCORES_AT_ONCE, top_k, top_k_of_products
 from recbole_llm.recommend.products import Products, products_of
@@ -31,8 +32,6 @@ from recbole_llm.text.item_text import item_text_of
 
 HISTORIES = ("all", "valid", "test")
 UNKNOWN = ("error", "skip")
-# Row and item of what stands in a history.
-Pairs = tuple[torch.Tensor, torch.Tensor]
 
 
 class Recommendation(NamedTuple):
@@ -217,7 +216,7 @@ class Recommender:
         if history == "all":
             for part in wanted.split(self._batch if self._products else self._rows):
                 rows, pairs = self.dataset_of_everything.after_last(part)
-                lists = self._best(self._transformed(rows), pairs if masked else None, k, allowed)
+                lists = self._best(self._transformed(rows, pairs), pairs if masked else None, k, allowed)
                 yield TopK(lists.item, lists.score, part)
             return
         loader = self._evaluation(history)
@@ -309,7 +308,7 @@ class Recommender:
         products = self._needed_products()
         for index in self._users(users, history, unknown).split(self._batch):
             if history == "all":
-                rows = self._transformed(self.dataset_of_everything.after_last(index)[0])
+                rows = self._transformed(*self.dataset_of_everything.after_last(index))
             else:
                 rows = self._evaluation(history).collate_fn(index)[0]
             user = rows[self.dataset.uid_field].cpu().numpy()
@@ -500,13 +499,18 @@ class Recommender:
         counts = torch.tensor([len(history) for history in histories])
         row = torch.repeat_interleave(torch.arange(len(histories)), counts)
         item = torch.tensor([item for history in histories for item in history])
-        return self._transformed(rows), (row, item)
+        return self._transformed(rows, (row, item)), (row, item)
 
-    def _transformed(self, rows: Interaction) -> Interaction:
+    def _transformed(self, rows: Interaction, history: Pairs) -> Interaction:
+        """Rows as the model reads them, like a batch of the evaluation."""
         try:
-            return self.run.train_data.transform(self.dataset, rows)
+            rows = self.run.train_data.transform(self.dataset, rows)
         except KeyError as error:
             raise self._reads_more(error) from error
+        if not getattr(self.config.model_class, "reads_excluded", False):
+            return rows
+        # As in the run, whatever the lists leave out in the end: it is part of the model's scores.
+        return exclude_from_choice(rows, history, bool(self.config["mask_history"]))
 
     # ---- scores
 
@@ -533,7 +537,7 @@ class Recommender:
         def probe() -> Interaction:
             dataset = self.dataset_of_everything
             users = torch.from_numpy(np.flatnonzero(np.diff(dataset.offsets))[:32])
-            return self._transformed(dataset.after_last(users)[0]).to(self.device)
+            return self._transformed(*dataset.after_last(users)).to(self.device)
 
         return products_of(self.model, probe, self._scores, self.run.trainer.autocast)
 
@@ -597,7 +601,7 @@ class Recommender:
         if torch.isnan(scores[:, 1:]).any():
             raise ScoreError(f"{self.config['model']} gave scores that are NaN: training diverged.")
         if history is not None:
-            scores[history[0].to(self.device), history[1].to(self.device)] = -torch.inf
+            remove_history(scores, history)
         if allowed is not None:
             scores[:, ~allowed.to(self.device)] = -torch.inf
         values, items = top_k(scores, k)

@@ -67,7 +67,9 @@ def test_composed_lists_keep_the_order_below():
     base = torch.tensor([[-torch.inf, 5.0, 3.0, 4.0, 1.0], [-torch.inf, 1e4, -1e4, 0.0, 1.0]])
     items = torch.tensor([[4, 2, 1], [2, 3, 4]])
     chosen = torch.tensor([[True, False, True], [True, True, False]])
-    scores = compose(TopList(items, torch.zeros(2, 3)), items, chosen, base)
+    scores = compose(
+        TopList(items, torch.zeros(2, 3), torch.zeros(2, 1).long(), torch.zeros(2, 1)), items, chosen, base
+    )
     assert scores.argsort(descending=True, stable=True).tolist() == [[4, 1, 3, 2, 0], [2, 3, 1, 4, 0]]
     assert base[0, 4] == 1.0  # not changed
 
