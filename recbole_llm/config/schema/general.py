@@ -1,0 +1,142 @@
+"""Settings of every run that RecBole does not have, by concern; defaults and comments: ``props/overall.yaml``."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from recbole_llm.config.schema.section import Section
+from recbole_llm.config.types import (
+    AboveZero,
+    Bounds,
+    Count,
+    Name,
+    Positive,
+    Seed,
+    Share,
+    Text,
+    TextName,
+)
+
+Control = Literal["none", "random_vectors", "shuffled_text", "shuffled_history", "shuffled_history_train"]
+DType = Literal["float32", "bfloat16", "float16", "auto"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(Section):
+    """What is trained and tested on, and how results are counted."""
+
+    protocol: Literal["eval_args", "loo", "temporal_session"]
+    temporal_session_test_ratio: Annotated[float, Bounds(gt=0, lt=1)]
+    temporal_session_valid_ratio: Annotated[float, Bounds(ge=0, lt=1)]
+    temporal_session_valid_max: Positive
+    temporal_session_seed: Seed
+    temporal_session_fold: Positive | None
+    temporal_session_folds: Positive
+    allow_rank_times: bool
+    mask_history: bool
+    time_order: Literal["exact", "recbole"]
+    popularity_counts: Literal["train", "all"]
+    tail_ratio: Share | None
+    valid_users_sample: Positive | None
+    eval_score_memory_mb: Positive
+    timing_batches: Count
+    control: Control
+    control_seed: Seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """What is read, and what one training row is."""
+
+    encoding: Name | None
+    cold_items: Annotated[float, Bounds(ge=0, lt=1)]
+    cold_items_seed: Seed
+    cold_items_in_history: bool
+    item_text: TextName | list[Name] | None
+    item_title: TextName | list[Name] | None
+    item_vectors: TextName | None
+    item_vectors_missing: Literal["error", "zero"]
+    train_view: Literal["prefix", "segment", "p5", "sequence"] | None
+    windows: Literal["all", "original", "newest"]
+    max_train_rows_per_user: Positive | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(Section):
+    """The language model that reads item texts: which one, from where and in which type."""
+
+    llm: TextName
+    llm_revision: TextName | None
+    llm_cache_dir: TextName | None
+    llm_local_files_only: bool
+    llm_token: TextName | None
+    llm_dtype: DType
+    llm_trust_remote_code: bool
+    llm_attn_implementation: Attention | None
+    embedding_cache_dir: TextName | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Section):
+    """Optimisation beyond RecBole's keys, and what a run starts from."""
+
+    amp: Literal["bf16", "fp16"] | None
+    accumulate_grad_batches: Positive
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    warmup_ratio: Share
+    warmup_updates: Count | None
+    eval_updates: Positive | None
+    adam_eps: AboveZero
+    decay_groups: Literal["all", "no_bias_norm"]
+    save_state: bool
+    init_from: TextName | None
+    resume: TextName | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes(Section):
+    """Several processes, a device each."""
+
+    nproc: Positive
+    world_size: Literal[-1] | Positive
+    group_offset: Count
+    offset: Count | None
+    local_rank: Any
+    ip: Name
+    port: Annotated[int, Bounds(ge=1, le=65535)] | None
+    distributed_timeout: Positive
+    find_unused_parameters: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoke(Section):
+    """A run with few users and a tiny random language model: does a configuration work?"""
+
+    smoke: bool
+    smoke_users: Positive
+    smoke_interactions: Positive
+    smoke_settings: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Section):
+    """Which settings files are read."""
+
+    config_files: Text | list[Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Section):
+    """Keys of a comparison; defaults and comments: ``props/compare.yaml``."""
+
+    models: list[Any] | None
+    seeds: Seed | list[Seed] | None
+    baselines: Name | list[Name] | None
+    significance_test: Literal["t-test", "permutation", "wilcoxon"]
+    significance_level: Annotated[float, Bounds(gt=0, lt=1)]
+    reuse: bool
+    comparison_dir: TextName | None
+    open: bool
+
+
+GENERAL: tuple[type[Section], ...] = (Protocol, Data, LanguageModel, Training, Processes, Smoke, Files)

@@ -1,0 +1,415 @@
+"""Settings of our models: blocks that several share, then one section a model, named after it.
+
+Defaults and comments: ``props/model/<Model>.yaml`` and, for shared blocks, ``props/common/``.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from recbole_llm.config.schema.general import Attention, DType
+from recbole_llm.config.schema.recbole import Activation
+from recbole_llm.config.schema.section import InnerSettings, Section
+from recbole_llm.config.types import (
+    AboveZero,
+    Bounds,
+    Count,
+    Dropout,
+    Name,
+    NonNegative,
+    Note,
+    Positive,
+    Rule,
+    Seed,
+    Share,
+    TextName,
+)
+
+AtLeastTwo = Annotated[int, Bounds(ge=2)]
+SomeTexts = Annotated[list[Name], Rule(bool, "a list of texts, one at least")]
+Initial = Literal["pretrained", "scratch"]
+Pooling = Literal["auto", "mean", "mean_no_eos", "mean_padded", "cls", "pooler", "last", "sentence"]
+Reduction = Literal["none", "pca", "random_projection", "lda", "autoencoder"]
+Decay = Literal[
+    "none",
+    "constant_linear",
+    "scaling_linear",
+    "scaling_quadratic",
+    "scaling_cubic",
+    "log",
+    "harmonic",
+    "harmonic_squared",
+]
+InnerModel = TextName | Annotated[dict[str, Any], InnerSettings("LLMSeqSim")]
+Grid = Share | Annotated[list[Share], Rule(bool, "a list of numbers from 0 to 1, one at least")] | None
+# What trains nothing.
+NoEpochs = Annotated[Literal[0], Note("there is nothing to train")]
+NoNegatives = Annotated[None, Note("there is nothing to train")]
+
+
+# ---- blocks that several models share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemLoss(Section):
+    """Loss of hidden states against the catalogue."""
+
+    loss: Literal["ce", "sampled_softmax", "gbce"]
+    loss_type: Annotated[Literal["CE"], Note("this key is RecBole's; the loss of this model is set by `loss`")]
+    num_negatives: Positive
+    negatives: Literal["auto", "shared", "per_target"]
+    negative_distribution: Literal["uniform", "popularity", "in_batch"]
+    negative_alpha: Annotated[float, Bounds()]
+    logq: bool
+    gbce_t: Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemText(Section):
+    """How an item's text becomes a vector."""
+
+    item_pooling: Pooling
+    item_max_tokens: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced(ItemText):
+    """Fewer columns for the text vectors."""
+
+    dim_reduction: Reduction
+    reduced_dim: Positive | None
+    reduction_fit: Literal["catalogue", "train"]
+    lda_class_field: Name | None
+    normalize: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptor(Section):
+    """From a text vector to the width of the model."""
+
+    adaptor: Literal["none", "linear", "mlp", "moe"] | None
+    adaptor_hidden_size: Positive | None
+    adaptor_experts: Positive
+    adaptor_dropout: Dropout
+    residual_id: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecLLM(Section):
+    """A second language model; what is blank or absent is that of ``llm``."""
+
+    rec_llm: TextName | None
+    rec_llm_init: Initial
+    rec_llm_revision: TextName | None
+    rec_llm_cache_dir: TextName | None
+    rec_llm_local_files_only: bool | None
+    rec_llm_token: TextName | None
+    rec_llm_dtype: DType | None
+    rec_llm_trust_remote_code: bool | None
+    rec_llm_attn_implementation: Attention | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Section):
+    """How a causal language model is fine-tuned."""
+
+    load_in_4bit: bool
+    tuning: Literal["lora", "full", "none"]
+    lora_r: Positive
+    lora_alpha: AboveZero
+    lora_dropout: Dropout
+    lora_target_modules: Name | Annotated[list[Name], Rule(bool, "names of layers")]
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untrained(Section):
+    """Models without a parameter to train."""
+
+    epochs: NoEpochs
+    train_neg_sample_args: NoNegatives
+
+
+# ---- sequential models on text vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTable(Reduced, Adaptor, ItemLoss):
+    """A sequential model whose item table starts from text vectors."""
+
+    llm_init: bool
+    whiten: bool
+    init_scale: Literal["none", "match_base"]
+    freeze_item_embedding: bool
+    backbone: Literal["recbole", "paper"]
+    paper_unmasked_padding: bool
+    output_head: bool | None
+    output_bias: Literal["none", "item"]
+    hidden_size: Positive
+    hidden_act: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLM2SASRec(TextTable):
+    """SASRec on text vectors."""
+
+    n_layers: Positive
+    n_heads: Positive
+    inner_size: Positive
+    hidden_dropout_prob: Dropout
+    attn_dropout_prob: Dropout
+    layer_norm_eps: AboveZero
+    initializer_range: NonNegative
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLM2BERT4Rec(LLM2SASRec):
+    """BERT4Rec on text vectors."""
+
+    mask_ratio: Annotated[float, Bounds(gt=0, le=1)]
+    n_mask_copies: Count
+    n_last_copies: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLM2GRU4Rec(TextTable):
+    """GRU4Rec on text vectors."""
+
+    embedding_size: Positive
+    num_layers: Positive
+    dropout_prob: Dropout
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRURec(ItemLoss):
+    """Linear recurrent units."""
+
+    hidden_size: Positive
+    state_size: Positive
+    inner_size: Positive
+    n_layers: Positive
+    dropout: Dropout
+    r_min: Annotated[float, Bounds(ge=0, lt=1)]
+    r_max: Annotated[float, Bounds(gt=0, le=1)]
+    initializer_range: NonNegative
+    first_item_target: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteLLM4Rec(ItemText, Adaptor, RecLLM, ItemLoss):
+    """Item LLM, Recommendation LLM and a head over the catalogue."""
+
+    item_llm_mode: Literal["two_stage", "frozen", "joint", "joint_then_two_stage"]
+    share_llm: bool
+    scratch_shape: dict[str, Any] | None
+    seq_pool: Literal["mean", "last"]
+    input_scale: Literal["none", "rms", "learned"]
+    fix_rec_llm: bool
+    head_init: Literal["default", "items"]
+    fix_head: bool
+    train_strategy: Literal["sampling", "all"]
+    dropout: Dropout | None
+    dropout_place: Literal["t5", "vectors", "pooled", "vectors+pooled"]
+    stage2_learning_rate: NonNegative | None
+    stage2_epochs: Count | None
+    task: Literal["sequential", "topn"]
+    topn_negatives: Positive
+    topn_input: Literal["history_candidates", "candidates"]
+
+
+# ---- language models that read prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaRec(LoRA):
+    """A retriever, then a causal language model that ranks."""
+
+    retriever: TextName
+    retriever_settings: Annotated[dict[str, Any], InnerSettings("LRURec", named_by="retriever")]
+    retriever_learning_rate: NonNegative | None
+    retriever_epochs: Count | None
+    n_candidates: AtLeastTwo
+    llm_init: Initial
+    prompt: TextName
+    max_history: Positive
+    max_title_tokens: Positive | None
+    max_prompt_length: Positive
+    label_words: list[Name] | None
+    verbalizer: Literal["in_context", "original"]
+    ranker_loss: Literal["letter_eos", "letter", "candidates"]
+    loss_type: Literal["CE"]
+    train_negatives: Literal["random", "retriever"]
+    negative_pool: Positive
+    length_bucketing: bool
+    rank_batch_size: Positive
+    shuffle_candidates: bool
+    permutations: Positive
+    retriever_weight: Share
+    skip_users_without_target: Literal["never", "valid", "always"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMSeqPrompt(LoRA, RecLLM, ItemText):
+    """A causal language model that writes titles."""
+
+    variant: Literal["genitem", "genlist", "classify", "rank"]
+    list_length: Positive
+    prompt_style: Literal["chat", "completion"]
+    prompt: TextName | None
+    clusters: AtLeastTwo
+    classify_expand: bool
+    seqsim_settings: Annotated[dict[str, Any], InnerSettings("LLMSeqSim")]
+    max_history: Positive
+    max_title_tokens: Positive | None
+    max_prompt_tokens: Positive | None
+    length_bucketing: bool
+    loss_type: Literal["CE"]
+    decoding: Literal["sample", "beam", "trie"]
+    temperature: NonNegative
+    top_p: Annotated[float, Bounds(gt=0, le=1)]
+    n_samples: Positive
+    max_new_tokens: Positive | None
+    generate_batch_size: Positive
+    unknown_names: Literal["nearest", "drop"]
+    fill: Literal["seqsim", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generative(Section):
+    """A T5 that writes the code of an item: P5, POD and LightLM."""
+
+    rec_llm_init: Initial
+    scratch_shape: dict[str, Any] | None
+    feed_forward_size: Positive | None
+    digit_embedding_range: AboveZero | None
+    dropout: Dropout | None
+    item_index: Literal["random", "sequential_train", "sequential_full", "collaborative", "sci", "gci", "title"]
+    item_index_seed: Seed
+    item_index_clusters: AtLeastTwo | None
+    item_index_cluster_size: AtLeastTwo | None
+    item_index_factors: Positive | None
+    item_index_subspaces: Positive | None
+    item_index_codewords: AtLeastTwo | None
+    item_repr: Literal["index", "title"]
+    item_prefix: str | None
+    target_prefix: str | None
+    templates: SomeTexts
+    test_template: Count | Name
+    separators: Annotated[list[str], Rule(bool, "a list of texts, one at least")]
+    topn_templates: SomeTexts
+    topn_test_template: Count | Name
+    soft_prompts: Count
+    whole_word: Literal["entity", "word", "none"]
+    whole_word_size: Positive
+    whole_word_std: NonNegative
+    whole_word_at_test: bool
+    max_prompt_tokens: Positive
+    prompt_cut: Literal["oldest", "right"]
+    head: Literal["decoder", "projection"]
+    decoding: Literal["unconstrained", "trie", "exact"]
+    beams: Positive
+    length_penalty: Annotated[float, Bounds()]
+    early_stopping: bool
+    max_new_tokens: Positive | None
+    task: Literal["sequential", "topn"]
+    topn_negatives: Positive
+    loss_type: Literal["CE"]
+    loss_reduction: Literal["token", "sample"]
+    pad_in_loss: bool
+    unmasked_cross_attention: bool
+
+
+# ---- models without training
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMSeqSim(Reduced, Untrained):
+    """Items most similar to the history."""
+
+    combine: Literal["mean", "last"]
+    decay: Decay
+    similarity: Literal["dot", "cosine", "euclidean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VSKNN(Untrained):
+    """Nearest neighbours among sessions."""
+
+    neighbors: Positive
+    sample_size: Positive
+    sampling: Literal["random", "recent"]
+    similarity: Literal["dot", "cosine"]
+    decay: Decay
+    idf: bool
+    sequential_weight: bool
+    followers_only: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxIdRule(Untrained):
+    """The rule of the largest id."""
+
+    item_index: Literal["random", "sequential_train", "sequential_full", "internal"]
+    item_index_seed: Seed
+    loss_type: Literal["CE"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingEnsemble(Untrained):
+    """The head of one list, then another."""
+
+    first_model: InnerModel
+    second_model: InnerModel
+    ensemble_mode: Literal["rank", "confidence"]
+    cutoff: Count
+    cutoff_grid: Count | Annotated[list[Count], Rule(bool, "a list of whole numbers, one at least")] | None
+    confidence: Annotated[float, Bounds(ge=-1, le=1)]
+    confidence_grid: Annotated[list[float], Rule(bool, "a list of numbers, one at least")] | float | None
+    confidence_kind: Literal["score", "quantile"]
+    list_length: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMSeqSimPopularity(Untrained):
+    """LLMSeqSim without unpopular items."""
+
+    similar_model: InnerModel
+    candidates: Positive
+    popularity_quantile: Share
+    popularity_quantile_grid: Grid
+    list_length: Positive
+    diversity_quantile: Share | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMSeqSimSequential(Untrained):
+    """A sequential model for popular items, LLMSeqSim for the others."""
+
+    popular_model: InnerModel | None
+    unpopular_model: InnerModel
+    popularity_quantile: Share
+    popularity_quantile_grid: Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreEnsemble(Untrained):
+    """Weighted mean of the scores of several models."""
+
+    members: list[InnerModel] | Name | None
+    weights: Annotated[list[NonNegative], Rule(lambda weights: sum(weights) > 0, "weights, not all 0")] | None
+    weights_grid: Positive | list[Any] | None
+    score_norm: Literal["zscore", "minmax", "softmax", "rank", "none"]
+    softmax_temperature: AboveZero
+    rank_constant: AboveZero
+
+
+MODELS: dict[str, type[Section]] = {
+    **{name: Generative for name in ("P5", "POD", "LightLM")},
+    **{
+        section.__name__: section
+        for section in (
+            *(LLM2SASRec, LLM2BERT4Rec, LLM2GRU4Rec, LRURec, LiteLLM4Rec, LlamaRec, LLMSeqPrompt),
+            *(LLMSeqSim, VSKNN, MaxIdRule, EmbeddingEnsemble, LLMSeqSimPopularity, LLMSeqSimSequential, ScoreEnsemble),
+        )
+    },
+    "MostPopular": Untrained,
+}

@@ -1,0 +1,60 @@
+"""What a section of the schema is: a dataclass whose annotations are the types of settings."""
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+from recbole_llm.config.types import unwrap
+
+SectionT = TypeVar("SectionT", bound="Section")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Settings that belong together, by the names that files and the command line use.
+
+    Defaults and their comments stand in ``props/``; here is what a value may be.
+
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Optimizer(Section):
+    ...     learning_rate: float
+    >>> Optimizer.of({"learning_rate": 1})
+    Optimizer(learning_rate=1.0)
+    """
+
+    @classmethod
+    def types(cls) -> dict[str, Any]:
+        """Return the annotation of every setting."""
+        return dict(_types(cls))
+
+    @classmethod
+    def of(cls: type[SectionT], config: Any) -> SectionT:
+        """Read the section from a configuration, whole numbers as floats where a float is declared."""
+        values = {}
+        for name, kind in _types(cls).items():
+            value = config[name]
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            values[name] = float(value) if whole and unwrap(kind)[0] is float else value
+        return cls(**values)
+
+
+@cache
+def _types(section: type[Section]) -> dict[str, Any]:
+    hints = get_type_hints(section, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(section)}
+
+
+@dataclass(frozen=True)
+class InnerSettings:
+    """Mark a mapping that holds the settings of a model inside the model.
+
+    Parameters
+    ----------
+    model : str
+        Whose settings they are where nothing else says so.
+    named_by : str, optional
+        Setting that names the inner model; otherwise the entry ``model`` of the mapping does.
+    """
+
+    model: str
+    named_by: str | None = None

@@ -1,0 +1,166 @@
+"""The schema against the property files, which hold defaults and comments."""
+
+import re
+
+import pytest
+
+from recbole_llm.config.registry import RECBOLE_ROOT, load_yaml, own_models, property_file, props_dir, stock_models
+from recbole_llm.config.schema import Comparison, general_sections, is_text, sections_of, types_of, value_problem
+from recbole_llm.config.schema.models import MODELS
+from recbole_llm.config.schema.recbole import LEARNERS, METRICS, STOCK_MODELS
+from recbole_llm.config.types import is_optional
+
+SHARED = (
+    RECBOLE_ROOT / "properties" / "overall.yaml",
+    RECBOLE_ROOT / "properties" / "dataset" / "sample.yaml",
+    props_dir() / "overall.yaml",
+)
+WHERE = {
+    "overall": "a section of recbole_llm/config/schema/general.py",
+    "compare": "Comparison in recbole_llm/config/schema/general.py",
+}
+# What a user gives, and what RecBole's configuration derives.
+WITHOUT_DEFAULT = {"model", "dataset", "local_rank"}
+
+
+def own_files():
+    return [
+        props_dir() / "overall.yaml",
+        props_dir() / "compare.yaml",
+        *sorted((props_dir() / "model").glob("*.yaml")),
+    ]
+
+
+def types_for(path):
+    if path.stem == "compare":
+        return Comparison.types()
+    return types_of(path.stem if path.parent.name == "model" else None)
+
+
+@pytest.mark.parametrize("path", own_files(), ids=lambda path: path.stem)
+def test_every_key_of_a_property_file_is_declared(path):
+    missing = sorted(set(property_file(path)) - set(types_for(path)))
+    where = WHERE.get(path.stem, f"the section {path.stem} in recbole_llm/config/schema/models.py")
+    assert not missing, f"declare {', '.join(missing)} of {path.name} with its type in {where}"
+
+
+@pytest.mark.parametrize("path", own_files(), ids=lambda path: path.stem)
+def test_every_default_is_of_its_declared_type(path):
+    content = property_file(path)
+    problems = [value_problem(key, value, types_for(path), content) for key, value in content.items()]
+    assert [text for text in problems if text] == []
+
+
+def test_every_general_setting_has_a_default():
+    given = {key for path in SHARED for key in property_file(path)}
+    declared = {key for section in general_sections() for key in section.types()}
+    assert declared - given - WITHOUT_DEFAULT == set()
+    assert given - declared == set()
+    assert set(Comparison.types()) == set(property_file(props_dir() / "compare.yaml"))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_setting_of_a_model_has_a_default_or_may_be_absent(name):
+    given = set(property_file(props_dir() / "model" / f"{name}.yaml"))
+    absent = {key for key, kind in MODELS[name].types().items() if key not in given and not is_optional(kind)}
+    assert absent == set(), f"give them a default in props/model/{name}.yaml, or drop them from the section {name}"
+
+
+def test_every_own_model_has_a_section():
+    assert sorted(MODELS) == own_models(), "declare the settings of each model in recbole_llm/config/schema/models.py"
+
+
+@pytest.mark.parametrize("name", stock_models())
+def test_defaults_of_recboles_models_are_of_their_types(name):
+    content = property_file(RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml")
+    types = types_of(name, content)
+    assert set(content) <= set(types)
+    assert [text for key, value in content.items() if (text := value_problem(key, value, types))] == []
+
+
+def test_the_hand_table_of_recboles_models_names_their_keys():
+    given = {
+        key for name in stock_models() for key in property_file(RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml")
+    }
+    assert set(STOCK_MODELS) - given <= {"eta", "beta"}  # of transforms
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*props_dir().glob("paper/*.yaml"), *props_dir().glob("preset/*.yaml")]), ids=lambda path: path.stem
+)
+def test_every_value_of_a_preset_is_of_its_declared_type(path):
+    content = load_yaml(path)
+    types = {**Comparison.types(), **types_of(content.get("model"))}
+    assert [text for key, value in content.items() if (text := value_problem(key, value, types, content))] == []
+
+
+@pytest.mark.parametrize("path", own_files(), ids=lambda path: path.stem)
+def test_the_type_in_a_comment_is_that_of_the_declaration(path):
+    """`(int)`, `(list of str)`, `(int or str)`: the first word names the type of the default, where it has one."""
+    words = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict"}
+    content, comments = property_file(path), {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"(\w+):.*?\s# \(([\w ]+)\)", line):
+            comments[match[1]] = match[2]
+    for key, value in content.items():
+        assert key in comments, f"{key}: give its type in a comment, like `# (int) ...`"
+        allowed = set(re.findall(r"\w+", comments[key]))
+        if value is not None:
+            assert words[type(value)] in allowed or (type(value) is int and "float" in allowed), key
+
+
+def test_choices_are_those_of_the_code():
+    from recbole_llm.data.controls import CONTROLS
+    from recbole_llm.data.views import VIEWS, WINDOWS
+    from recbole_llm.evaluator.metrics import available_metrics
+    from recbole_llm.layer.adaptor import ADAPTORS
+    from recbole_llm.layer.item_loss import DISTRIBUTIONS, LOSSES
+    from recbole_llm.llm.spec import DTYPES
+    from recbole_llm.model.llm2sequential import ACTIVATIONS
+    from recbole_llm.model.llmseqsim import DECAYS, SIMILARITIES
+    from recbole_llm.prompt.item_index import SCHEMES
+    from recbole_llm.text.pooling import POOLINGS
+    from recbole_llm.text.reduction import REDUCTIONS
+    from recbole_llm.trainer.trainer import LEARNERS as OF_THE_TRAINER
+
+    assert set(METRICS) == set(available_metrics())
+    assert set(LEARNERS) == set(OF_THE_TRAINER)
+    for model, key, options in (
+        (None, "control", CONTROLS),
+        (None, "windows", WINDOWS),
+        (None, "train_view", VIEWS),
+        (None, "llm_dtype", DTYPES),
+        ("LLM2SASRec", "loss", LOSSES),
+        ("LLM2SASRec", "negative_distribution", DISTRIBUTIONS),
+        ("LLM2SASRec", "adaptor", ADAPTORS),
+        ("LLM2SASRec", "hidden_act", tuple(ACTIVATIONS)),
+        ("LLM2SASRec", "item_pooling", POOLINGS),
+        ("LLM2SASRec", "dim_reduction", tuple(REDUCTIONS)),
+        ("LLMSeqSim", "decay", tuple(DECAYS)),
+        ("LLMSeqSim", "similarity", SIMILARITIES),
+        ("P5", "item_index", SCHEMES),
+    ):
+        kind = types_of(model)[key]
+        assert all(value_problem(key, option, {key: kind}) is None for option in options), key
+        assert value_problem(key, "no such choice", {key: kind}) is not None, key
+
+
+def test_settings_of_a_model_inside_a_model_are_checked():
+    types = types_of("LlamaRec")
+    assert value_problem("retriever_settings", {"dropout": 0.4}, types, {"retriever": "LRURec"}) is None
+    text = value_problem("retriever_settings", {"dropout": 4}, types, {"retriever": "LRURec"})
+    assert text is not None and text.startswith("retriever_settings: invalid value for dropout: 4")
+    text = value_problem("first_model", {"similarity": "cosin"}, types_of("EmbeddingEnsemble"))
+    assert text is not None and "Did you mean 'cosine'?" in text
+
+
+def test_text_is_never_parsed_and_says_so():
+    for key in ("model", "dataset", "llm_revision", "item_text", "item_inter_num_interval", "config_files", "prompt"):
+        assert is_text(key), key
+    for key in ("epochs", "topk", "lora_target_modules", "test_template", "gpu_id", "eval_args", "llm_dtype"):
+        assert not is_text(key), key
+
+
+def test_sections_of_a_model_end_with_its_own():
+    assert sections_of("LRURec")[-1] is MODELS["LRURec"]
+    assert sections_of("SASRec") == general_sections()
