@@ -21,6 +21,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch.nn import functional
 
+from recbole_llm.config.registry import get_model
 from recbole_llm.config.values import at_least, choice
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import CheckpointError, ConfigError
@@ -150,12 +151,21 @@ class LlamaRec(SequentialRecommender):
                     f"{name} is a finished run. Leave them out, or set retriever_settings={{}}."
                 )
         else:
+            self._check_name(name)
             self.retriever_config = submodel.inner_config(name, config, config["retriever_settings"])
             config.notices += self.retriever_config.notices
             self._refuse(self.retriever_config)
             self.retriever = submodel.build(self.retriever_config, dataset)
             if len(getattr(self.retriever, "training_stages", ())) > 1:
                 raise self._not_here(name, "is itself trained in stages")
+
+    @staticmethod
+    def _check_name(name: str) -> None:
+        try:
+            get_model(name)
+        except ConfigError as error:
+            known = str(error).replace("model=", "retriever=", 1)
+            raise ConfigError(f"{known} The run directory of a finished run may be named, too.") from error
 
     @staticmethod
     def _refuse(inner: Any) -> None:

@@ -30,7 +30,7 @@ from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
-from recbole_llm.prompt.decoding import NOTHING, Trie, TrieConstraint, item_scores
+from recbole_llm.prompt.decoding import NOTHING, LineEnd, Trie, TrieConstraint, item_scores
 from recbole_llm.prompt.item_names import (
     ItemNames,
     NameCounts,
@@ -42,7 +42,7 @@ from recbole_llm.prompt.item_names import (
 )
 from recbole_llm.prompt.prompts import Prompts, cut_titles
 from recbole_llm.prompt.sampling import SeededSampling, row_keys, scramble, shuffled
-from recbole_llm.prompt.title_prompts import ChatPrompt, TitlePrompts, parse_list
+from recbole_llm.prompt.title_prompts import ChatPrompt, TitlePrompts, parse_list, parse_title
 from recbole_llm.run import submodel
 from recbole_llm.text.encoder import TextEncoder, encode_items
 from recbole_llm.text.item_text import item_text_of
@@ -269,11 +269,16 @@ class LLMSeqPrompt(SequentialRecommender):
 
     def _build_lm(self, config: Any) -> None:
         pretrained = config["rec_llm_init"] == "pretrained"
+        # A model may also end with the token that ended texts before it learned to chat.
+        self.ends = sorted({self.prompts.end, self.tokenizer.eos_token_id} - {None})
         lm = load_for_tuning(self.resolved, config, pretrained, self.device)
         # A model's own settings, such as a penalty on repetition, would join those of the property file.
-        lm.generation_config = GenerationConfig(pad_token_id=self.prompts.pad, eos_token_id=self.prompts.end)
+        lm.generation_config = GenerationConfig(pad_token_id=self.prompts.pad, eos_token_id=self.ends)
         self.vocabulary = lm.get_output_embeddings().weight.shape[0]
         self.lm = with_adapters(lm, self.resolved, config)
+        # A single title is one line; lists and codes end by themselves.
+        wanted = self.single and config["decoding"] != "trie"
+        self.line_end = LineEnd(self.tokenizer, self.vocabulary).to(self.device) if wanted else None
         if config["decoding"] == "trie":
             codes = {tuple(code) for code, has in zip(self.prompts.codes(), self.named.tolist(), strict=True) if has}
             self.trie = Trie([[], *sorted(codes)], self.vocabulary).to(self.device)
@@ -288,9 +293,13 @@ class LLMSeqPrompt(SequentialRecommender):
     # ---- what is asked and answered
 
     def _similar(self, interaction: Interaction) -> torch.Tensor:
-        """LLMSeqSim's scores, (B, n_items): ``-inf`` what cannot be named or recommended."""
+        """Scores of LLMSeqSim, (B, n_items): ``-inf`` what cannot be named or may not be recommended.
+
+        Rank never chooses among items of the history, also where they may be recommended.
+        """
         scores = self.seqsim.full_sort_predict(interaction).masked_fill(~self.named, -torch.inf)
-        return without(scores, excluded(interaction, self.ITEM_SEQ, self.mask_history))
+        scores = without(scores, excluded(interaction, self.ITEM_SEQ, self.mask_history))
+        return without(scores, interaction[self.ITEM_SEQ]) if self.variant == "rank" else scores
 
     def teacher(self, interaction: Interaction) -> torch.Tensor:
         """Answers that training teaches, item ids of shape (B, 1) or (B, list_length); 0 at the end is none.
@@ -423,17 +432,15 @@ class LLMSeqPrompt(SequentialRecommender):
                 do_sample=False,
                 use_cache=True,
                 pad_token_id=self.prompts.pad,
-                eos_token_id=self.prompts.end,
+                eos_token_id=self.ends,
                 output_scores=beams,
                 return_dict_in_generate=True,
                 **how,
             ),
             logits_processor=processors,
+            stopping_criteria=[] if self.line_end is None else [self.line_end.behind(width)],
         )
-        written = output.sequences[:, width:]
-        ended = (written == self.prompts.end).cumsum(1)
-        self._tokens += int(((ended == 0) | ((ended == 1) & (written == self.prompts.end))).sum())
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts = self._decoded(output.sequences[:, width:].tolist())
         if beams:
             # Where there are fewer names than beams.
             there = (output.sequences_scores > NOTHING).tolist()
@@ -444,6 +451,14 @@ class LLMSeqPrompt(SequentialRecommender):
             answers = [answer * int(config["n_samples"]) for answer in answers]
         return answers
 
+    def _decoded(self, written: list[list[int]]) -> list[str]:
+        """Texts up to their end, which need not be a special token, or up to the padding behind a stopped one."""
+        ends = {*self.ends, self.prompts.pad}
+        sizes = [next((n for n, token in enumerate(row) if token in ends), len(row)) for row in written]
+        self._tokens += sum(min(size + 1, len(row)) for size, row in zip(sizes, written, strict=True))
+        texts = [row[:size] for size, row in zip(sizes, written, strict=True)]
+        return self.tokenizer.batch_decode(texts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
     def _items(
         self, answers: list[list[str]], interaction: Interaction, candidates: torch.Tensor | None
     ) -> list[list[int]]:
@@ -453,17 +468,19 @@ class LLMSeqPrompt(SequentialRecommender):
         shown = interaction[self.ITEM_SEQ].tolist()
         histories = [items | set(row) - {0} for items, row in zip(out, shown, strict=True)]
         if self.single:
-            written = [[normalised(name) for name in answer] for answer in answers]
+            written = [[self.names.as_in_catalogue(parse_title(text)) for text in answer] for answer in answers]
             lists = map_set(written, out, self.names, self.nearest)
         else:
-            written = [[normalised(name) for name in parse_list(answer[0], self.k)] for answer in answers]
+            lines = [parse_list(answer[0], self.k) for answer in answers]
+            written = [[self.names.as_in_catalogue(name) for name in names] for names in lines]
             if candidates is None:
                 lists = map_list(written, out, self.names, self.nearest)
             else:
                 allowed = [[item for item in row if item] for row in candidates.tolist()]
                 lists, outside = map_choice(written, allowed, self.names)
                 self.counts["outside"] = self.counts.get("outside", 0) + outside
-        self._count(written, lists, histories, interaction, candidates)
+        recommended = [[item for item in items if item not in seen] for items, seen in zip(lists, out, strict=True)]
+        self._count(written, recommended, histories, interaction, candidates)
         return lists
 
     def _scores(self, lists: list[list[int]], interaction: Interaction) -> torch.Tensor:
@@ -503,7 +520,7 @@ class LLMSeqPrompt(SequentialRecommender):
     def _count(
         self,
         written: list[list[str]],
-        lists: list[list[int]],
+        recommended: list[list[int]],
         histories: list[set[int]],
         interaction: Interaction,
         candidates: torch.Tensor | None,
@@ -516,8 +533,8 @@ class LLMSeqPrompt(SequentialRecommender):
             "users": len(written),
             "answers": sum(map(len, written)) if self.single else len(written),
             "unparsed": sum(not any(names) for names in written),
-            "filled": sum(max(0, self.k - len(items)) for items in lists),
-            "places": self.k * len(lists),
+            "filled": sum(max(0, self.k - len(items)) for items in recommended),
+            "places": self.k * len(recommended),
         }
         if candidates is not None and self.ITEM_ID in interaction:
             target = interaction[self.ITEM_ID].to(candidates.device)[:, None]
@@ -534,7 +551,8 @@ class LLMSeqPrompt(SequentialRecommender):
 
         ``exact_rate``, ``hallucination_rate`` and ``empty_rate`` add up to 1. ``duplicate_rate``: names that the same
         user was given before. ``seen_rate``: exact names of items of the history, before it is masked.
-        ``unparsed_rate``: users without any name. ``filled_rate``: places of the lists that no name took.
+        ``unparsed_rate``: users without any name. ``named_rate``: share of the final lists, without what the mask
+        removes, that the model named; ``filled_rate``: the rest, which ``fill`` gives.
         ``outside_rate``: names that were not among those to choose from. ``reachable_rate``: users whose target was,
         which no Recall can exceed without ``fill``.
         """
@@ -552,10 +570,12 @@ class LLMSeqPrompt(SequentialRecommender):
         if self.variant in ("classify", "rank"):
             report["outside_rate"] = counts.get("outside", 0) / names
             report["reachable_rate"] = counts.get("reachable", 0) / users
+        filled = counts.get("filled", 0) / max(counts.get("places", 0), 1)
         return {
             **report,
             "unparsed_rate": counts.get("unparsed", 0) / users,
-            "filled_rate": counts.get("filled", 0) / max(counts.get("places", 0), 1),
+            "named_rate": 1 - filled,
+            "filled_rate": filled,
             "tokens_per_user": counts.get("tokens", 0) / users,
         }
 

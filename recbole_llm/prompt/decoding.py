@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor
+from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_llm.errors import ConfigError
@@ -102,6 +102,48 @@ class TrieConstraint(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """See :class:`transformers.LogitsProcessor`."""
         return self.trie.mask(scores, self.trie.walk(input_ids[:, self.skip :]))
+
+
+class LineEnd:
+    """Ends an answer of one line: stops generate() at the line break behind the first words.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+    vocab_size : int
+        Width of the logits.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+        texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
+        lines = [text.split("\n") for text in texts][:vocab_size]
+        rest = vocab_size - len(lines)
+        words = [any(line.strip() for line in parts) for parts in lines]
+        breaks = [len(parts) > 1 for parts in lines]
+        whole = [any(line.strip() for line in parts[:-1]) for parts in lines]
+        self.words, self.breaks, self.whole = (
+            functional.pad(torch.tensor(marks), (0, rest)) for marks in (words, breaks, whole)
+        )
+
+    def to(self, device: Any) -> "LineEnd":
+        """Move the tensors."""
+        for name in ("words", "breaks", "whole"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def behind(self, width: int) -> StoppingCriteria:
+        """Return the criterion for prompts of ``width`` tokens."""
+        return _AtLineEnd(self, width)
+
+
+class _AtLineEnd(StoppingCriteria):
+    def __init__(self, line: LineEnd, width: int) -> None:
+        self.line, self.width = line, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        written, last = input_ids[:, self.width :], input_ids[:, -1]
+        begun = self.line.words[written[:, :-1]].any(1)
+        return self.line.breaks[last] & (begun | self.line.whole[last])
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """From what a language model has written to items of the catalogue.
 
-A name is first looked up as it is, after undoing what differs without meaning (blanks, HTML escapes). Titles are not
-unique: a name stands for all items of that title. What no item is called is replaced by the nearest item by text
-embedding, or by spelling where the choice was given.
+A name is looked up after undoing what differs without meaning: blanks and HTML escapes, then case and the place of an
+article. Titles are not unique: a name stands for all items of that title. What no item is called is replaced by the
+nearest item by text embedding, or by spelling where the choice was given.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from recbole_llm.evaluator.topk import top_k
+from recbole_llm.text.titles import fronted_article, without_article
 
 # Vectors of written names that are kept at once.
 KEPT_NAMES = 50_000
@@ -26,6 +27,12 @@ KEPT_NAMES = 50_000
 def normalised(name: str) -> str:
     """A name without what differs and means nothing: HTML escapes, blanks around it and repeated ones."""
     return " ".join(html.unescape(name).split())
+
+
+def _loose_keys(name: str) -> tuple[str, str]:
+    """What two spellings of a name share: first with its article, then without."""
+    folded = fronted_article(name, any_case=True).casefold()
+    return folded, without_article(folded)
 
 
 @dataclass
@@ -67,17 +74,33 @@ class ItemNames:
     names: Sequence[str]
     popularity: np.ndarray
     items_of: dict[str, list[int]] = field(init=False)
+    _spellings: list[dict[str, str]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Sort the items of every name."""
         self.names = [normalised(name) for name in self.names]
-        self.items_of = {}
+        self.items_of, self._spellings = {}, [{}, {}]
         for item in np.argsort(-self.popularity, kind="stable").tolist():
-            if self.names[item]:
-                self.items_of.setdefault(self.names[item], []).append(item)
+            name = self.names[item]
+            if name:
+                self.items_of.setdefault(name, []).append(item)
+                for known, key in zip(self._spellings, _loose_keys(name), strict=True):
+                    known.setdefault(key, name)  # of several titles the most popular one
+
+    def as_in_catalogue(self, written: str) -> str:
+        """Return the catalogue's spelling of a name, or the name itself (normalised) if there is none.
+
+        Tried in this order: the name as it is; upper and lower case and the place of the article ignored
+        (``mask, the`` is ``The Mask``); without an English article.
+        """
+        name = normalised(written)
+        if name in self.items_of:
+            return name
+        keys = zip(self._spellings, _loose_keys(name), strict=True)
+        return next((known[key] for known, key in keys if key in known), name)
 
     def count(self, written: Sequence[str], history: Collection[int], counts: NameCounts) -> None:
-        """Add to the counts what one answer's (normalised) names are."""
+        """Add to the counts what one answer's names, spelt as in the catalogue, are."""
         for name, times in Counter(written).items():
             counts.names += times
             if not name:
@@ -141,7 +164,7 @@ def map_set(
     Parameters
     ----------
     written : list of list of str
-        Normalised names of every row.
+        Names of every row, spelt as in the catalogue where it has them (:meth:`ItemNames.as_in_catalogue`).
     histories : list of set of int
         What replacements leave out.
     names : ItemNames
@@ -219,7 +242,7 @@ def map_choice(
     Parameters
     ----------
     written : list of list of str
-        Normalised names of every row.
+        Names of every row, spelt as in the catalogue where it has them (:meth:`ItemNames.as_in_catalogue`).
     allowed : list of list of int
         What each row may choose from.
     names : ItemNames

@@ -1,8 +1,9 @@
 """Prompts that show titles line by line and are answered with titles, composed from token ids made once per title.
 
 A prompt file has the sections ``[system]`` and ``[user]``; the user's holds ``{history}`` and, where items are chosen
-from a list, ``{candidates}``, each on a line of its own. A tokenizer's chat template decides what stands around them,
-plain marks where it has none. Answers are one title, or numbered titles.
+from a list, ``{candidates}``, each on a line of its own. ``{list_length}`` is the number of titles to be written. A
+tokenizer's chat template decides what stands around them, plain marks where it has none. Answers are one title, or
+numbered titles.
 
 Titles are joined where no tokenizer joins what stands on both sides: after a line break, and behind the number of a
 line. See :mod:`recbole_llm.prompt.prompts`.
@@ -14,7 +15,8 @@ import itertools
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.prompts import Prompts, backwards, beginning, joined, padding_id, pieces_between, tokens_of
 
-HISTORY, CANDIDATES = "{history}", "{candidates}"
+HISTORY, CANDIDATES, LIST_LENGTH = "{history}", "{candidates}", "{list_length}"
 # In a line of their own around a list; every title in it has a number in front, so that none is taken for a mark.
 BEGIN, END = "[BEGIN]", "[END]"
 INTRODUCTION = "Here are my recommendations."
@@ -74,11 +76,21 @@ class ChatPrompt:
             )
         return cls(name, system, user)
 
+    def with_length(self, list_length: int) -> ChatPrompt:
+        """Return the prompt with the number of titles that are asked for in the place of ``{list_length}``."""
+        system, user = (text.replace(LIST_LENGTH, str(list_length)) for text in (self.system, self.user))
+        return replace(self, system=system, user=user)
+
     def rendered(self, tokenizer: Any, style: str) -> tuple[str, int | None]:
-        """The whole prompt with its fields, and the token that ends an answer.
+        """Return the whole prompt with its fields, and the token that ends an answer.
 
         ``style``: ``chat``, by the tokenizer's template or plain marks; ``completion``, the user's text and a line
         with :data:`SEPARATOR`.
+
+        Raises
+        ------
+        ConfigError
+            The chat template loses the user's text.
         """
         end = tokenizer.eos_token_id
         if style == "completion":
@@ -87,9 +99,9 @@ class ChatPrompt:
             system = f"{SEPARATOR} System:\n{self.system}\n" if self.system else ""
             return f"{system}{SEPARATOR} User:\n{self.user}\n{SEPARATOR} Assistant:\n", end
         text = self._by_template(tokenizer, None)
-        whole = self._by_template(tokenizer, _ANSWER)
-        behind = tokenizer(whole.rpartition(_ANSWER)[2], add_special_tokens=False)["input_ids"]
-        return text, behind[0] if behind and behind[0] in tokenizer.all_special_ids else end
+        behind = self._by_template(tokenizer, _ANSWER).rpartition(_ANSWER)[2]
+        turn = _first_added_token(tokenizer, behind)
+        return text, end if turn is None else turn
 
     def _by_template(self, tokenizer: Any, answer: str | None) -> str:
         from jinja2 import TemplateError
@@ -100,19 +112,40 @@ class ChatPrompt:
                 messages + reply, tokenize=False, add_generation_prompt=answer is None, enable_thinking=False
             )
 
-        user = {"role": "user", "content": self.user}
-        if not self.system:
-            return apply([user])
-        try:
-            return apply([{"role": "system", "content": self.system}, user])
-        except TemplateError:  # some templates know no system
-            return apply([{"role": "user", "content": f"{self.system}\n{self.user}"}])
+        text = ""
+        if self.system:
+            with suppress(TemplateError):  # some templates refuse a system message, others drop it
+                text = apply([{"role": "system", "content": self.system}, {"role": "user", "content": self.user}])
+        if not self.system or self.system not in text:
+            text = apply([{"role": "user", "content": "\n".join(filter(None, (self.system, self.user)))}])
+        if self.system not in text or self.user not in text:
+            raise ConfigError(
+                f"The chat template of {tokenizer.name_or_path or 'the tokenizer'} does not pass the prompt "
+                f"{self.name!r} on as it is. Set prompt_style=completion, or choose another rec_llm."
+            )
+        return text
+
+
+def _first_added_token(tokenizer: Any, text: str) -> int | None:
+    """Return the token that a text begins with, blanks aside, if it was added to the vocabulary, special or not."""
+    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        if token in added:
+            return token
+        if tokenizer.decode([token]).strip():
+            break
+    return None
 
 
 def list_lines(titles: Sequence[str]) -> str:
     """An answer that is a list, as text."""
     lines = [f"{number}. {title}" for number, title in enumerate(titles, start=1)]
     return "\n".join([INTRODUCTION, BEGIN, *lines, END])
+
+
+def parse_title(text: str) -> str:
+    """Return the first line of an answer that is not blank; what a model writes behind it is no part of the title."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def parse_list(text: str, limit: int) -> list[str]:
@@ -178,7 +211,7 @@ class TitlePrompts(nn.Module):
         self.max_history, self.max_length, self.list_length = max_history, max_length, list_length
         self.numbered = style == "completion"
         self.pad, self.inexact = padding_id(tokenizer), 0
-        text, end = prompt.rendered(tokenizer, style)
+        text, end = prompt.with_length(list_length).rendered(tokenizer, style)
         self.example = text
         if end is None:
             raise ConfigError(f"{tokenizer.name_or_path or 'The tokenizer'} has no end token, so no answer would end.")

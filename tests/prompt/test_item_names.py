@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recbole_llm.prompt.item_names import (
     ItemNames,
@@ -85,3 +87,34 @@ def test_counts():
     counts = NameCounts()
     NAMES.count(["red", "rose", "red", "", "twin", "rose"], {1, 5}, counts)
     assert counts == NameCounts(names=6, exact=3, unknown=2, empty=1, repeated=2, seen=2)
+
+
+@pytest.mark.parametrize(
+    ("written", "title"),
+    [
+        ("The Mask (1994)", "The Mask (1994)"),
+        ("the MASK  (1994)", "The Mask (1994)"),
+        ("Mask, The (1994)", "The Mask (1994)"),
+        ("mask, the (1994)", "The Mask (1994)"),
+        ("Mask (1994)", "The Mask (1994)"),
+        ("The Ring", "Ring"),
+        ("ring", "Ring"),
+        ("thing", "Thing"),
+        ("the thing", "The Thing"),
+        ("IT", "It"),
+        ("Maskerade", "Maskerade"),
+        ("", ""),
+    ],
+)
+def test_case_and_articles_do_not_make_another_name(written, title):
+    titles = ["", "The Mask (1994)", "Ring", "The Thing", "Thing", "It", "it"]
+    names = ItemNames(titles, np.array([0, 1, 1, 9, 1, 5, 2]))
+    assert names.as_in_catalogue(written) == title
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=8))
+def test_every_title_names_itself(titles):
+    names = ItemNames(["", *titles], np.zeros(len(titles) + 1))
+    for title in titles:
+        assert names.as_in_catalogue(title) == normalised(title)

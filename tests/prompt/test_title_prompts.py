@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.prompt.title_prompts import BEGIN, END, INTRODUCTION, ChatPrompt, TitlePrompts, list_lines, parse_list
+from recbole_llm.prompt.title_prompts import (
+    BEGIN,
+    END,
+    INTRODUCTION,
+    ChatPrompt,
+    TitlePrompts,
+    list_lines,
+    parse_list,
+    parse_title,
+)
 from tests.toy_tokenizers import by_name
 
 TITLES = [
@@ -170,3 +179,45 @@ def test_a_tokenizer_without_an_end_is_refused():
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="has no end token"):
         prompts_of(tokenizer)
+
+
+def test_an_end_of_turn_that_is_added_but_not_special_ends_an_answer():
+    tokenizer = tokenizer_of("llama3")
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.chat_template = CHATML
+    turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn not in tokenizer.all_special_ids
+    assert prompts_of(tokenizer).end == turn
+
+
+BLANK_BEFORE_END = CHATML.replace("{{ message['content'] }}<|im_end|>", "{{ message['content'] }}\n<|im_end|>")
+DROPS_SYSTEM = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_line_break_may_stand_before_the_end_of_the_turn():
+    tokenizer = tokenizer_of("llama3", BLANK_BEFORE_END)
+    assert prompts_of(tokenizer).end == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("template", [DROPS_SYSTEM, NO_SYSTEM, CHATML])
+def test_no_template_loses_the_instruction(template):
+    for variant, list_length in (("genitem", 0), ("genlist", 7)):
+        example = prompts_of(tokenizer_of("llama3", template), variant, list_length=list_length).example
+        assert example.count("You know the shop's catalogue") == 1
+        assert "{list_length}" not in example and (not list_length or "list of 7 different" in example)
+
+
+def test_a_template_that_loses_the_prompt_is_refused():
+    with pytest.raises(ConfigError, match="does not pass the prompt .* on"):
+        prompts_of(tokenizer_of("llama3", "{% if add_generation_prompt %}hello{% endif %}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "title"), [("", ""), ("\n\n", ""), ("a b\n", "a b"), (" \n a\nb", "a"), ("a\r\nb", "a")]
+)
+def test_a_title_is_the_first_line_that_is_not_blank(text, title):
+    assert parse_title(text) == title
