@@ -79,6 +79,7 @@ class GenerativeRecommender(SequentialRecommender):
         self.early_stopping = bool(config["early_stopping"])
         self.max_new_tokens = config["max_new_tokens"] and int(config["max_new_tokens"])
         self.k = max(config["topk"])
+        self.mask_history = bool(config["mask_history"])
         if self.head_kind == "decoder" and self.beams < self.k and self.decoding != "exact":
             raise ConfigError(f"beams={self.beams} give no list of topk={self.k} items; set beams={self.k} or more.")
         templates = list(config["topn_templates"] if self.task == "topn" else config["templates"])
@@ -342,7 +343,7 @@ class GenerativeRecommender(SequentialRecommender):
                 early_stopping=self.early_stopping,
             )
             history = interaction[self.ITEM_SEQ]
-            count_beams(self.counts, item, history, self.k)
+            count_beams(self.counts, item, history, self.k, self.mask_history)
             shift = (history.sum(1) * 7919) % (self.n_items - 1)
             scores = item_scores(item, score, self.fill, shift)
         if self.task == "topn":

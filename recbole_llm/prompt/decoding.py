@@ -158,10 +158,15 @@ class DecodingCounts:
             self.counts[name] = self.counts.get(name, 0) + int(number)
 
     def rates(self) -> dict[str, float]:
-        """Shares of beams that are no item, repeat one or are in the history; and of list places that no beam took."""
+        """Shares of beams that are no item, repeat one or are in the history; and of list places by their origin.
+
+        ``named_rate``: places of the final lists, without what the mask removes, that a beam took; ``filled_rate``:
+        the others.
+        """
         beams = max(self.counts.get("beams", 0), 1)
         shares = {f"{name}_rate": self.counts.get(name, 0) / beams for name in ("invalid", "duplicate", "seen")}
-        return {**shares, "filled_rate": self.counts.get("filled", 0) / max(self.counts.get("places", 0), 1)}
+        filled = self.counts.get("filled", 0) / max(self.counts.get("places", 0), 1)
+        return {**shares, "named_rate": 1 - filled, "filled_rate": filled}
 
 
 class BeamCache(EncoderDecoderCache):
@@ -317,8 +322,10 @@ def item_scores(item: torch.Tensor, score: torch.Tensor, fill: torch.Tensor, shi
     return torch.where(best > -torch.inf, best, scores)
 
 
-def count_beams(counts: DecodingCounts, item: torch.Tensor, history: torch.Tensor, k: int) -> None:
-    """Count invalid, repeated and already-seen items among beams.
+def count_beams(
+    counts: DecodingCounts, item: torch.Tensor, history: torch.Tensor, k: int, masked: bool = False
+) -> None:
+    """Count invalid, repeated and already-seen items among beams, and list places that no beam takes.
 
     Parameters
     ----------
@@ -327,12 +334,15 @@ def count_beams(counts: DecodingCounts, item: torch.Tensor, history: torch.Tenso
     history : torch.LongTensor, shape (B, L), padded with 0
     k : int
         Length of the lists that are read.
+    masked : bool
+        Items of the history are not recommended, so that beams on them take no place.
     """
     valid = item > 0
-    ordered = item.sort(1).values
-    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
     seen = (item[:, :, None] == history[:, None, :]).any(2) & valid
-    distinct = valid.sum(1) - repeated.sum(1)
+    listed = torch.where(seen, 0, item) if masked else item
+    ordered, kept = item.sort(1).values, listed.sort(1).values
+    repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
+    distinct = (kept[:, :1] > 0).sum(1) + ((kept[:, 1:] != kept[:, :-1]) & (kept[:, 1:] > 0)).sum(1)
     # One transfer for all of them.
     numbers = torch.stack([(~valid).sum(), repeated.sum(), seen.sum(), (k - distinct).clamp(min=0).sum()]).tolist()
     invalid, duplicate, known, filled = numbers

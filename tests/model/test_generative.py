@@ -244,7 +244,7 @@ def test_a_run_keeps_its_codes_and_reports_what_beams_were(settings, monkeypatch
     result = run("POD", "cycle", config_dict={**settings, **more})
     report = json.loads((Path(result["run_dir"]) / "results.json").read_text())
     rates = report["model_report"]
-    assert set(rates) == {"invalid_rate", "duplicate_rate", "seen_rate", "filled_rate"}
+    assert set(rates) == {"invalid_rate", "duplicate_rate", "seen_rate", "named_rate", "filled_rate"}
     assert 0 < rates["invalid_rate"] <= 1 and 0 < rates["filled_rate"] <= 1
     assert report["language_models"]["item_index_leak"] == "none"
     loaded = load_run(result["run_dir"])

@@ -133,14 +133,17 @@ def test_unreached_items_follow_without_ties_in_an_order_of_their_own():
     assert scores[0, [3, 5]].argsort().tolist() != scores[1, [3, 5]].argsort().tolist()
 
 
-def test_counts_of_invalid_repeated_seen_and_filled():
+@pytest.mark.parametrize(("masked", "filled"), [(False, 3), (True, 4)])
+def test_counts_of_invalid_repeated_seen_and_filled(masked, filled):
     counts = DecodingCounts()
-    count_beams(counts, torch.tensor([[4, 2, 4, 0], [1, 0, 0, 0]]), torch.tensor([[2, 9, 0], [3, 0, 0]]), k=3)
+    item, history = torch.tensor([[4, 2, 4, 0], [1, 0, 0, 0]]), torch.tensor([[2, 9, 0], [3, 0, 0]])
+    count_beams(counts, item, history, k=3, masked=masked)
     assert counts.rates() == {
         "invalid_rate": 4 / 8,
         "duplicate_rate": 1 / 8,
         "seen_rate": 1 / 8,
-        "filled_rate": 3 / 6,
+        "named_rate": pytest.approx(1 - filled / 6),
+        "filled_rate": filled / 6,
     }
 
 
