@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import ConfigError
+from recbole_llm.evaluator.mask import excluded
 from recbole_llm.llm.backbone import load_encoder, load_seq2seq, load_tokenizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -60,6 +61,7 @@ class GenerativeRecommender(SequentialRecommender):
     """
 
     needs_item_text = True
+    reads_excluded = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -343,7 +345,8 @@ class GenerativeRecommender(SequentialRecommender):
                 early_stopping=self.early_stopping,
             )
             history = interaction[self.ITEM_SEQ]
-            count_beams(self.counts, item, history, self.k, self.mask_history)
+            left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
+            count_beams(self.counts, item, history, left_out, self.k)
             shift = (history.sum(1) * 7919) % (self.n_items - 1)
             scores = item_scores(item, score, self.fill, shift)
         if self.task == "topn":

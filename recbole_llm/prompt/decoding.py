@@ -323,7 +323,7 @@ def item_scores(item: torch.Tensor, score: torch.Tensor, fill: torch.Tensor, shi
 
 
 def count_beams(
-    counts: DecodingCounts, item: torch.Tensor, history: torch.Tensor, k: int, masked: bool = False
+    counts: DecodingCounts, item: torch.Tensor, history: torch.Tensor, left_out: torch.Tensor, k: int
 ) -> None:
     """Count invalid, repeated and already-seen items among beams, and list places that no beam takes.
 
@@ -332,14 +332,14 @@ def count_beams(
     counts : DecodingCounts
     item : torch.LongTensor, shape (B, beams)
     history : torch.LongTensor, shape (B, L), padded with 0
+    left_out : torch.LongTensor, shape (B, W), padded with 0
+        What may not be recommended: beams on it take no place.
     k : int
         Length of the lists that are read.
-    masked : bool
-        Items of the history are not recommended, so that beams on them take no place.
     """
     valid = item > 0
     seen = (item[:, :, None] == history[:, None, :]).any(2) & valid
-    listed = torch.where(seen, 0, item) if masked else item
+    listed = torch.where((item[:, :, None] == left_out[:, None, :]).any(2), 0, item)
     ordered, kept = item.sort(1).values, listed.sort(1).values
     repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
     distinct = (kept[:, :1] > 0).sum(1) + ((kept[:, 1:] != kept[:, :-1]) & (kept[:, 1:] > 0)).sum(1)

@@ -137,7 +137,7 @@ def test_unreached_items_follow_without_ties_in_an_order_of_their_own():
 def test_counts_of_invalid_repeated_seen_and_filled(masked, filled):
     counts = DecodingCounts()
     item, history = torch.tensor([[4, 2, 4, 0], [1, 0, 0, 0]]), torch.tensor([[2, 9, 0], [3, 0, 0]])
-    count_beams(counts, item, history, k=3, masked=masked)
+    count_beams(counts, item, history, history if masked else torch.zeros_like(history), k=3)
     assert counts.rates() == {
         "invalid_rate": 4 / 8,
         "duplicate_rate": 1 / 8,
