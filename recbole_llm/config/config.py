@@ -32,6 +32,7 @@ from recbole_llm.config.values import (
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import check_loss_type
+from recbole_llm.model.base import AdaptedRecommender, LLMRecommender, adapt
 
 # Read by RecBole's code or ours without standing in any property file; `rec_llm_X` falls back to `llm_X`.
 UNLISTED_KEYS = frozenset(
@@ -95,6 +96,7 @@ class Config(RecBoleConfig):
     """
 
     parameters: dict[str, list[str]]
+    model_class: type[LLMRecommender]
 
     def __init__(
         self,
@@ -146,7 +148,9 @@ class Config(RecBoleConfig):
     def _load_cmd_line(self) -> dict[str, Any]:
         return self._arguments
 
-    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
+    def _get_model_and_dataset(
+        self, model: str | type | None, dataset: str | None
+    ) -> tuple[str, type[LLMRecommender], str]:
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
         if model is None:
@@ -159,7 +163,7 @@ class Config(RecBoleConfig):
             return model, get_model(model), str(dataset)
         if getattr(model, "type", None) != ModelType.SEQUENTIAL:
             raise ConfigError(f"model={model!r} is neither a name nor a subclass of RecBole's SequentialRecommender.")
-        return model.__name__, model, str(dataset)
+        return model.__name__, adapt(model), str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         recbole_props = RECBOLE_ROOT / "properties"
@@ -194,9 +198,8 @@ class Config(RecBoleConfig):
         final = {**self.internal_config_dict, **self.external_config_dict}
         final.pop("config_files", None)
         final["model"], final["dataset"] = self.model, self.dataset
-        # A CE model has no sampled negatives; RecBole's default is to sample them and then to refuse.
-        if final.get("loss_type") == "CE" and "train_neg_sample_args" not in self.external_config_dict:
-            final["train_neg_sample_args"] = None
+        if not self._samples_negatives(final) and "train_neg_sample_args" not in self.external_config_dict:
+            final["train_neg_sample_args"] = None  # RecBole's default is to sample them and then to refuse
         if final.get("load_col") is None:
             final["load_col"] = _default_columns(final, self.model_keys)
         if final.get("smoke"):
@@ -206,6 +209,16 @@ class Config(RecBoleConfig):
             final["smoke_settings"] = {}  # applied: the merged settings, read from a file, must not apply them again
         self.merged = copy.deepcopy({key: value for key, value in final.items() if key != "MODEL_TYPE"})
         return final
+
+    def _samples_negatives(self, final: Mapping[str, Any]) -> bool:
+        """Whether training rows come with sampled negatives where the user says nothing about them."""
+        kind = self.model_class.input_type
+        if final.get("loss_type") == "CE":
+            return False
+        if kind is None:
+            return final.get("loss_type") is not None
+        # RecBole's pointwise models label targets and negatives.
+        return kind is InputType.PAIRWISE or issubclass(self.model_class, AdaptedRecommender)
 
     def _may_replace(self, key: str) -> bool:
         """``smoke`` shrinks a run; what the user typed on the command line or in a dictionary still wins."""
@@ -222,17 +235,15 @@ class Config(RecBoleConfig):
         final["data_path"] = str(folder)
         if "loss" in self.model_keys:
             check_loss_type(final.get("loss_type"), self.model)
-        if hasattr(self.model_class, "input_type"):
-            final["MODEL_INPUT_TYPE"] = self.model_class.input_type
-        else:
-            final["MODEL_INPUT_TYPE"] = {"CE": InputType.POINTWISE, "BPR": InputType.PAIRWISE}.get(
-                choice(final, "loss_type", ["CE", "BPR"])
+        kind = self.model_class.input_type
+        if kind is None and final.get("loss_type") is not None:
+            kind = {"CE": InputType.POINTWISE, "BPR": InputType.PAIRWISE}[choice(final, "loss_type", ["CE", "BPR"])]
+        final["MODEL_INPUT_TYPE"] = kind or InputType.POINTWISE
+        if final.get("loss_type") == "CE" and final.get("train_neg_sample_args") is not None:
+            raise ConfigError(
+                f"train_neg_sample_args={final['train_neg_sample_args']!r} contradicts loss_type='CE', which uses "
+                "every item: drop it, or set loss_type=BPR where the model has it."
             )
-            if final["loss_type"] == "CE" and final.get("train_neg_sample_args") is not None:
-                raise ConfigError(
-                    f"train_neg_sample_args={final['train_neg_sample_args']!r} contradicts loss_type='CE', which uses "
-                    "every item: drop it, or set loss_type=BPR where the model has it."
-                )
         self._check_evaluation()
         negatives = final.get("train_neg_sample_args")
         if negatives is not None:
@@ -378,7 +389,7 @@ class Config(RecBoleConfig):
         """Why setting a parameter would change nothing, with the nearest name; None for one that is read."""
         known = set(self.internal_config_dict) | UNLISTED_KEYS
         known.update(key for keys in self.parameters.values() for key in keys)
-        known.update(getattr(self.model_class, "config_keys", ()))
+        known.update(self.model_class.config_keys)
         if self.external_config_dict.get("transform"):
             known.update(TRANSFORM_KEYS)
         if key in known:

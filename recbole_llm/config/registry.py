@@ -4,13 +4,16 @@ import copy
 import functools
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import recbole
 import torch
 
 from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recbole_llm.model.base import LLMRecommender
 
 RECBOLE_ROOT = Path(recbole.__file__).parent
 
@@ -55,14 +58,16 @@ def stock_models() -> list[str]:
     )
 
 
-def get_model(name: str) -> type:
-    """Class of a model by name: ours first, then RecBole's sequential ones.
+def get_model(name: str) -> "type[LLMRecommender]":
+    """Return the class of a model by name, ours first, then RecBole's sequential ones, as one that meets the contract.
 
     Raises
     ------
     ConfigError
         For an unknown name (with the nearest one) or a RecBole model that is not sequential.
     """
+    from recbole_llm.model.base import adapt
+
     if name in own_models():
         return getattr(importlib.import_module(f"recbole_llm.model.{name.lower()}"), name)
     if name in stock_models():
@@ -71,7 +76,7 @@ def get_model(name: str) -> type:
         anomaly = torch.is_anomaly_enabled()
         module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
         torch.autograd.set_detect_anomaly(anomaly)
-        return getattr(module, name)
+        return adapt(getattr(module, name))
     if (RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml").is_file():
         raise ConfigError(f"model={name!r} is not a sequential recommender; recbole-llm runs sequential models only.")
     known = own_models() + stock_models()

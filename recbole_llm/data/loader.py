@@ -22,6 +22,7 @@ from recbole_llm.data.dataset import HistoryDataset, take
 from recbole_llm.data.views import WINDOWS, TrainRows, view_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import mask
+from recbole_llm.model.base import Reranker
 
 # Rows whose sampled items are drawn together: RecBole's sampler makes Python objects of every draw.
 DRAWN_AT_ONCE = 4096
@@ -98,7 +99,7 @@ class _ArrayLoader:
 
     @property
     def _reads_excluded(self) -> bool:
-        return bool(getattr(self.config.model_class, "reads_excluded", False))
+        return self.config.model_class.reads_excluded
 
 
 class TrainLoader(_ArrayLoader, TrainDataLoader):
@@ -114,7 +115,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
         self.rows = TrainRows(dataset, view, config["seed"], per_user, windows)
         self.sample_size = len(self.rows)
         self.negatives: PrefixNegatives | None = None
-        if getattr(config.model_class, "draws_negatives", False):
+        if issubclass(config.model_class, Reranker) and config.model_class.draws_negatives:
             self.negatives = PrefixNegatives(dataset, int(config["n_candidates"]) - 1)
         self._costs: torch.Tensor | None = None
         self._first_batch = 0

@@ -18,12 +18,11 @@ VIEWS = ("prefix", "segment", "p5", "sequence")
 WINDOWS = ("all", "original", "newest")
 
 
-def view_of(config: Any, model_class: type) -> str:
+def view_of(config: Any, model_class: Any) -> str:
     """The training view: ``train_view`` of the configuration, else what the model declares, else ``prefix``."""
     if config["train_view"] is not None:
         return choice(config, "train_view", VIEWS)
-    declared = getattr(model_class, "train_view", "prefix")
-    return declared(config) if callable(declared) else declared
+    return model_class.view_for(config)
 
 
 class TrainRows:

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from recbole_llm.model.base import LLMRecommender
+
 USERS = 32
 WARMUP = 2
 
 
 @torch.inference_mode()
 def inference_times(
-    model: Any,
+    model: LLMRecommender,
     loader: Any,
     device: torch.device,
     k: int,
@@ -29,9 +31,8 @@ def inference_times(
 
     Parameters
     ----------
-    model : recbole SequentialRecommender
-        In evaluation mode. One with ``prompts`` and ``scores_of`` gets its prompts ready-made; one whose input is not
-        a vector per item of the history says by ``input_length(interaction)`` how long it is.
+    model : LLMRecommender
+        In evaluation mode.
     loader : FullSortLoader
         Its batch size plays no part.
     device : torch.device
@@ -53,12 +54,10 @@ def inference_times(
     full = loader.sample_size // USERS
     rows = torch.arange(full * USERS or loader.sample_size).split(USERS)[:batches]
     given = [loader.collate_fn(row)[0].to(device) for row in rows]
-    prompted = hasattr(model, "scores_of")
-    inputs = [(batch, model.prompts(batch) if prompted else None) for batch in given]
+    inputs = [(batch, model.prepare(batch)) for batch in given]
 
-    def recommend(batch: Any, prompts: Any) -> torch.Tensor:
-        scores = model.scores_of(prompts, batch) if prompted else model.full_sort_predict(batch)
-        scores = scores.view(len(batch), -1)
+    def recommend(batch: Any, prepared: Any) -> torch.Tensor:
+        scores = model.scores_of(prepared, batch).view(len(batch), -1)
         scores[:, 0] = -torch.inf
         return torch.topk(scores, min(k, scores.shape[1] - 1)).indices
 
@@ -66,18 +65,17 @@ def inference_times(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    for batch, prompts in inputs[:warmup]:
-        recommend(batch, prompts)
+    for batch, prepared in inputs[:warmup]:
+        recommend(batch, prepared)
     wall, cpu = [], []
-    for batch, prompts in tqdm(inputs, desc="Inference", ncols=100, leave=False, disable=not show_progress):
+    for batch, prepared in tqdm(inputs, desc="Inference", ncols=100, leave=False, disable=not show_progress):
         synchronize()
         start = time.perf_counter(), time.process_time()
-        recommend(batch, prompts)
+        recommend(batch, prepared)
         synchronize()
         wall.append(1000 * (time.perf_counter() - start[0]))
         cpu.append(1000 * (time.process_time() - start[1]))
-    longest = getattr(model, "input_length", lambda batch: batch[model.ITEM_SEQ_LEN].max())
-    lengths = [float(longest(batch)) for batch in given]
+    lengths = [float(model.input_length(batch)) for batch in given]
     return {
         "users": len(rows[0]),
         "k": k,

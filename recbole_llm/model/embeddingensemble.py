@@ -17,6 +17,7 @@ from recbole_llm.data.dataset import POSITION
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import exclude_from_choice
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers
+from recbole_llm.model.llmseqsim import LLMSeqSim
 
 # Training sessions on which the first model's scores are looked at for a quantile.
 SESSIONS = 2000
@@ -55,7 +56,7 @@ class EmbeddingEnsemble(Hybrid):
             self.quantiles = self.choices[:, 0].tolist()
             self.choices[:, 0] = self._score_quantiles(dataset, self.choices[:, 0])
             self.choose(0)
-        elif mode == "confidence" and getattr(self.members[0].model, "similarity", None) != "cosine":
+        elif mode == "confidence" and not _scores_are_cosines(self.members[0].model):
             raise ConfigError(
                 "confidence_kind=score needs scores between -1 and 1 of first_model: LLMSeqSim, similarity=cosine. "
                 "With others take confidence_kind=quantile."
@@ -110,3 +111,7 @@ class EmbeddingEnsemble(Hybrid):
             same = [q for q, t in zip(self.quantiles, self.choices[:, 0].tolist(), strict=True) if t == bound]
             described["quantile"] = same[0] if same else None
         return described
+
+
+def _scores_are_cosines(model: Any) -> bool:
+    return isinstance(model, LLMSeqSim) and model.similarity == "cosine"

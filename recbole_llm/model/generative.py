@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
@@ -28,6 +27,7 @@ from recbole_llm.evaluator.mask import excluded
 from recbole_llm.llm.backbone import load_encoder, load_seq2seq, load_tokenizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.model.base import LLMRecommender
 from recbole_llm.prompt.decoding import (
     DecodingCounts,
     Trie,
@@ -44,7 +44,7 @@ PAPER_LLM = "google-t5/t5-small"
 CODE_BYTES = 64  # codes are stored in rows of a multiple of this many bytes
 
 
-class GenerativeRecommender(SequentialRecommender):
+class GenerativeRecommender(LLMRecommender):
     """A T5 over prompts; its subclasses are property files more than code.
 
     Parameters
@@ -311,24 +311,23 @@ class GenerativeRecommender(SequentialRecommender):
         weight = mask[..., None].to(hidden.dtype)
         return self.projection((hidden * weight).sum(1) / weight.sum(1))
 
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,): a column of :meth:`full_sort_predict`."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
-
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items).
 
         Items that no beam reached lie far below those that one did, in a seeded order of the user's own; padding and,
         in the top-N task, everything but the candidates is ``-inf``.
         """
-        return self.scores_of(self.prompts(interaction), interaction)
+        return self.scores_of(self.prepare(interaction), interaction)
 
-    def scores_of(self, prompts: Prompts, interaction: Interaction) -> torch.Tensor:
-        """As :meth:`full_sort_predict`, from prompts that are there already."""
-        hidden, mask = self.forward(prompts)
+    def prepare(self, interaction: Interaction) -> Prompts:
+        """Return the prompts of a batch."""
+        return self.prompts(interaction)
+
+    def scores_of(self, prepared: Prompts, interaction: Interaction) -> torch.Tensor:
+        """Return :meth:`full_sort_predict` of a batch from its prompts."""
+        hidden, mask = self.forward(prepared)
         if self.head_kind == "projection":
-            scores = self._project(hidden, mask)
-            scores[:, 0] = -torch.inf
+            scores = self.mask_padding(self._project(hidden, mask))
         elif self.decoding == "exact":
             scores = exact_scores(self.t5, hidden, mask, self.codes)
         else:

@@ -13,8 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 
 from recbole_llm.config import Config
 from recbole_llm.config.registry import own_models, stock_models
@@ -23,6 +21,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.mask import EXCLUDED, excluded
 from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.model.base import LLMRecommender
 from recbole_llm.run import submodel
 from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint
@@ -119,7 +118,7 @@ class Member:
     @property
     def needs_item_text(self) -> bool:
         """Whether it reads item text."""
-        return bool(getattr(self.model, "needs_item_text", False))
+        return self.model.needs_item_text
 
     @torch.no_grad()
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
@@ -141,8 +140,7 @@ class Member:
         scores = scores.view(len(rows), -1).float()
         if self._own_id is not None:
             scores = scores[:, self._own_id.to(scores.device)]
-        scores[:, 0] = -torch.inf
-        return scores
+        return LLMRecommender.mask_padding(scores)
 
     def provenance(self) -> dict[str, Any]:
         """What a result must say about this member."""
@@ -152,7 +150,7 @@ class Member:
             "run_dir": None if self.run_dir is None else str(self.run_dir),
             "weights_sha256": self.digest,
             "settings": self.settings or None,
-            "language_models": self.model.provenance() if hasattr(self.model, "provenance") else None,
+            "language_models": self.model.provenance(),
             "run_seconds": None if self.run is None else sum(self.run["seconds"].values()),
         }
 
@@ -175,7 +173,7 @@ class TopList:
     excluded_scores: torch.Tensor
 
 
-class Hybrid(SequentialRecommender):
+class Hybrid(LLMRecommender):
     """Base of the models that combine finished ones.
 
     Parameters
@@ -189,7 +187,6 @@ class Hybrid(SequentialRecommender):
         Settings to choose from on validation data; of one, that one is taken. A setting is what :meth:`combine` takes.
     """
 
-    input_type = InputType.POINTWISE
     reads_excluded = True
     setting: torch.Tensor
     member_digests: torch.Tensor
@@ -233,14 +230,6 @@ class Hybrid(SequentialRecommender):
         self.setting.copy_(self.choices[index])
 
     # ---- RecBole's interface
-
-    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """There is no loss."""
-        raise ConfigError(f"{type(self).__name__} has nothing to train: set epochs=0.")
-
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,)."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""

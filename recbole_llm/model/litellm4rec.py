@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -28,6 +27,7 @@ from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.model.base import LLMRecommender
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.pooling import pool_tokens, resolve_pooling
@@ -46,7 +46,7 @@ ITEM_CHUNK = 512
 ID_STD = 0.02
 
 
-class LiteLLM4Rec(SequentialRecommender):
+class LiteLLM4Rec(LLMRecommender):
     """Encoder-only LLM over item vectors with an item projection head.
 
     Parameters
@@ -63,12 +63,13 @@ class LiteLLM4Rec(SequentialRecommender):
     """
 
     needs_item_text = True
+    accepts_new_items = True
     rec_llm: Any
     item_llm: Any
     item_vectors: torch.Tensor
 
-    @staticmethod
-    def train_view(config: Any) -> str:
+    @classmethod
+    def view_for(cls, config: Any) -> str:
         """``_sampling`` trains on random segments, ``_all`` on every prefix (Sec. 4.4)."""
         return {"sampling": "segment", "all": "prefix"}[choice(config, "train_strategy", ["sampling", "all"])]
 
@@ -365,8 +366,7 @@ class LiteLLM4Rec(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items); padding and, in the top-N task, other items are "
         "``-inf``."""
-        logits = self.head(self._sequence_vectors(interaction))
-        logits[:, 0] = -torch.inf
+        logits = self.mask_padding(self.head(self._sequence_vectors(interaction)))
         if self.task == "topn":
             candidates = interaction[CANDIDATES]
             rest = torch.full_like(logits, -torch.inf)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch.nn import functional
 
 from recbole_llm.config.registry import get_model
@@ -38,6 +37,7 @@ from recbole_llm.llm.backbone import (
 from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.model.base import Reranker
 from recbole_llm.prompt.prompts import PromptComposer, PromptTemplate
 from recbole_llm.prompt.sampling import shuffled
 from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
@@ -49,7 +49,7 @@ RETRIEVER, RANKER = "retriever", "ranker"
 PREFERRED = "meta-llama/Llama-2-7b-hf"
 
 
-class LlamaRec(SequentialRecommender):
+class LlamaRec(Reranker):
     """A retriever and a language model that re-ranks what it finds, as one model.
 
     Until the stage ``ranker`` begins, the model is its retriever and the language model is not loaded.
@@ -121,9 +121,14 @@ class LlamaRec(SequentialRecommender):
                 "catalogue. Use mode: full."
             )
 
+    @classmethod
+    def find_language_models(cls, config: Any) -> None:
+        """Fail early where the language model cannot be had."""
+        cls.resolve_llm(config)
+
     @staticmethod
     def resolve_llm(config: Any) -> Any:
-        """The files of the language model; an error says early what cannot be had."""
+        """Return the files of the language model."""
         spec = LLMSpec.from_config(config, preferred=PREFERRED)
         return resolve_causal_lm(spec, weights=config["llm_init"] == "pretrained")
 
@@ -156,7 +161,7 @@ class LlamaRec(SequentialRecommender):
             config.notices += self.retriever_config.notices
             self._refuse(self.retriever_config)
             self.retriever = submodel.build(self.retriever_config, dataset)
-            if len(getattr(self.retriever, "training_stages", ())) > 1:
+            if len(self.retriever.training_stages) > 1:
                 raise self._not_here(name, "is itself trained in stages")
 
     @staticmethod
@@ -268,9 +273,7 @@ class LlamaRec(SequentialRecommender):
 
     def loss_weight(self, interaction: Interaction) -> Any:
         """What the mean of :meth:`calculate_loss` is over: the retriever's targets, or rows."""
-        if self.ranker is None and hasattr(self.retriever, "loss_weight"):
-            return self.retriever.loss_weight(interaction)
-        return len(interaction)
+        return self.retriever.loss_weight(interaction) if self.ranker is None else len(interaction)
 
     def answer_loss(
         self, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
@@ -319,13 +322,7 @@ class LlamaRec(SequentialRecommender):
         recent = submodel.newest(interaction, self.ITEM_SEQ_LEN, int(self.retriever.max_seq_length))
         with torch.autocast(self.device.type, enabled=False) if self.ranker is not None else nullcontext():
             scores = self.retriever.full_sort_predict(recent)
-        scores = scores.view(len(interaction), self.n_items).float()
-        scores[:, 0] = -torch.inf
-        return scores
-
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,)."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
+        return self.mask_padding(scores.view(len(interaction), self.n_items).float())
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items): the retriever's, the candidates' in the ranker's order.

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.layers import TransformerEncoder
 from torch import nn
 from torch.nn import functional
@@ -21,6 +20,7 @@ from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_table import ItemTable, TextVectors, text_vectors
 from recbole_llm.layer.packing import Packing
+from recbole_llm.model.base import LLMRecommender
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     real: torch.Tensor | None
 
 
-class LLM2Sequential(SequentialRecommender):
+class LLM2Sequential(LLMRecommender):
     """A sequential model on an item table that a language model may have initialised.
 
     A subclass builds its layers in :meth:`build`, draws their weights in :meth:`initialise`, and turns a batch into
@@ -64,6 +64,8 @@ class LLM2Sequential(SequentialRecommender):
     """
 
     needs_item_text = True
+    scores_are_products = True
+    accepts_new_items = True
     train_view = "sequence"
     has_mask_token = False
     recbole_has_head = False  # whether RecBole's network has a layer between sequence and item table
@@ -145,8 +147,8 @@ class LLM2Sequential(SequentialRecommender):
         return ItemTable(self.n_items, width, extra_rows=int(self.has_mask_token or self.unmasked_padding))
 
     def table(self) -> torch.Tensor:
-        """All item vectors, shape (n_items + extra rows, d); in evaluation those of an adaptor are kept."""
-        if self.item_embedding.adaptor is None or self.training or torch.is_grad_enabled():
+        """All item vectors, shape (n_items + extra rows, d); in evaluation those of texts are kept."""
+        if self.item_embedding.vectors is None or self.training or torch.is_grad_enabled():
             return self.item_embedding()
         if self._eval_table is None:
             self._eval_table = self.item_embedding()
@@ -185,7 +187,7 @@ class LLM2Sequential(SequentialRecommender):
         """What the next item is predicted from, shape (B, d)."""
         return self.last(table, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
-    # ---- training, evaluation
+    # ---- training
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """Mean loss over the targets of the batch: one at every position, or one a row in other views."""
@@ -208,20 +210,6 @@ class LLM2Sequential(SequentialRecommender):
         """Mean loss of output vectors (N, d) with targets (N,)."""
         return self.item_loss(output, table[: self.n_items], target, self.output_bias)
 
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,)."""
-        table, item = self.table(), interaction[self.ITEM_ID]
-        scores = (self.history_vector(table, interaction) * table[item]).sum(-1)
-        return scores if self.output_bias is None else scores + self.output_bias[item]
-
-    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
-        table = self.table()
-        hidden = self.history_vector(table, interaction)
-        scores = functional.linear(hidden, table[: self.n_items], self.output_bias)
-        scores[:, 0] = -torch.inf
-        return scores
-
     # ---- serving
 
     def user_vectors(self, interaction: Interaction) -> torch.Tensor:
@@ -232,9 +220,9 @@ class LLM2Sequential(SequentialRecommender):
         """Vectors of all items, (n_items, d)."""
         return self.table()[: self.n_items]
 
-    def catalogue_bias(self) -> torch.Tensor:
-        """Bias of each item's score, (n_items,)."""
-        return self.table().new_zeros(self.n_items) if self.output_bias is None else self.output_bias
+    def catalogue_bias(self) -> torch.Tensor | None:
+        """Bias of each item's score, (n_items,), where there is one."""
+        return self.output_bias
 
     def append_items(self, texts: Sequence[str]) -> None:
         """Grow the catalogue by items known by their texts, each with the vector that it would have started from."""

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch.nn import functional
 from transformers import GenerationConfig
 
@@ -29,6 +28,7 @@ from recbole_llm.llm.backbone import load_tokenizer, position_limit
 from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
 from recbole_llm.prompt.decoding import NOTHING, LineEnd, Trie, TrieConstraint, item_scores
 from recbole_llm.prompt.item_names import (
@@ -57,7 +57,7 @@ MAX_PROMPT_TOKENS, MAX_NAME_TOKENS = 4096, 50
 USUAL_TITLE = 0.9
 
 
-class LLMSeqPrompt(SequentialRecommender):
+class LLMSeqPrompt(LLMRecommender):
     """A causal language model that is asked for titles.
 
     Parameters
@@ -142,12 +142,17 @@ class LLMSeqPrompt(SequentialRecommender):
                 "Use mode: full."
             )
 
-    @staticmethod
-    def resolve_llm(config: Any) -> Any:
-        """The files of the language model that writes; an error says early what cannot be had, of the encoder, too."""
+    @classmethod
+    def find_language_models(cls, config: Any) -> None:
+        """Fail early where the model that writes, or the encoder, cannot be had."""
         encoder = LLMSpec.from_config(config, preferred=STAND_IN_LLM)
         if not config["item_vectors"] and encoder.name != "auto":
             resolve_llm(encoder)
+        cls.resolve_llm(config)
+
+    @staticmethod
+    def resolve_llm(config: Any) -> Any:
+        """Return the files of the language model that writes."""
         spec = LLMSpec.from_config(
             {**config.final_config_dict, "llm": None}, key="rec_llm", preferred=STAND_IN_CAUSAL_LM
         )
@@ -358,10 +363,6 @@ class LLMSeqPrompt(SequentialRecommender):
 
     # ---- evaluation
 
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,)."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
-
     @torch.no_grad()
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items): places of the list, then of LLMSeqSim's order (``fill``).
@@ -497,9 +498,7 @@ class LLMSeqPrompt(SequentialRecommender):
         order = similar.sort(dim=1, descending=True, stable=True).indices
         rank = torch.arange(self.n_items, device=self.device, dtype=torch.float32).expand_as(order)
         scores = torch.empty_like(similar, dtype=torch.float32).scatter(1, order, -1 - rank)
-        scores = scores.scatter(1, table, place)
-        scores[:, 0] = -torch.inf
-        return scores
+        return self.mask_padding(scores.scatter(1, table, place))
 
     def _expanded(self, similar: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """Scores by which members of the chosen clusters, table (B, k) of their representatives, come first."""

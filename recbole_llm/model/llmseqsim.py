@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from torch.nn import functional
 
 from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
+from recbole_llm.model.base import LLMRecommender
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.reduction import REDUCTIONS, fit_reduction, normalize_rows
@@ -121,7 +120,7 @@ def similarity(sessions: torch.Tensor, items: torch.Tensor, kind: str) -> torch.
     return distance.add_(1).reciprocal_().to(sessions.dtype)
 
 
-class LLMSeqSim(SequentialRecommender):
+class LLMSeqSim(LLMRecommender):
     """Recommend the items whose text is closest to the history's.
 
     Parameters
@@ -137,8 +136,8 @@ class LLMSeqSim(SequentialRecommender):
         For a value that is not allowed, or a reduction without what it is fitted on.
     """
 
-    input_type = InputType.POINTWISE
     needs_item_text = True
+    accepts_new_items = True
     item_vectors: torch.Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -194,10 +193,6 @@ class LLMSeqSim(SequentialRecommender):
         """
         return session_vectors(self.item_vectors, item_seq, item_seq_len, self.combine, self.decay)
 
-    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """There is no loss."""
-        raise ConfigError("LLMSeqSim has nothing to train: set epochs=0.")
-
     def predict(self, interaction: Interaction) -> torch.Tensor:
         """Score of ``ITEM_ID`` for every row, shape (B,)."""
         sessions = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
@@ -207,9 +202,7 @@ class LLMSeqSim(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
         sessions = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        scores = similarity(sessions, self.item_vectors, self.similarity)
-        scores[:, 0] = -torch.inf
-        return scores
+        return self.mask_padding(similarity(sessions, self.item_vectors, self.similarity))
 
     # ---- serving
 

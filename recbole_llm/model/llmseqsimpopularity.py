@@ -15,6 +15,7 @@ from torch.nn import functional
 from recbole_llm.config.values import at_least
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers, popularity_quantiles, session_popularity
+from recbole_llm.model.llmseqsim import LLMSeqSim
 
 # Pairs of items whose similarities give the quantile of the diversity step, where a catalogue has more.
 PAIRS = 2_000_000
@@ -59,12 +60,12 @@ class LLMSeqSimPopularity(Hybrid):
         self.register_buffer("popularity", session_popularity(dataset), persistent=False)
         self.diversity: float | None = None
         if diversity is not None:
-            vectors = getattr(self.members[0].model, "item_vectors", None)
-            if vectors is None or self.members[0].name != "LLMSeqSim":
+            similar = self.members[0].model
+            if not isinstance(similar, LLMSeqSim):
                 raise ConfigError(
                     "diversity_quantile needs the item vectors of LLMSeqSim; similar_model is another model."
                 )
-            self.register_buffer("unit_vectors", functional.normalize(vectors, dim=1), persistent=False)
+            self.register_buffer("unit_vectors", functional.normalize(similar.item_vectors, dim=1), persistent=False)
             self.diversity = _similarity_quantile(self.unit_vectors[1:], float(diversity), int(config["seed"]))
 
     def parts(self, interaction: Interaction) -> tuple[TopList, torch.Tensor]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch import nn
 from torch.nn import functional
 
@@ -24,9 +23,10 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.lru import LRU
 from recbole_llm.layer.packing import Packing
+from recbole_llm.model.base import LLMRecommender
 
 
-class LRURec(SequentialRecommender):
+class LRURec(LLMRecommender):
     """Stacked linear recurrent units with a tied output layer.
 
     Parameters
@@ -42,6 +42,7 @@ class LRURec(SequentialRecommender):
     """
 
     train_view = "sequence"
+    scores_are_products = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -103,9 +104,7 @@ class LRURec(SequentialRecommender):
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the catalogue, padding ``-inf``; (..., D) -> (..., n_items)."""
-        scores = functional.linear(hidden, self.item_embedding.weight, self.item_bias)
-        scores[..., 0] = -torch.inf
-        return scores
+        return self.mask_padding(functional.linear(hidden, self.item_embedding.weight, self.item_bias))
 
     def _last(self, interaction: Interaction) -> torch.Tensor:
         length = interaction[self.ITEM_SEQ_LEN]
@@ -146,15 +145,6 @@ class LRURec(SequentialRecommender):
         return (interaction[NEXT + self.ITEM_SEQ] > 0).sum() + first
 
     # ---- evaluation and serving
-
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,)."""
-        item = interaction[self.ITEM_ID]
-        return (self._last(interaction) * self.item_embedding(item)).sum(-1) + self.item_bias[item]
-
-    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
-        return self.scores(self._last(interaction))
 
     def user_vectors(self, interaction: Interaction) -> torch.Tensor:
         """Vectors of the histories, (B, D): scores are products with :meth:`catalogue_vectors`, and the bias."""

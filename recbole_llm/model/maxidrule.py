@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 
 from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
+from recbole_llm.model.base import LLMRecommender
 from recbole_llm.prompt.item_index import Histories, build_item_index
 
 
-class MaxIdRule(SequentialRecommender):
+class MaxIdRule(LLMRecommender):
     """Scores items by how soon their number follows the largest number of the history.
 
     Parameters
@@ -41,17 +41,7 @@ class MaxIdRule(SequentialRecommender):
         self.register_buffer("rank", torch.cat([torch.tensor([-1]), rank]))
         self.to(self.device)
 
-    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Nothing is trained."""
-        raise NotImplementedError("MaxIdRule has nothing to train; set epochs=0.")
-
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,)."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
-
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Minus the distance from the largest number of the history, going up and round; shape (B, n_items)."""
         top = self.rank[interaction[self.ITEM_SEQ]].amax(1, keepdim=True)
-        scores = -((self.rank - top - 1) % (self.n_items - 1)).float()
-        scores[:, 0] = -torch.inf
-        return scores
+        return self.mask_padding(-((self.rank - top - 1) % (self.n_items - 1)).float())

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 
-from recbole_llm.errors import ConfigError
+from recbole_llm.model.base import LLMRecommender
 
 
-class MostPopular(SequentialRecommender):
+class MostPopular(LLMRecommender):
     """Score of an item = its training interactions; equal ones by internal id, which is first appearance.
 
     Parameters
@@ -25,7 +23,6 @@ class MostPopular(SequentialRecommender):
         Training split.
     """
 
-    input_type = InputType.POINTWISE
     counts: torch.Tensor
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -34,16 +31,10 @@ class MostPopular(SequentialRecommender):
         # Not saved: they come from the data.
         self.register_buffer("counts", torch.from_numpy(counts).float(), persistent=False)
 
-    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """There is no loss."""
-        raise ConfigError("MostPopular has nothing to train: set epochs=0.")
-
     def predict(self, interaction: Interaction) -> torch.Tensor:
         """Score of ``ITEM_ID`` for every row, shape (B,)."""
         return self.counts[interaction[self.ITEM_ID]]
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``."""
-        scores = self.counts.repeat(len(interaction), 1)
-        scores[:, 0] = -torch.inf
-        return scores
+        return self.mask_padding(self.counts.repeat(len(interaction), 1))

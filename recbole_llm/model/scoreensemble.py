@@ -119,8 +119,7 @@ class ScoreEnsemble(Hybrid):
             scores = weighted[0][0] * weighted[0][1]
             for weight, part in weighted[1:]:
                 scores = scores.add_(part, alpha=weight)
-        scores[:, 0] = -torch.inf
-        return scores
+        return self.mask_padding(scores)
 
     def describe(self, setting: torch.Tensor) -> dict[str, Any]:
         """``{"weights": [...]}``."""

@@ -12,19 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType
 from scipy import sparse
 
 from recbole_llm.config.values import at_least, choice
-from recbole_llm.errors import ConfigError
+from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import DECAYS, decay_weights
 
 # Rows of the training split that are read at once when followers are collected.
 CHUNK = 4096
 
 
-class VSKNN(SequentialRecommender):
+class VSKNN(LLMRecommender):
     """Recommend what the training sessions most like the history hold.
 
     Items that no neighbour has stand below all others, by popularity. A user's own training session is no neighbour.
@@ -41,8 +39,6 @@ class VSKNN(SequentialRecommender):
     ConfigError
         For a value that is not allowed.
     """
-
-    input_type = InputType.POINTWISE
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -99,14 +95,6 @@ class VSKNN(SequentialRecommender):
         self.follower_key, self.follower = key[order][last], after[order][last]
 
     # ---- RecBole's interface
-
-    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """There is no loss."""
-        raise ConfigError("VSKNN has nothing to train: set epochs=0.")
-
-    def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Score of ``ITEM_ID`` for every row, shape (B,)."""
-        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None])[:, 0]
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items); padding is ``-inf``. Computed on the CPU."""

@@ -334,7 +334,7 @@ class Recommender:
         """
         if not rows:
             return
-        if not hasattr(self.model, "append_items"):
+        if not self.model.accepts_new_items:
             raise UnsupportedError(
                 f"{self.config['model']} learns an item from its interactions; one that has none is nothing to it. "
                 "Models that read item texts and score by vectors can take new items: LLMSeqSim, LLM2SASRec, "
@@ -507,7 +507,7 @@ class Recommender:
             rows = self.run.train_data.transform(self.dataset, rows)
         except KeyError as error:
             raise self._reads_more(error) from error
-        if not getattr(self.config.model_class, "reads_excluded", False):
+        if not self.config.model_class.reads_excluded:
             return rows
         # As in the run, whatever the lists leave out in the end: it is part of the model's scores.
         return exclude_from_choice(rows, history, bool(self.config["mask_history"]))
@@ -558,13 +558,7 @@ class Recommender:
 
     @cached_property
     def _unit_vectors(self) -> torch.Tensor:
-        table = getattr(self.model, "item_embedding", None)
-        if hasattr(self.model, "catalogue_vectors"):
-            vectors = self.model.catalogue_vectors()
-        elif isinstance(table, nn.Embedding):
-            vectors = table.weight
-        else:
-            raise UnsupportedError(f"{self.config['model']} has no vectors of items that could be compared.")
+        vectors = self.model.catalogue_vectors()
         return nn.functional.normalize(vectors.detach()[: len(self._tokens)].float(), dim=1)
 
     def _best(self, rows: Interaction, history: Pairs | None, k: int, allowed: torch.Tensor | None) -> TopK:

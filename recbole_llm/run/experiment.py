@@ -25,8 +25,6 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.evaluator.timing import inference_times
-from recbole_llm.llm.resolve import resolve_llm
-from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.run import submodel
 from recbole_llm.run.folder import create_run_dir, discard_unused, find_resumable, run_lock, stamp_data
 from recbole_llm.run.logging import log_to_console, logging_into
@@ -190,7 +188,7 @@ def _experiment(
     controls.refuse_without_text(config)
     _check_timing(config)
     with meter.phase("model"):
-        _find_language_models(config)
+        config.model_class.find_language_models(config)
     with meter.phase("data"):
         dataset, splits = prepare(config)
         train_data, valid_data, test_data = prepare_data(config, dataset, splits)
@@ -267,7 +265,7 @@ def evaluate_on_test(
     with trainer.meter.phase("test"):
         result = trainer.evaluate(test_data, show_progress=show_progress)
     members = None
-    if test_data is not None and hasattr(trainer.model, "members"):
+    if test_data is not None and trainer.model.members:
         with trainer.meter.phase("test_members"):
             members = trainer.evaluate_members(test_data, show_progress=show_progress)
     return result, members
@@ -296,20 +294,6 @@ def _time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict
             int(config["timing_batches"]),
             show_progress=config["show_progress"],
         )
-
-
-def _find_language_models(config: Config) -> None:
-    """A language model that cannot be had stops the run before anything is read; of ``auto``, models decide."""
-    if hasattr(config.model_class, "resolve_llm"):
-        config.model_class.resolve_llm(config)
-    elif getattr(config.model_class, "needs_item_text", False):
-        # Vectors from a file stand in the place of the model that encodes texts.
-        keys = ["llm"] if not config["item_vectors"] else []
-        for key in keys + ["rec_llm"] * ("rec_llm" in config.model_keys):
-            spec = LLMSpec.from_config(config, key)
-            if spec.name != "auto":
-                weights = key == "llm" or config["rec_llm_init"] != "scratch"
-                resolve_llm(spec, logger=getLogger(), weights=weights)
 
 
 def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None) -> Run:

@@ -22,7 +22,7 @@ PACKAGES = (
 def files_read(dataset: Any, model: Any) -> list[Path]:
     """The atomic files of a run; the texts of items come from a file that the dataset itself may not load."""
     items = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    text = [items] if getattr(model, "needs_item_text", False) and items.is_file() else []
+    text = [items] if model.needs_item_text and items.is_file() else []
     return list(dict.fromkeys([*dataset.source_files, *text]))
 
 

@@ -81,7 +81,7 @@ def results_of(
                 "filters": {key: config[key] for key in FILTERS if config[key] is not None},
                 "files": {path.name: file_sha256(path) for path in files_read(dataset, model)},
             },
-            "language_models": model.provenance() if hasattr(model, "provenance") else None,
+            "language_models": model.provenance(),
             "parameters": {
                 "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 "all": sum(p.numel() for p in model.parameters()),
@@ -133,8 +133,7 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
             **({} if dataset.cold is None else {"target_cold": dataset.cold.mask[ranks.target]}),
             target_popularity_rank=popularity_rank(counts)[ranks.target],
         )
-    if hasattr(trainer.model, "save_adapter"):
-        trainer.model.save_adapter(run_dir / "adapter")
+    trainer.model.save_adapter(run_dir / "adapter")
     results = {**results, "weights": {"file": checkpoint.WEIGHTS, "sha256": file_sha256(run_dir / checkpoint.WEIGHTS)}}
     temporary = run_dir / "results.json.tmp"
     temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")

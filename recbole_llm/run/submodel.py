@@ -12,6 +12,7 @@ from recbole_llm.config.values import CODE_KEYS
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.model.base import AdaptedRecommender, LLMRecommender
 from recbole_llm.run.protocol import FILTERS
 from recbole_llm.run.results import check_weights_file, read_results
 from recbole_llm.trainer import checkpoint
@@ -62,12 +63,12 @@ def inner_config(name: str, config: Config, settings: Mapping[str, Any] | None =
     return Config(name, config["dataset"], config_dict={**shared, **(settings or {})})
 
 
-def build(config: Config, dataset: HistoryDataset) -> Any:
+def build(config: Config, dataset: HistoryDataset) -> LLMRecommender:
     """The model on its device; what a stock model says against its settings becomes an error of the settings."""
     try:
         return config.model_class(config, dataset).to(config["device"])
     except ValueError as error:
-        if isinstance(error, RecBoleLLMError) or not config.model_class.__module__.startswith("recbole."):
+        if isinstance(error, RecBoleLLMError) or not issubclass(config.model_class, AdaptedRecommender):
             raise
         raise ConfigError(f"{config['model']} cannot be built with these settings: {error}") from error
 
@@ -77,7 +78,7 @@ def has_pretraining(config: Config) -> bool:
     return config["model"] == "S3Rec" and not config["pre_model_path"]
 
 
-def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> Any:
+def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> LLMRecommender:
     """The model of a finished run with its best weights, on its device, in evaluation mode.
 
     Raises
@@ -89,12 +90,11 @@ def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> Any:
     if pretrained:
         config["train_stage"] = "pretrain"  # the fine-tuned weights come from the run directory
     model = build(config, dataset)
-    for stage in getattr(model, "training_stages", ()):
+    for stage in model.training_stages:
         model.start_stage(stage)
     check_weights_file(run_dir)
     checkpoint.load_weights(model, run_dir / checkpoint.WEIGHTS)
-    if hasattr(model, "check_base"):
-        model.check_base(read_results(run_dir)["language_models"])
+    model.check_base(read_results(run_dir)["language_models"] or {})
     if pretrained:
         config["train_stage"] = model.train_stage = "finetune"
     return model.eval()

@@ -21,20 +21,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from recbole_llm.errors import CheckpointError
+from recbole_llm.model.base import LLMRecommender
 
 WEIGHTS = "model.safetensors"
 STATE = "training_state"
 CHECKSUM = "sha256"
 
 
-def learned_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def learned_tensors(model: LLMRecommender) -> dict[str, torch.Tensor]:
     """Trainable parameters and persistent buffers by name; of tensors that share memory, the first name only.
 
     Frozen parameters are left out: they come from the base model, which a run records by name and revision. What an
     earlier stage has learned and a later one keeps frozen stands in ``learned_earlier`` of the model, as prefixes of
     names.
     """
-    earlier = tuple(getattr(model, "learned_earlier", ()))
+    earlier = tuple(model.learned_earlier)
     frozen = {
         name
         for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -70,7 +71,7 @@ def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
     save_file(tensors, file, metadata={CHECKSUM: checksum(tensors)})
 
 
-def save_weights(model: nn.Module, file: Path) -> None:
+def save_weights(model: LLMRecommender, file: Path) -> None:
     """Write :func:`learned_tensors`; the file appears whole or not at all."""
     temporary = file.with_suffix(".tmp")
     try:
@@ -84,7 +85,7 @@ def save_weights(model: nn.Module, file: Path) -> None:
         ) from error
 
 
-def load_weights(model: nn.Module, file: Path) -> None:
+def load_weights(model: LLMRecommender, file: Path) -> None:
     """Read weights that :func:`save_weights` wrote into a model of the same configuration.
 
     Raises
@@ -95,7 +96,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     _apply_weights(model, _read(file), file)
 
 
-def _apply_weights(model: nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
+def _apply_weights(model: LLMRecommender, tensors: dict[str, torch.Tensor], file: Path) -> None:
     expected = learned_tensors(model)
     missing = sorted(set(expected) - set(tensors))
     unknown = sorted(set(tensors) - set(expected))
@@ -157,7 +158,7 @@ class State:
 
 def save_state(
     folder: Path,
-    model: nn.Module,
+    model: LLMRecommender,
     optimizer: torch.optim.Optimizer,
     values: dict[str, Any],
     random_states: Sequence[RandomState] | None = None,
@@ -229,7 +230,7 @@ def read_whole_state(folder: Path) -> State:
 
 def load_state(
     state: State,
-    model: nn.Module,
+    model: LLMRecommender,
     optimizer: torch.optim.Optimizer,
     rank: int = 0,
     device: torch.device | None = None,

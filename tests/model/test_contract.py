@@ -145,20 +145,20 @@ def test_saved_weights_score_the_same_after_loading(name, settings, tmp_path):
 
 def test_products_of_its_vectors_are_the_scores(name, settings):
     model, _, test = build(name, settings)
-    if not hasattr(model, "user_vectors"):
+    if not model.scores_are_products:
         pytest.skip(f"{name} does not score by vectors")
     interaction, *_ = next(iter(test))
     with torch.no_grad():
         scores = model.eval().full_sort_predict(interaction)
         products = model.user_vectors(interaction) @ model.catalogue_vectors().T
-        if hasattr(model, "catalogue_bias"):
+        if model.catalogue_bias() is not None:
             products = products + model.catalogue_bias()
     torch.testing.assert_close(products[:, 1:], scores[:, 1:], rtol=1e-4, atol=1e-5)
 
 
 def test_new_items_change_no_score_of_the_others(name, settings):
     model, _, test = build(name, settings, **({"head_init": "items"} if name == "LiteLLM4Rec" else {}))
-    if not hasattr(model, "append_items"):
+    if not model.accepts_new_items:
         pytest.skip(f"{name} knows items by their ids only")
     interaction, *_ = next(iter(test))
     known = model.n_items

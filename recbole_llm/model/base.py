@@ -1,0 +1,337 @@
+"""The model contract: everything that the rest of the package may ask of a model, with a default for each.
+
+A model of one's own subclasses :class:`LLMRecommender` and overrides what differs; ``docs/add-a-model.md`` is the
+check-list and :func:`recbole_llm.testing.check_model` the test suite. RecBole's own models meet the contract through
+:func:`adapt`, which derives a class and leaves RecBole untouched.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType
+from torch import nn
+from torch.nn import functional
+
+from recbole_llm.errors import ConfigError, UnsupportedError
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+
+TRAIN_STAGE = "train"
+
+
+class LLMRecommender(SequentialRecommender):
+    """Base class of the models of this package, and of one's own.
+
+    A model scores in one of two ways. Either it sets ``scores_are_products = True`` and gives :meth:`user_vectors` and
+    :meth:`catalogue_vectors`; scores, :meth:`predict` and serving by vectors follow. Or it overrides
+    :meth:`full_sort_predict`. To be trained it overrides :meth:`calculate_loss`.
+
+    Parameters
+    ----------
+    config : Config
+        Settings, read like a dictionary.
+    dataset : HistoryDataset
+        Training split.
+
+    Examples
+    --------
+    >>> from recbole_llm.quick_start import run  # doctest: +SKIP
+    >>> run("my_model:MyModel", "ml-100k", config_dict={"epochs": 1})  # doctest: +SKIP
+    """
+
+    # ---- Training
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the model and their default values; over those of a YAML file beside its module."""
+
+    config_keys: ClassVar[Sequence[str]] = ()
+    """Further keys that the model reads and that have no default; they are then not reported as unknown."""
+
+    input_type: ClassVar[InputType | None] = InputType.POINTWISE
+    """POINTWISE: no negatives are sampled unless ``train_neg_sample_args`` asks for them. PAIRWISE: every training row
+    comes with a sampled negative item, as RecBole's BPR models read it. None: ``loss_type`` decides, as in RecBole."""
+
+    train_view: ClassVar[str] = "prefix"
+    """What a training row is, see :mod:`recbole_llm.data.views`: ``prefix``, ``segment``, ``p5`` or ``sequence``."""
+
+    @classmethod
+    def view_for(cls, config: Any) -> str:
+        """Return the training view under a configuration; by default :attr:`train_view`."""
+        return cls.train_view
+
+    def calculate_loss(self, interaction: Interaction) -> Any:
+        """Return the mean loss of a batch, a scalar tensor, or a tuple of scalars that are added up.
+
+        Raises
+        ------
+        ConfigError
+            By default: the model has nothing to train.
+        """
+        raise ConfigError(f"{type(self).__name__} has nothing to train: set epochs=0.")
+
+    def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
+        """Return how many targets the mean of :meth:`calculate_loss` was over; by default one a row.
+
+        Gradients of several processes and accumulated batches are weighted by it. It is called after
+        :meth:`calculate_loss` of the same batch.
+        """
+        return len(interaction)
+
+    def batch_costs(self) -> tuple[torch.Tensor, int] | None:
+        """Return what makes rows long, so that batches hold rows of similar length; None: batch in any order.
+
+        Returns
+        -------
+        costs : torch.Tensor, shape (n_items,)
+            What an item adds to the length of a row.
+        recent : int
+            Number of newest history items that count.
+        """
+        return None
+
+    # ---- Stages
+
+    training_stages: Sequence[str] = (TRAIN_STAGE,)
+    """Names of the stages of training, in order. Each starts from the best weights of the one before, with its own
+    optimizer, schedule and patience; ``<name>_learning_rate`` and ``<name>_epochs`` override those settings."""
+
+    stages_start_afresh: ClassVar[bool] = False
+    """Whether the best validation score of one stage does not have to be beaten by the next."""
+
+    learned_earlier: Sequence[str] = ()
+    """Prefixes of the names of parameters that an earlier stage learned and a later one keeps frozen: they belong to
+    the checkpoint, unlike other frozen parameters."""
+
+    def start_stage(self, name: str) -> None:
+        """Change into a stage of training; the weights are those that the stage starts from."""
+
+    def stage_config(self, name: str) -> Any | None:
+        """Return the settings of a stage, with batches, optimizer and view of its own; None: those of the run."""
+        return None
+
+    # ---- Evaluation
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Return the scores of the whole catalogue, shape (B, n_items); padding (item 0) is ``-inf``."""
+        if self.scores_are_products is not True:
+            raise NotImplementedError(f"{type(self).__name__} defines neither full_sort_predict nor vectors.")
+        scores = functional.linear(self.user_vectors(interaction), self.catalogue_vectors(), self.catalogue_bias())
+        return self.mask_padding(scores)
+
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """Return the score of ``ITEM_ID`` for every row, shape (B,)."""
+        item = interaction[self.ITEM_ID]
+        if self.scores_are_products is not True:
+            return self.full_sort_predict(interaction).gather(1, item[:, None])[:, 0]
+        scores = (self.user_vectors(interaction) * self.catalogue_vectors()[item]).sum(-1)
+        bias = self.catalogue_bias()
+        return scores if bias is None else scores + bias[item]
+
+    @staticmethod
+    def mask_padding(scores: torch.Tensor) -> torch.Tensor:
+        """Set the scores (..., n_items) of the padding item to ``-inf``, in place."""
+        scores[..., 0] = -torch.inf
+        return scores
+
+    reads_excluded: ClassVar[bool] = False
+    """Whether the model chooses items before it scores: batches then have the field
+    ``recbole_llm.evaluator.mask.EXCLUDED`` with the items that it must not choose."""
+
+    def start_evaluation(self) -> None:
+        """Reset what :meth:`evaluation_counts` counts; called before every evaluation."""
+
+    def evaluation_counts(self) -> dict[str, int]:
+        """Return counts since :meth:`start_evaluation`; the trainer adds up those of all processes."""
+        return {}
+
+    def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, Any] | None:
+        """Turn the counts of a whole evaluation into figures for the results; None: nothing to report."""
+        return None
+
+    choices: Sequence[Any] = ()
+    """Settings to choose from by validation instead of training; with :meth:`full_sort_choices`, :meth:`choose` and
+    :meth:`describe`."""
+
+    def full_sort_choices(self, interaction: Interaction) -> Iterator[torch.Tensor]:
+        """Yield scores (B, n_items) under each of :attr:`choices` in turn."""
+        raise UnsupportedError(f"{type(self).__name__} has no settings to choose from.")
+
+    def choose(self, index: int) -> None:
+        """Take one of :attr:`choices`."""
+        raise UnsupportedError(f"{type(self).__name__} has no settings to choose from.")
+
+    def describe(self, setting: Any) -> dict[str, Any]:
+        """Return one of :attr:`choices` in the words of the property file."""
+        raise UnsupportedError(f"{type(self).__name__} has no settings to choose from.")
+
+    members: Sequence[Any] = ()
+    """Finished models that this one combines (:class:`recbole_llm.model.hybrid.Member`); evaluated beside it."""
+
+    def prepare(self, interaction: Interaction) -> Any:
+        """Return what :meth:`scores_of` reads, such as prompts; putting it together is not part of inference time."""
+        return interaction
+
+    def scores_of(self, prepared: Any, interaction: Interaction) -> torch.Tensor:
+        """Return :meth:`full_sort_predict` of a batch, from what :meth:`prepare` gave."""
+        return self.full_sort_predict(interaction)
+
+    def input_length(self, interaction: Interaction) -> int:
+        """Return the number of positions of a batch's padded input; by default its longest history."""
+        return int(interaction[self.ITEM_SEQ_LEN].max())
+
+    # ---- Serving
+
+    scores_are_products: bool | None = False
+    """Whether ``full_sort_predict`` is ``user_vectors @ catalogue_vectors.T + catalogue_bias`` but for padding. None:
+    not known; a batch of real histories decides."""
+
+    def user_vectors(self, interaction: Interaction) -> torch.Tensor:
+        """Return vectors of the histories, shape (B, d)."""
+        raise UnsupportedError(f"{type(self).__name__} has no vectors of users.")
+
+    def catalogue_vectors(self) -> torch.Tensor:
+        """Return vectors of all items, shape (n_items, d), padding included.
+
+        Raises
+        ------
+        UnsupportedError
+            If there are none.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no vectors of items that could be compared.")
+
+    def catalogue_bias(self) -> torch.Tensor | None:
+        """Return what is added to each item's score, shape (n_items,); None: nothing."""
+        return None
+
+    accepts_new_items: ClassVar[bool] = False
+    """Whether :meth:`append_items` is defined."""
+
+    def append_items(self, texts: Sequence[str]) -> None:
+        """Grow the catalogue by items that are known by their texts alone; nothing is trained.
+
+        Raises
+        ------
+        UnsupportedError
+            If the model knows items by their ids only.
+        ConfigError
+            If it could, under other settings.
+        """
+        raise UnsupportedError(f"{type(self).__name__} learns an item from its interactions.")
+
+    # ---- Provenance
+
+    needs_item_text: bool = False
+    """Whether the model reads the texts of the ``.item`` file."""
+
+    @classmethod
+    def find_language_models(cls, config: Any) -> None:
+        """Fail early where a language model cannot be had: called before any data is read.
+
+        By default, for models with :attr:`needs_item_text`, the keys ``llm`` and, where the model has it, ``rec_llm``.
+        ``auto`` is left to the model's constructor.
+
+        Raises
+        ------
+        ModelNotFoundError
+            Naming the key and the remedy.
+        """
+        if not cls.needs_item_text:
+            return
+        # Vectors from a file take the place of the model that encodes texts.
+        keys = ["llm"] if not config["item_vectors"] else []
+        for key in keys + ["rec_llm"] * ("rec_llm" in config.model_keys):
+            spec = LLMSpec.from_config(config, key)
+            if spec.name != "auto":
+                resolve_llm(spec, weights=key == "llm" or config["rec_llm_init"] != "scratch")
+
+    def check_base(self, known: Mapping[str, Any]) -> None:
+        """Compare the language models with those of the run whose weights were loaded (its :meth:`provenance`).
+
+        Raises
+        ------
+        CheckpointError
+            If adapters would be put on another base model.
+        """
+
+    def provenance(self) -> Mapping[str, Any] | None:
+        """Return what a result must say about language models, texts and vectors; None: there are none."""
+        return None
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write adapters in PEFT's format into a folder, where the model has any."""
+
+
+class Reranker(LLMRecommender):
+    """Base class of models that put the candidates of another model, the retriever, into a new order.
+
+    The candidates of a split are computed once and come with the batches, in the field
+    ``recbole_llm.data.candidates.CANDIDATES``: LongTensor of shape (B, ``reranks``), 0 at the end where there are
+    fewer.
+    """
+
+    draws_negatives: ClassVar[bool] = False
+    """Whether training rows come with random negatives as candidates."""
+
+    pools: int = 0
+    """Number of retrieved items that training negatives are drawn from; 0: from the whole catalogue."""
+
+    @property
+    def reranks(self) -> int:
+        """Number of candidates in the current stage; 0: the retriever itself is being trained."""
+        raise NotImplementedError
+
+    def retriever_scores(self, interaction: Interaction) -> torch.Tensor:
+        """Return the retriever's scores, shape (B, n_items), in float32; padding is ``-inf``."""
+        raise NotImplementedError
+
+    def retriever_key(self) -> str:
+        """Return a name of the retriever's weights; kept candidates are reused where it is the same."""
+        raise NotImplementedError
+
+    def reranks_retrieved_only(self, phase: str) -> bool:
+        """Whether rows whose target is not among the candidates are left to the retriever in a phase."""
+        return False
+
+
+class AdaptedRecommender(LLMRecommender):
+    """What a class that knows nothing of the contract says about itself; see :func:`adapt`."""
+
+    input_type: ClassVar[InputType | None] = None
+
+    scores_are_products: bool | None = None
+
+    def user_vectors(self, interaction: Interaction) -> torch.Tensor:
+        """Return what the network makes of the histories, shape (B, d)."""
+        if list(inspect.signature(self.forward).parameters) != ["item_seq", "item_seq_len"]:
+            return super().user_vectors(interaction)
+        return self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+
+    def catalogue_vectors(self) -> torch.Tensor:
+        """Return the rows of the item embedding, shape (n_items, d)."""
+        table = dict(self.named_children()).get("item_embedding")
+        return table.weight[: self.n_items] if isinstance(table, nn.Embedding) else super().catalogue_vectors()
+
+
+@functools.cache
+def adapt(cls: type) -> type[LLMRecommender]:
+    """Return a class that meets the contract: the class itself, or one derived from it and the defaults.
+
+    What the class defines goes before every default. Name, module, ``state_dict`` and results are those of the class,
+    which is not changed.
+
+    Examples
+    --------
+    >>> from recbole.model.sequential_recommender import SASRec
+    >>> adapt(SASRec).training_stages
+    ('train',)
+    """
+    if issubclass(cls, LLMRecommender):
+        return cls
+    kept = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(cls.__name__, (cls, AdaptedRecommender), kept)
