@@ -24,8 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recbole_llm.convert import convert
-from recbole_llm.convert.jsonlines import loads
-from recbole_llm.convert.literal import parse_literal
+from recbole_llm.convert.records import loads, parse_literal
 
 TEXT = 'the a great toy my son loves it broke after two weeks would buy again it\'s "perfect" for kids & adults'
 WORDS = re.findall(r"\S+", TEXT)
@@ -75,7 +74,7 @@ def throughput(folder: Path) -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
         convert("amazon-toys-2014", plain, folder / "out" / "toys", no_metadata=True)
 
-    parser = loads.__module__ if loads.__module__ != "recbole_llm.convert.jsonlines" else "json"
+    parser = loads.__module__ if loads.__module__ != "recbole_llm.convert.records" else "json"
     parse, full = best(bare), best(whole)
     print(f"JSON lines, {megabytes:.0f} MB, {len(lines) * 10:,} reviews of {len(data) / len(lines):.0f} bytes")
     print(f"  {parser} alone, line by line   {megabytes / parse:7.0f} MB/s")

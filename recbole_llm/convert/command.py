@@ -116,6 +116,7 @@ def _convert_parser() -> argparse.ArgumentParser:
     add("--k_core", type=int, metavar="K", help="iterative: at least K interactions for each user and item")
     add("--order", choices=["time", "input"], help="order of the rows (default: time, ties as in the input)")
     add("--items", choices=["auto", "all", "rated"], help="which items the .item file lists")
+    add("--ids", choices=["exact", "recbole"], help="recbole: rename ids that stock RecBole misreads (default: exact)")
     add("--text_fields", metavar="A,B", help="item fields to keep, in this order (default: all)")
 
     group = parser.add_argument_group("settings of single sources")

@@ -29,7 +29,7 @@ from recbole_llm.convert.source_kinds import Reading, Request
 from recbole_llm.convert.sources import Bundle
 from recbole_llm.convert.spill import Spill
 from recbole_llm.convert.table import Interactions
-from recbole_llm.convert.text import renamed_ids
+from recbole_llm.convert.text import misread_by_recbole, renamed_ids
 from recbole_llm.errors import ConfigError, DataError
 
 PathLike = str | Path
@@ -79,6 +79,7 @@ def convert(
     k_core: int | None = None,
     order: str = "time",
     items: str = "auto",
+    ids: str = "exact",
     text_fields: Sequence[str] | None = None,
     on_error: str = "stop",
     overwrite: bool = False,
@@ -105,6 +106,9 @@ def convert(
         Which items the ``.item`` file lists. ``auto``: all of them for MovieLens, sessions and generic logs, unless
         a filter drops interactions; only those with interactions for Amazon and Steam, whose metadata describes the
         whole shop. RecBole counts every listed item as a candidate.
+    ids : {'exact', 'recbole'}
+        ``exact``: the text of the input; only an id that does not fit on one line is written in another form.
+        ``recbole``: also those that stock RecBole's reader would misread (``NA``, ``null``, a leading quotation mark).
     text_fields : sequence of str, optional
         Item fields to keep, in this order; default all.
     on_error : {'stop', 'skip'}
@@ -142,6 +146,8 @@ def convert(
             raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(sorted(known)) or 'none'}.")
     if items not in ("auto", "all", "rated"):
         raise ConfigError(f"items is {items!r}; allowed are 'auto', 'all' and 'rated'.")
+    if ids not in ("exact", "recbole"):
+        raise ConfigError(f"ids is {ids!r}; allowed are 'exact' and 'recbole'.")
     listed = items if items != "auto" else "all" if lists_all and not filters.drops else "rated"
 
     target = Path(output) if output is not None else Path("dataset") / name
@@ -190,6 +196,7 @@ def convert(
                 "recipe": recipe,
                 **filters.as_dict(),
                 "items": listed,
+                **({"ids": ids} if ids != "exact" else {}),
                 "text_fields": list(text_fields) if text_fields is not None else None,
                 "on_error": on_error,
                 # The number of workers does not change the output; of a file the name counts, not where it is.
@@ -216,11 +223,18 @@ def convert(
 
 def _write(out: OutputFolder, report: Report, reading: Reading, selection: Selection, progress: bool) -> None:
     table, items, users = reading.interactions, reading.items, reading.users
-    renamed = Renamed(
-        renamed_ids(chain(table.users, (raw for raw in users.rows if raw not in table.users) if users else ())),
-        renamed_ids(chain(table.items, (raw for raw in items.rows if raw not in table.items) if items else ())),
-    )
+    every = [
+        dict.fromkeys(chain(table.users, users.rows if users else ())),
+        dict.fromkeys(chain(table.items, items.rows if items else ())),
+    ]
+    renamed = Renamed(*(renamed_ids(raw, report.settings.get("ids") == "recbole") for raw in every))
     report.renamed_ids = len(renamed.users) + len(renamed.items)
+    misread = sum(map(misread_by_recbole, chain(*every))) if report.settings.get("ids") != "recbole" else 0
+    if misread:
+        report.notes.append(
+            f"ids that stock RecBole's reader would misread (NA, null, a quotation mark in front): {misread:,}; "
+            "recbole-llm reads them as they are, --ids recbole renames them."
+        )
     write_interactions(out, table, selection, renamed, progress)
     if items is not None:
         kept = _in_use(table.items, selection.items)

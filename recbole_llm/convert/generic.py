@@ -134,7 +134,7 @@ def _read_log(
 
     def take(rows: Sequence[tuple[Any, ...]]) -> None:
         given = list(zip(*rows, strict=True))
-        users, items = _ids(given[0]), _ids(given[1])
+        users, items = [value or "" for value in given[0]], [value or "" for value in given[1]]
         check_ids(users, items)
         at = 2
         if columns["time_col"]:
@@ -157,19 +157,6 @@ def _read_log(
                     take([row])
                 except LineError as error:
                     request.skips.handle(error, file.source.name, number)
-
-
-def _ids(values: Sequence[Any]) -> Sequence[Any]:
-    """Return ids as text; whole floats, which pandas makes of integers beside missing values, lose their ``.0``."""
-    if set(map(type, values)) == {str}:
-        return values
-    return [_id(value) for value in values]
-
-
-def _id(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return "" if value is None or value != value else str(value)
 
 
 def _read_catalogue(
@@ -197,7 +184,7 @@ def _read_catalogue(
 
 
 def _add(catalogue: Catalogue, row: tuple[Any, ...], source: Source, number: int, skips: Skips) -> None:
-    raw_id = _id(row[0])
+    raw_id = row[0]
     try:
         if not raw_id:
             raise LineError("an empty id")

@@ -151,14 +151,20 @@ def _csv_rows(data: bytes, delimiter: str, source: Source, start: int) -> Rows:
             "convert the file, for instance with `iconv -f latin1 -t utf8`."
         ) from error
     if '"' not in text:
-        rows = [line.split(delimiter) for line in text.replace("\r\n", "\n").split("\n")]
+        rows = [line.split(delimiter) for line in text.split("\n")]
         return range(start, start + len(rows)), rows
     # The default of 131,072 characters is less than a product description can hold.
     before = csv.field_size_limit(MAX_LINE_BYTES)
+    # A lone carriage return ends no line, but it does for csv.reader: a character that does not occur takes its place.
+    stand_in = next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text) if "\r" in text else ""
+    text = text.replace("\r", stand_in) if stand_in else text
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         numbered = [(start + reader.line_num - 1, row or [""]) for row in reader]
-        return [number for number, _ in numbered], [row for _, row in numbered]
+        rows = [row for _, row in numbered]
+        if stand_in:
+            rows = [[cell.replace(stand_in, "\r") for cell in row] for row in rows]
+        return [number for number, _ in numbered], rows
     except csv.Error as error:
         raise DataError(f"{source.name}, line {start + reader.line_num - 1}: {error}.") from error
     finally:

@@ -97,9 +97,7 @@ class Report:
         for reason, number in self.skipped.items():
             lines.append(f"  skipped {number:,}: {reason} (first: {self.first_skipped[reason]})")
         if self.renamed_ids:
-            lines.append(
-                f"  ids written in another form, because RecBole's reader would misread them: {self.renamed_ids:,}"
-            )
+            lines.append(f"  ids written in another form, because they would be misread: {self.renamed_ids:,}")
         lines.append(
             "  order: by time, ties in the order of the input"
             if self.settings.get("order") == "time"

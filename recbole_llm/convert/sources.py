@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -327,15 +328,20 @@ def parquet_columns(source: Source) -> list[str]:
         raise DataError(f"{source.name}: the parquet data is damaged ({error}).") from error
 
 
-def parquet_batches(source: Source, columns: Sequence[str], progress: bool = False) -> Iterator[tuple[int, Any]]:
+def parquet_batches(
+    source: Source, columns: Sequence[str], progress: bool = False, ids: Sequence[str] = ()
+) -> Iterator[tuple[int, Any]]:
     """Yield ``(first row number, pyarrow record batch)`` of a parquet file, row group by row group.
+
+    The columns ``ids`` come as text: whole numbers in all their digits.
 
     Raises
     ------
     MissingExtraError
         pyarrow is not installed.
     DataError
-        The file is damaged, or a column is missing.
+        The file is damaged, a column is missing, or one of ``ids`` is neither text nor whole numbers: a float has no
+        text that was in the file.
     """
     parquet = _parquet(source)
     source.opened()
@@ -348,10 +354,25 @@ def parquet_batches(source: Source, columns: Sequence[str], progress: bool = Fal
                 raise DataError(f"{source.name}: no column {absent[0]!r}; the columns are {', '.join(there)}.")
             with tqdm(total=file.metadata.num_rows, desc=source.basename, disable=None if progress else True) as bar:
                 for batch in file.iter_batches(batch_size=1 << 16, columns=list(columns)):
-                    yield row, batch
+                    yield row, _ids_as_text(batch, ids, source)
                     row += batch.num_rows
                     bar.update(batch.num_rows)
     except DataError:
         raise
     except (ValueError, OSError) as error:  # pyarrow's errors derive from these
         raise DataError(f"{source.name}, after row {row - 1}: the parquet data is damaged ({error}).") from error
+
+
+def _ids_as_text(batch: Any, ids: Sequence[str], source: Source) -> Any:
+    types = import_module("pyarrow.types")
+    for name in ids:
+        column = batch.column(name)
+        kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+        if types.is_integer(kind) or (types.is_decimal(kind) and kind.scale == 0) or types.is_binary(kind):
+            batch = batch.set_column(batch.schema.names.index(name), name, column.cast("string"))
+        elif not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
+            raise DataError(
+                f"{source.name}: the column {name!r} holds ids of the type {kind}; ids are text or whole numbers. "
+                f"With pandas: frame[{name!r}] = frame[{name!r}].astype('Int64') before it is written."
+            )
+    return batch

@@ -157,11 +157,9 @@ def _read_games(source: Source, table: Interactions, request: Request) -> Catalo
         title="title",
     )
     complete = bool(request.options.get("complete_games"))
-    for number, game in each_record(source, request.skips, request.progress):
+    for number, game in each_record(source, request.skips, request.progress, ids=["id"]):
         place = f"{source.name}, line {number}"
         raw_id = game.get("id")
-        if isinstance(raw_id, int) and not isinstance(raw_id, bool):
-            raw_id = str(raw_id)
         if not isinstance(raw_id, str) or not raw_id:
             request.skips.count("a game without id", place)
             continue

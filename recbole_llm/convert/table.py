@@ -163,6 +163,8 @@ def as_times(column: Iterable[object]) -> list[int]:
     """
     values: list[Any] = list(column)
     kinds = set(map(type, values))
+    if str in kinds and not _digits(values):
+        raise LineError(f"the time {shown(next(v for v in values if not _digits([v])))} is not a whole number")
     if not kinds <= {int, str}:
         bad = next((value for value in values if type(value) not in (int, str) and not _whole(value)), None)
         if bad is not None or type(None) in kinds:
@@ -185,6 +187,10 @@ def as_floats(column: Iterable[object], name: str) -> list[float]:
         A value is missing, not a number, or not finite.
     """
     raw: list[Any] = list(column)
+    kinds = set(map(type, raw))
+    if bool in kinds or (str in kinds and any(type(v) is str and ("_" in v or not v.isascii()) for v in raw)):
+        bad = next(v for v in raw if type(v) is bool or (type(v) is str and ("_" in v or not v.isascii())))
+        raise LineError(f"the {name} {shown(bad)} is not a number")
     try:
         values: list[float] = raw if set(map(type, raw)) == {float} else list(map(float, raw))
     except (TypeError, ValueError, OverflowError) as error:
@@ -193,6 +199,11 @@ def as_floats(column: Iterable[object], name: str) -> list[float]:
     if not math.isfinite(sum(values)):
         raise LineError(f"a {name} is not a finite number")
     return values
+
+
+def _digits(values: Sequence[object]) -> bool:
+    """Whether no text is one of those that only Python takes for a number: ``1_000``, other scripts' digits."""
+    return not any(isinstance(value, str) and ("_" in value or not value.isascii()) for value in values)
 
 
 def _whole(value: object) -> bool:

@@ -77,6 +77,7 @@ class TableFile:
         Parameters
         ----------
         wanted : sequence of str
+            First the id of a catalogue (``optional``), or the user and the item of a log.
         skips : Skips
             Gets rows with another number of cells than the header, and records that lack a field.
         progress : bool
@@ -89,7 +90,8 @@ class TableFile:
             A column does not exist.
         """
         if self.format == "parquet":
-            for first, batch in parquet_batches(self.source, wanted, progress):
+            ids = wanted[: 1 if optional else 2]
+            for first, batch in parquet_batches(self.source, wanted, progress, ids):
                 columns = batch.to_pydict()
                 found = list(zip(*(columns[name] for name in wanted), strict=True))
                 yield range(first, first + len(found)), found
@@ -101,7 +103,8 @@ class TableFile:
     def _json_rows(self, wanted: Sequence[str], skips: Skips, progress: bool, optional: bool) -> Iterator[Batch]:
         numbers: list[int] = []
         found: list[tuple[Any, ...]] = []
-        for number, record in each_record(self.source, skips, progress):
+        ids = wanted[: 1 if optional else 2]
+        for number, record in each_record(self.source, skips, progress, ids=ids):
             absent = next((name for name in (wanted[:1] if optional else wanted) if name not in record), None)
             if absent is not None:
                 skips.handle(LineError(f"the record has no {absent!r}"), self.source.name, number)

@@ -7,7 +7,9 @@ RecBole reads an atomic file with ``pd.read_csv(delimiter="\\t", engine="python"
 * turns a field that is exactly ``NA``, ``None``, ``null`` ... into a missing value, also in an id column;
 * refuses a field longer than 131,072 characters (the limit of Python's ``csv``).
 
-The functions here make every one of these impossible.
+The functions here make every one of these impossible in text fields. An id stays the text of the input, character by
+character, as long as it fits on one line. recbole-llm reads such ids as they are; for stock RecBole
+``convert(..., ids="recbole")`` renames those that its reader would take for something else.
 """
 
 import html
@@ -118,20 +120,26 @@ def clean_token(text: str) -> str:
 
 
 def clean_id(text: str) -> str:
-    """Return a raw id as it may stand in an atomic file; unlike text, blanks inside and entities are left alone."""
-    if text.isascii() and text.isprintable():
-        return guard_token(text)
-    text = _CONTROL.sub("", join_surrogates(text))
-    return guard_token(re.sub(r"[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]", " ", text))
+    """Return a raw id as it may stand in an atomic file; one that can be printed stays as it is."""
+    if text.isprintable():
+        return text
+    return re.sub(r"[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]", " ", _CONTROL.sub("", join_surrogates(text)))
 
 
-def renamed_ids(raw: Iterable[str]) -> dict[str, str]:
+def misread_by_recbole(text: str) -> bool:
+    """Whether stock RecBole's reader takes an id for something else."""
+    return text[:1] == '"' or text in MISSING_WORDS
+
+
+def renamed_ids(raw: Iterable[str], recbole: bool = False) -> dict[str, str]:
     """Return ``{raw id: written id}`` for those ids that cannot be written as they are.
 
     Parameters
     ----------
     raw : iterable of str
         Distinct raw ids.
+    recbole : bool
+        Whether to rename as well what stock RecBole's reader would misread.
 
     Returns
     -------
@@ -141,8 +149,8 @@ def renamed_ids(raw: Iterable[str]) -> dict[str, str]:
     changed: dict[str, str] = {}
     taken: set[str] = set()
     for text in raw:
-        new = clean_id(text)
-        if new != text or not new.strip():
+        new = guard_token(clean_id(text)) if recbole else clean_id(text)
+        if new != text or not new:
             changed[text] = new
         elif new[-1] == "_" or new[0] == "'" or "\ufffd" in new or not new.isascii() or " " in new:
             # Only such ids can be met by a changed one; remembering all would double the memory.

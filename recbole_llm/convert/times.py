@@ -68,7 +68,8 @@ def _micros(value: Any, pattern: str | None) -> int:
                 return _exact(Decimal(repr(value)))
             text = str(value).strip()
             try:
-                return _exact(Decimal(text))
+                # Python also takes 1_000 and the digits of other scripts for numbers; nobody else does.
+                return _exact(Decimal(text if text.isascii() and "_" not in text else ""))
             except InvalidOperation:
                 moment = _iso(text)
         if moment.tzinfo is None:

@@ -197,8 +197,8 @@ def test_without_orjson_and_pyarrow_the_same_bytes(tmp_path):
     code = (
         "import sys; sys.modules['orjson'] = None; sys.modules['pyarrow'] = None\n"
         "from recbole_llm.convert import convert\n"
-        "from recbole_llm.convert.jsonlines import loads\n"
-        "assert loads.__name__ == '_standard'\n"
+        "from recbole_llm.convert.records import fast_loads as loads\n"
+        "assert loads.__name__ == 'standard_loads'\n"
         f"convert('amazon-beauty-2014', {str(tmp_path / 'in')!r}, {str(tmp_path / 'b' / 'set')!r})\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

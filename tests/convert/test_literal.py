@@ -6,8 +6,7 @@ import tracemalloc
 import pytest
 
 from recbole_llm.convert.lines import LineError
-from recbole_llm.convert.literal import MAX_LITERAL_CHARS, parse_literal
-from recbole_llm.convert.records import parse_any
+from recbole_llm.convert.records import MAX_LITERAL_CHARS, parse_any, parse_literal
 
 PIECES = [
     "a",

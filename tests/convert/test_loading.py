@@ -74,7 +74,7 @@ def steam(tmp_path):
     games = [{"id": f"{n}", "title": title, "genres": ["Indie"], "tags": ["NA"]} for n, title in enumerate(titles())]
     write(tmp_path / "in" / "steam_reviews.json.gz", "".join(f"{review!r}\n" for review in reviews))
     write(tmp_path / "in" / "steam_games.json.gz", "".join(f"{game!r}\n" for game in games))
-    convert("steam", tmp_path / "in", tmp_path / "dataset" / "made-up-games")
+    convert("steam", tmp_path / "in", tmp_path / "dataset" / "made-up-games", ids="recbole")
     return "made-up-games", "title"
 
 

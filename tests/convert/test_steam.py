@@ -38,7 +38,7 @@ def test_reviews_by_name(tmp_path, steam):
             ["Ann", "10", "1513468800"],
             ["Ann", "20", "1513468800"],
             ["Ann", "10", "1514764800"],
-            ["null_", "30", "1514764800"],
+            ["null", "30", "1514764800"],
         ],
     )
     header, rows = read_rows(tmp_path / "set/set.item")
@@ -52,7 +52,7 @@ def test_reviews_by_name(tmp_path, steam):
     assert rows[0] == ["10", "Counter-Strike", "Action", "FPS, Team-Based", "Valve", "", "2000", "9.99", ""]
     assert rows[1][1:4] == [' "Half"-Life', "", "FPS"]
     assert rows[2] == ["30"] + [""] * 8
-    assert report.skipped == {"a game without id": 1} and report.renamed_ids == 1
+    assert report.skipped == {"a game without id": 1} and report.renamed_ids == 0
     assert convert("steam", steam, tmp_path / "set2", dedup="first").counts.interactions == 4
 
 

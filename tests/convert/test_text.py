@@ -66,11 +66,18 @@ def test_clean_text():
 def test_ids_stay_distinct():
     assert renamed_ids(["a", "b c", "7"]) == {}
     raw = ["NA", "NA_", "NA__", '"x', "'x", "a\tb", "a b", "null", "\x00", "", "\ufeff"]
-    changed = renamed_ids(raw)
-    written = [changed.get(text, text) for text in raw]
-    assert len(set(written)) == len(raw)
-    assert all(text.strip() and text not in MISSING_WORDS and text[0] != '"' for text in written)
-    assert not any(character in text for text in written for character in "\t\n\r\x00")
+    for recbole in (False, True):
+        changed = renamed_ids(raw, recbole)
+        written = [changed.get(text, text) for text in raw]
+        assert len(set(written)) == len(raw)
+        assert all(text.strip() for text in written)
+        assert not any(character in text for text in written for character in "\t\n\r\x00")
+        if recbole:
+            assert not any(text in MISSING_WORDS or text[0] == '"' for text in written)
+        else:
+            assert [new for new, old in zip(written, raw, strict=True) if old.isprintable() and old] == [
+                old for old in raw if old.isprintable() and old
+            ]
 
 
 def test_nothing_breaks_recboles_reader():
