@@ -19,8 +19,8 @@ class _WithoutRecBole(MetaPathFinder):
             from recbole_llm.errors import MissingExtraError
 
             raise MissingExtraError(
-                "RecBole is not installed. Run `pip install --no-deps recbole==1.2.1`: without --no-deps pip looks for "
-                "the old ray that RecBole pins, which nothing here needs."
+                "RecBole is not installed. Run `pip install --no-deps recbole==1.2.1`: without --no-deps pip looks "
+                "for the old ray that RecBole pins, which nothing here needs."
             )
         return None
 
