@@ -17,7 +17,7 @@ from recbole_llm.convert.sources import Source
 from recbole_llm.convert.table import IntArray, Interactions
 from recbole_llm.convert.text import MISSING_WORDS
 from recbole_llm.convert.times import parse_times
-from recbole_llm.data.sessions import are_ranks
+from recbole_llm.data.times import are_ranks
 from recbole_llm.errors import DataError
 
 _TYPES = ("token", "token_seq", "float", "float_seq")

@@ -23,9 +23,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm import distributed
 from recbole_llm.config.values import choice, nearest
-from recbole_llm.data.atomic import read_header, read_table
+from recbole_llm.data.atomic import AtomicFormat, read_table, read_types
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items
-from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, are_ranks, split_sessions
+from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, split_sessions
+from recbole_llm.data.times import are_ranks, history_order, stable_order
 from recbole_llm.errors import ConfigError, DataError
 
 # Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
@@ -43,24 +44,6 @@ def take(interaction: Interaction, index: Any) -> Interaction:
     else:
         columns = {field: values[index] for field, values in interaction.interaction.items()}
     return HistoryRows(columns, interaction.dataset) if isinstance(interaction, HistoryRows) else Interaction(columns)
-
-
-def stable_order(values: np.ndarray) -> np.ndarray:
-    """Stable argsort; whole numbers by radix, which NumPy has for 16 bits only, several times faster."""
-    if len(values) == 0:
-        return np.array([], dtype=np.int64)
-    if np.all(values[1:] >= values[:-1]):
-        return np.arange(len(values))
-    with np.errstate(invalid="ignore"):
-        codes = values.astype(np.int64)
-    low, high = int(codes.min()), int(codes.max())
-    if high - low >= 2**48 or not np.array_equal(codes, values):
-        return np.argsort(values, kind="stable")
-    codes -= low
-    order = np.argsort(codes.astype(np.uint16), kind="stable")
-    for bits in range(16, (high - low).bit_length(), 16):
-        order = order[np.argsort((codes >> bits).astype(np.uint16)[order], kind="stable")]
-    return order
 
 
 class HistoryRows(Interaction):
@@ -212,8 +195,7 @@ class HistoryDataset(SequentialDataset):
         """Before any filter leaves gaps in the ranks."""
         users = pd.factorize(self.inter_feat[self.uid_field])[0]
         times = self.inter_feat[self.time_field].to_numpy()
-        by_time = stable_order(times)
-        order = by_time[stable_order(users[by_time])]
+        order = history_order(users, times)
         starts = np.flatnonzero(np.r_[True, np.diff(users[order]) != 0])
         if are_ranks(times[order], starts):
             raise DataError(
@@ -224,50 +206,44 @@ class HistoryDataset(SequentialDataset):
             )
 
     def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
-        """Read an atomic file; ids as categories, text as arrays of words, numbers in full precision."""
+        """Read an atomic file and note the types of its fields."""
         load_col, unload_col = self._get_load_and_unload_col(source)
         if load_col == set():
             return None
-        path = Path(filepath)
-        separator = self.config["field_separator"]
-        encoding = self.config["encoding"] or "utf-8"
-        columns = read_header(path, separator, encoding)
-        self._require_fields(path, source, columns, load_col)
-
-        names, used, dtypes = [], [], {}
-        for column, (field, ftype) in columns.items():
-            if (load_col is not None and field not in load_col) or (unload_col is not None and field in unload_col):
-                continue
-            if isinstance(source, FeatureSource) or source != "link":
-                self.field2source[field] = source
-                self.field2type[field] = ftype
-                if not ftype.value.endswith("seq"):
-                    self.field2seqlen[field] = 1
-                if "float" in ftype.value:
-                    self.field2bucketnum[field] = 2
-            names.append(field)
-            used.append(column)
-            dtypes[column] = {FeatureType.FLOAT: np.float64}.get(ftype, object)
+        path, form = Path(filepath), AtomicFormat.of(self.config)
+        header = read_types(path, form)
+        self._require_fields(path, source, header, load_col)
+        names = [
+            field
+            for field in header
+            if (load_col is None or field in load_col) and (unload_col is None or field not in unload_col)
+        ]
         if not names:
             self.logger.warning(f"No field of {path} is loaded.")
             return None
-        frame = read_table(path, separator, encoding, len(columns), used, dtypes)
-        frame.columns = pd.Index(names)
+        frame = read_table(path, form, header, names)
         for field in names:
-            if self.field2type[field] == FeatureType.TOKEN:
-                # From the words, not by pandas while it reads: 3.1 takes words that look like numbers for numbers.
-                codes, words = pd.factorize(frame[field].to_numpy(object))
-                frame[field] = pd.Categorical.from_codes(codes, pd.Index(words, dtype=object))
-            elif self.field2type[field].value.endswith("seq"):
-                parts = self._split_sequences(frame[field], field)
-                frame[field] = pd.Series(parts, index=frame.index, dtype=object)
+            ftype = header[field]
+            sequence = ftype.value.endswith("seq")
+            if isinstance(source, FeatureSource) or source != "link":
+                self.field2source[field], self.field2type[field] = source, ftype
+                if not sequence:
+                    self.field2seqlen[field] = 1
+                if "float" in ftype.value:
+                    self.field2bucketnum[field] = 2
+            if sequence:
+                longest = max(map(len, frame[field]), default=0)
+                limit = (self.config["seq_len"] or {}).get(field)
+                self.field2seqlen[field] = longest if limit is None else min(int(limit), longest)
+                if limit is not None:
+                    frame[field] = pd.Series([part[:limit] for part in frame[field]], frame.index, dtype=object)
         self.source_files.append(path)
         return frame
 
     def _require_fields(
-        self, path: Path, source: FeatureSource | str, columns: dict[str, tuple[str, FeatureType]], load_col: Any
+        self, path: Path, source: FeatureSource | str, types: dict[str, FeatureType], load_col: Any
     ) -> None:
-        fields = [field for field, _ in columns.values()]
+        fields = list(types)
         needed: dict[str, str] = {}
         if source == FeatureSource.INTERACTION:
             needed = {"USER_ID_FIELD": self.uid_field, "ITEM_ID_FIELD": self.iid_field, "TIME_FIELD": self.time_field}
@@ -275,7 +251,6 @@ class HistoryDataset(SequentialDataset):
             needed = {"ITEM_ID_FIELD": self.iid_field}
         elif source == FeatureSource.USER:
             needed = {"USER_ID_FIELD": self.uid_field}
-        types = dict(columns.values())
         for key, field in needed.items():
             if field not in fields:
                 raise DataError(
@@ -299,20 +274,6 @@ class HistoryDataset(SequentialDataset):
                     raise DataError(
                         f"{path} has no field {field!r} ({key}).{nearest(field, fields)} It has: {', '.join(fields)}."
                     )
-
-    def _split_sequences(self, values: pd.Series, field: str) -> list[np.ndarray]:
-        """Words or numbers of a sequence field, at most ``seq_len`` of them; an empty field has none."""
-        separator = self.config["seq_separator"]
-        texts = values.fillna("").tolist()
-        if self.field2type[field] == FeatureType.TOKEN_SEQ:
-            # astype(object): fixed-width NumPy strings would cost the longest word for every word.
-            parts = [np.array([word for word in text.split(separator) if word], dtype=object) for text in texts]
-        else:
-            parts = [np.array([float(word) for word in text.split(separator) if word]) for text in texts]
-        longest = max(map(len, parts), default=0)
-        limit = (self.config["seq_len"] or {}).get(field)
-        self.field2seqlen[field] = longest if limit is None else min(int(limit), longest)
-        return [part[:limit] for part in parts]
 
     # ---- filtering, ids
 
@@ -475,7 +436,7 @@ class HistoryDataset(SequentialDataset):
         Dataset._change_feat_format(self)
         self._aug_presets()
         times = self._order_times()
-        order = self._history_order(times)
+        order = history_order(self.inter_feat[self.uid_field].numpy(), times)
         self._exact_time = None
         self._set_flat(take(self.inter_feat, torch.from_numpy(order)))
         self.catalogue_size = len(torch.unique(self.flat[self.iid_field]))
@@ -607,12 +568,6 @@ class HistoryDataset(SequentialDataset):
             return self._sort_key(self.inter_feat, self.time_field)
         assert self._exact_time is not None, "a sequential dataset without time is refused when it is read"
         return self._exact_time
-
-    def _history_order(self, times: np.ndarray) -> np.ndarray:
-        users = self.inter_feat[self.uid_field].numpy()
-        # Two stable sorts: by time, then by user, so that equal times keep file order.
-        by_time = stable_order(times)
-        return by_time[stable_order(users[by_time])]
 
     def data_augmentation(self) -> None:
         """RecBole's table of prefixes; never built here, see :meth:`gather_lists`."""

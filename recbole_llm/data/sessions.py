@@ -31,22 +31,6 @@ class SessionSplit:
     counts: dict[str, int]
 
 
-def are_ranks(times: np.ndarray, starts: np.ndarray) -> bool:
-    """Whether every user's times are 0, 1, 2, ... or 1, 2, 3, ...: an order within users, not across them.
-
-    Parameters
-    ----------
-    times : numpy.ndarray, shape (interactions,)
-        Sorted within each user, users one after the other.
-    starts : numpy.ndarray of int, shape (users,)
-        Where each user begins.
-    """
-    if len(times) < 2 or times[0] not in (0, 1):
-        return False
-    lengths = np.diff(np.append(starts, len(times)))
-    return bool(np.array_equal(times, np.arange(len(times)) - np.repeat(starts, lengths) + times[0]))
-
-
 def split_sessions(
     items: np.ndarray,
     times: np.ndarray,

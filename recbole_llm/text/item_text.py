@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.data.controls import control_of, exchanged, mark_applied
-from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.data.lines import read_header, read_rows
+from recbole_llm.errors import DataError
 from recbole_llm.text.template import compile_template, nearest_name
-
-FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,17 @@ def load_item_text(
     """
     logger = logger or logging.getLogger(__name__)
     path = Path(item_file)
-    rows = _rows(path, field_separator, encoding)
-    header = _read_header(path, rows, item_field, field_separator)
+    if not path.exists():
+        raise DataError(
+            f"{path} does not exist, and this model needs the text of the items. Add the dataset's .item file (see "
+            "`recbole-llm convert`), or set data_path to the folder that has it."
+        )
+    header = read_header(path, field_separator, encoding)
+    if item_field not in header:
+        raise DataError(
+            f"{path}: no column {item_field!r} (ITEM_ID_FIELD); the file has {', '.join(header)}."
+            f"{nearest_name(item_field, list(header))}"
+        )
     render, resolved, fields = compile_template(
         template, header, path, item_field, seq_separator, title_only, for_prompt
     )
@@ -171,13 +179,7 @@ def load_item_text(
     id_column = names.index(item_field)
     seen: set[str] = set()
     duplicates: list[str] = []
-    for line_no, cells in rows:
-        if len(cells) != len(names):
-            raise DataError(
-                f"{path}, line {line_no}: {len(cells)} columns where the header has {len(names)} "
-                f"({', '.join(names)}). Every line needs one value per field, separated by {field_separator!r} "
-                "(field_separator); a text must not contain the separator or a line break."
-            )
+    for line_no, cells in read_rows(path, header, field_separator, encoding):
         token = cells[id_column]
         if token in seen:
             duplicates.append(token)
@@ -213,69 +215,6 @@ def load_item_text(
             "their id as title" if title_only else "a zero vector",
         )
     return ItemText(texts, resolved, len(missing), missing[:10], fields, header, render, seq_separator)
-
-
-def _rows(path: Path, separator: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number (from 1) and cells of each non-blank line."""
-    if encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-        encoding = "utf-8-sig"  # the same, but a byte order mark at the start is not part of the first field's name
-    try:
-        # newline="\n": only a line feed ends a line, so a stray carriage return in a title does not
-        with path.open(encoding=encoding, newline="\n") as file:
-            for line_no, line in enumerate(file, start=1):
-                if line.strip():
-                    yield line_no, line.rstrip("\r\n").split(separator)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist, and this model needs the text of the items. Add the dataset's .item file (see "
-            "`recbole-llm convert`), or set data_path to the folder that has it."
-        ) from None
-    except LookupError:
-        raise ConfigError(f"encoding: {encoding!r} is not a text encoding that Python knows.") from None
-    except UnicodeError as error:
-        raise DataError(
-            f"{path}, line {_undecodable_line(path, encoding)}: not {encoding.removesuffix('-sig')} text ({error}). "
-            "Set `encoding` to that of the file (often latin-1 or cp1252), or convert the file to utf-8."
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-
-
-def _undecodable_line(path: Path, encoding: str) -> str:
-    with path.open("rb") as file:
-        for line_no, line in enumerate(file, start=1):
-            try:
-                line.decode(encoding)
-            except UnicodeError:
-                return str(line_no)
-    return "unknown"  # multi-byte encodings such as utf-16 cannot be cut at a line feed byte
-
-
-def _read_header(path: Path, rows: Iterator[tuple[int, list[str]]], item_field: str, separator: str) -> dict[str, str]:
-    """Return field name -> type in file order."""
-    first = next(rows, None)
-    if first is None:
-        raise DataError(
-            f"{path} is empty. Its first line must name the fields, e.g. 'item_id:token\\ttitle:token_seq'."
-        )
-    header: dict[str, str] = {}
-    for cell in first[1]:
-        name, colon, kind = cell.strip().rpartition(":")
-        if not colon or not name or ":" in name or kind not in FIELD_TYPES:
-            raise DataError(
-                f"{path}, line {first[0]}: {cell!r} is not a field of the form name:type with a type out of "
-                f"{', '.join(FIELD_TYPES)}. The first line of an atomic file names its fields, separated by "
-                f"{separator!r} (field_separator), e.g. 'item_id:token\\ttitle:token_seq'."
-            )
-        if name in header:
-            raise DataError(f"{path}, line {first[0]}: the field {name!r} stands there twice.")
-        header[name] = kind
-    if item_field not in header:
-        raise DataError(
-            f"{path}: no column {item_field!r} (ITEM_ID_FIELD); the file has {', '.join(header)}."
-            f"{nearest_name(item_field, list(header))}"
-        )
-    return header
 
 
 def item_text_of(dataset: Any, config: Any, title_only: bool = False, for_prompt: bool = False) -> ItemText:

@@ -13,7 +13,8 @@ import torch
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.data.sessions import are_ranks, split_sessions
+from recbole_llm.data.sessions import split_sessions
+from recbole_llm.data.times import are_ranks
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.quick_start import load_run, run
 
