@@ -142,7 +142,7 @@ def load_encoder(
     config = _reshaped(load_config(resolved), shape, pretrained, resolved.name)
     if dropout is not None:
         _set_dropout(config, dropout, resolved.name)
-    weight_type = resolve_dtype(resolved, dtype, config)
+    weight_type = resolve_dtype(resolved, dtype)
     options: dict[str, Any] = {"trust_remote_code": resolved.spec.trust_remote_code}
     if resolved.spec.attn_implementation is not None:
         options["attn_implementation"] = resolved.spec.attn_implementation
@@ -192,7 +192,7 @@ def load_seq2seq(
     if feed_forward is not None:
         config.d_ff = feed_forward
     options: dict[str, Any] = {"trust_remote_code": resolved.spec.trust_remote_code}
-    weight_type = resolve_dtype(resolved, None, config)
+    weight_type = resolve_dtype(resolved)
     if not pretrained or resolved.source == "random":
         with fixed_seed() if pretrained else nullcontext():
             module = AutoModelForSeq2SeqLM.from_config(config, **options).to(weight_type)
@@ -241,7 +241,7 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM
 
     config = load_config(resolved)
-    weight_type = resolve_dtype(resolved, dtype, config)
+    weight_type = resolve_dtype(resolved, dtype)
     options: dict[str, Any] = {"trust_remote_code": resolved.spec.trust_remote_code}
     if resolved.spec.attn_implementation is not None:
         options["attn_implementation"] = resolved.spec.attn_implementation
@@ -434,8 +434,8 @@ def _set_dropout(config: Any, dropout: float, name: str) -> None:
         setattr(config, key, float(dropout))
 
 
-def resolve_dtype(resolved: ResolvedLLM, dtype: str | None = None, config: Any = None) -> torch.dtype:
-    """Return the torch type of the weights: `dtype`, else the spec's; "auto" is the type they were saved in.
+def resolve_dtype(resolved: ResolvedLLM, dtype: str | None = None) -> torch.dtype:
+    """Return the torch type of the weights: `dtype`, else the spec's; "auto" is what suits the spec's device.
 
     Raises
     ------
@@ -446,9 +446,20 @@ def resolve_dtype(resolved: ResolvedLLM, dtype: str | None = None, config: Any =
     if name not in DTYPES:
         raise ConfigError(f"llm_dtype: {name!r} is not allowed; choose one of {', '.join(DTYPES)}.")
     if name == "auto":
-        saved = getattr(config or load_config(resolved), "dtype", None)
-        name = str(saved or "float32").removeprefix("torch.")
+        return native_dtype(resolved.spec.device)
     return getattr(torch, name)
+
+
+def native_dtype(device: Any) -> torch.dtype:
+    """Return bfloat16 where the device multiplies it natively, else float32 (where bfloat16 is emulated, slowly)."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    # No public name for it before torch.cpu.get_capabilities(); `bool` stands for a processor that cannot.
+    ways = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return torch.bfloat16 if any(getattr(torch.cpu, way, bool)() for way in ways) else torch.float32
 
 
 def hidden_size(module_or_config: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.errors import ModelNotFoundError
+
+
+def cache_root() -> Path:
+    """Return ``$XDG_CACHE_HOME/recbole-llm``, with ``~/.cache`` where the variable is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recbole-llm"
 
 
 def family_of(config: Any) -> str:

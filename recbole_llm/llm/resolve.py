@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ import torch
 
 from recbole_llm.errors import ConfigError, ModelNotFoundError
 from recbole_llm.llm.fingerprint import file_sha256, folder_revision
+from recbole_llm.llm.gguf import (
+    SMOLLM2,
+    SMOLLM2_INSTALL,
+    SMOLLM2_NAME,
+    SMOLLM2_PACKAGE,
+    only_gguf_of,
+    packaged_smollm2,
+    unpacked,
+)
 from recbole_llm.llm.hf import family_of, first_line, has_tokenizer, read_config
 from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 from recbole_llm.llm.tiny import SEED, TINY_NAMES, tiny_config
@@ -75,8 +85,8 @@ def resolve_causal_lm(
 ) -> ResolvedLLM:
     """As :func:`resolve_llm`, for a model that has to be a causal language model.
 
-    "auto" takes `spec.preferred` and nothing else: the bundled model is an encoder. Errors call the setting that names
-    the model `key`, and what it is for `to`.
+    "auto" takes `spec.preferred` from the cache or the hub and otherwise the packaged SmolLM2, with a warning (the
+    bundled model is an encoder). Errors call the setting that names the model `key`, and what it is for `to`.
 
     Raises
     ------
@@ -87,10 +97,8 @@ def resolve_causal_lm(
     """
     logger = logger or logging.getLogger(__name__)
     try:
-        if spec.name == "auto":
-            resolved = replace(_resolve_exactly(replace(spec, name=spec.preferred), logger, weights), requested="auto")
-        else:
-            resolved = _resolve_exactly(spec, logger, weights)
+        resolved = _auto_causal_lm(spec, logger, weights, key) if spec.name == "auto" else None
+        resolved = resolved or _resolve_exactly(spec, logger, weights)
     except ModelNotFoundError as error:
         meant = f"auto means {spec.preferred} here. " if spec.name == "auto" else ""
         raise ModelNotFoundError(f"{key}: {meant}{_reason(error)}{_CAUSAL_REMEDIES.format(key=key)}") from error
@@ -102,18 +110,36 @@ def resolve_causal_lm(
     return resolved
 
 
+def _auto_causal_lm(spec: LLMSpec, logger: logging.Logger, weights: bool, key: str) -> ResolvedLLM:
+    try:
+        return replace(_resolve_exactly(replace(spec, name=spec.preferred), logger, weights), requested="auto")
+    except ModelNotFoundError as error:
+        if packaged_smollm2() is None:
+            raise
+        reason = _reason(error)
+    logger.warning(
+        "%s: auto uses the packaged %s in place of %s, which this model is meant to use. %s To get it: connect to the "
+        "hub once, or set %s to a local folder. The result names the model that was used.",
+        *(key, SMOLLM2_NAME, spec.preferred, reason, key),
+    )
+    return replace(_resolve_smollm2(spec, logger), requested="auto")
+
+
 _CAUSAL_REMEDIES = (
     "\nWhat you can do:"
     "\n  1. Connect to the hub once, or set HF_ENDPOINT to a mirror; for a gated model (Llama) set llm_token."
     "\n  2. Copy a model to this machine and set {key} to its folder: --{key}=/path/to/folder."
     "\n  3. Choose a smaller or an open one: --{key}=Qwen/Qwen3-0.6B, --{key}=HuggingFaceTB/SmolLM2-360M."
-    "\n  4. To see whether everything runs: --{key}=tiny-random-llama (random weights: its figures mean nothing)."
+    "\n  4. Take SmolLM2 (135 million weights) from the package index: " + SMOLLM2_INSTALL + ", then --{key}=smollm2."
+    "\n  5. To see whether everything runs: --{key}=tiny-random-llama (random weights: its figures mean nothing)."
 )
 
 
 def _resolve_exactly(spec: LLMSpec, logger: logging.Logger, weights: bool) -> ResolvedLLM:
     if spec.name == "bundled":
         return _resolve_bundled(spec)
+    if spec.name == SMOLLM2:
+        return _resolve_smollm2(spec, logger)
     if spec.name in TINY_NAMES:
         import transformers
 
@@ -123,6 +149,10 @@ def _resolve_exactly(spec: LLMSpec, logger: logging.Logger, weights: bool) -> Re
             spec.name, spec.name, spec.name, revision, family_of(tiny_config(spec.name)), False, "random", spec
         )
     folder = Path(spec.name).expanduser()
+    if spec.name.lower().endswith(".gguf"):
+        return _resolve_gguf(spec, folder, logger)
+    if folder.is_dir() and (file := only_gguf_of(folder)) is not None:
+        return _from_gguf(spec, file, folder.resolve().name, logger)
     if folder.is_dir():
         return _from_folder(spec, folder, folder.resolve().name, None, "folder", weights)
     if folder.exists() or spec.name.startswith((".", "/", "~", "\\")) or spec.name.count("/") > 1 or "\\" in spec.name:
@@ -147,6 +177,53 @@ def _resolve_bundled(spec: LLMSpec) -> ResolvedLLM:
         )
     resolved = _from_folder(spec, folder, BUNDLED_NAME, f"sha256:{BUNDLED_SHA256}", "bundled", True)
     return replace(resolved, spec=replace(spec, trust_remote_code=False))
+
+
+def _resolve_smollm2(spec: LLMSpec, logger: logging.Logger) -> ResolvedLLM:
+    found = packaged_smollm2()
+    if found is None:
+        raise ModelNotFoundError(
+            f"llm: {SMOLLM2} needs the package {SMOLLM2_PACKAGE}, which is not installed: {SMOLLM2_INSTALL}"
+        )
+    file, version = found
+    resolved = _from_gguf(spec, file, SMOLLM2_NAME, logger)
+    return replace(resolved, source="package", package=f"{SMOLLM2_PACKAGE} {version}")
+
+
+def _resolve_gguf(spec: LLMSpec, file: Path, logger: logging.Logger) -> ResolvedLLM:
+    """Return the model of a GGUF file on this machine, or of ``hub-id:file.gguf``."""
+    if file.is_file():
+        return _from_gguf(spec, file, file.name, logger)
+    repository, colon, name = spec.name.rpartition(":")
+    if not colon or not repository or spec.name.startswith((".", "/", "~", "\\")):
+        raise ModelNotFoundError(
+            f"llm: {spec.name!r} is no file on this machine. A file on the hub is named hub-id:file.gguf.{remedies()}"
+        )
+    return _from_gguf(spec, _hub_file(replace(spec, name=repository), name, logger), spec.name, logger)
+
+
+def _from_gguf(spec: LLMSpec, file: Path, name: str, logger: logging.Logger) -> ResolvedLLM:
+    folder, digest = unpacked(file, logger)
+    # A GGUF file holds no code.
+    resolved = _from_folder(replace(spec, trust_remote_code=False), folder, name, f"sha256:{digest}", "gguf", True)
+    return replace(resolved, requested=spec.name)
+
+
+def _hub_file(spec: LLMSpec, name: str, logger: logging.Logger) -> Path:
+    """Return one file of a repository, from the local cache or the hub."""
+    from huggingface_hub import hf_hub_download
+
+    where: dict[str, Any] = {"filename": name, "cache_dir": spec.cache_dir, "token": spec.token}
+    with suppress(Exception):  # many types, and all of them mean: not in the cache
+        return Path(hf_hub_download(spec.name, revision=spec.revision, local_files_only=True, **where))
+    if spec.local_files_only or is_offline():
+        raise ModelNotFoundError(f"llm: {spec.name}:{name} is not in the local cache.{remedies()}")
+    info = _ask_hub(spec)
+    logger.info("Fetching %s of %s from the Hugging Face hub, revision %s.", name, spec.name, info.sha)
+    try:
+        return Path(hf_hub_download(spec.name, revision=info.sha, **where))
+    except Exception as error:
+        raise ModelNotFoundError(f"llm: {_why(spec, error)}{remedies(spec.name)}") from error
 
 
 def is_bundled_installed() -> bool:
@@ -269,7 +346,8 @@ def _from_folder(
 ) -> ResolvedLLM:
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise ModelNotFoundError(
-            f"llm: {folder} is not a model folder: it has no config.json. Name the folder that save_pretrained wrote."
+            f"llm: {folder} is not a model folder: it has no config.json and no GGUF file. Name the folder that "
+            f"save_pretrained wrote."
             f"{remedies()}"
         )
     if weights:

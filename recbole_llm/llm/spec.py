@@ -19,7 +19,8 @@ class LLMSpec:
     Attributes
     ----------
     name : str
-        "auto", "bundled", a hub id, a folder, or a name of :data:`recbole_llm.llm.tiny.TINY_NAMES`.
+        "auto", "bundled", "smollm2", a hub id, a folder, a GGUF file (path or ``hub-id:file.gguf``), or a name of
+        :data:`recbole_llm.llm.tiny.TINY_NAMES`.
     preferred : str
         Hub id or folder that "auto" stands for where it can be had.
     revision : str, optional
@@ -31,11 +32,13 @@ class LLMSpec:
     token : str or bool, optional
         Access token for gated models; None uses the one stored by ``hf auth login``.
     dtype : {"float32", "bfloat16", "float16", "auto"}
-        Type of the weights; "auto" is the one they were saved in.
+        Type of the weights; "auto" is bfloat16 where the device multiplies it natively, else float32.
     trust_remote_code : bool
         Run Python code that comes with the model.
     attn_implementation : str, optional
         "eager", "sdpa" or "flash_attention_2"; None lets transformers choose.
+    device : str
+        Where the model will compute, which "auto" as dtype goes by.
     """
 
     name: str = "auto"
@@ -47,6 +50,7 @@ class LLMSpec:
     dtype: str = "float32"
     trust_remote_code: bool = False
     attn_implementation: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Check types and values; raise ConfigError."""
@@ -54,8 +58,8 @@ class LLMSpec:
             value = getattr(self, key)
             if not isinstance(value, str) or not value.strip():
                 raise ConfigError(
-                    f"llm: {value!r} is not a model name. Allowed: auto, bundled, a Hugging Face id such as "
-                    f"google-t5/t5-small, a folder, {', '.join(TINY_NAMES)}."
+                    f"llm: {value!r} is not a model name. Allowed: auto, bundled, smollm2, a Hugging Face id such "
+                    f"as google-t5/t5-small, a folder, a GGUF file, {', '.join(TINY_NAMES)}."
                 )
         if self.dtype not in DTYPES:
             raise ConfigError(f"llm_dtype: {self.dtype!r} is not allowed; choose one of {', '.join(DTYPES)}.")
@@ -109,6 +113,8 @@ class LLMSpec:
             value = option(name)
             if value is not None:
                 given[name] = value if name in ("local_files_only", "trust_remote_code", "token") else str(value)
+        if get("device") is not None:
+            given["device"] = str(get("device"))
         return cls(**given)
 
 
@@ -125,15 +131,18 @@ class ResolvedLLM:
     path : str
         Folder with its files; the name itself for a tiny random model.
     revision : str
-        Names the content: commit of the hub, ``sha256:...`` for folders and the bundled model, the seed of a tiny one.
+        Names the content: commit of the hub, ``sha256:...`` for folders, GGUF files and packages, the seed of a tiny
+        one.
     family : {"t5", "bert", "decoder", "other"}
         Encoder-decoder of the T5 kind (its encoder is used), bidirectional encoder, causal decoder, anything else.
     is_sentence_transformer : bool
         The folder has a ``modules.json``: a sentence-transformers pipeline with its own pooling.
-    source : {"hub", "cache", "folder", "bundled", "random"}
+    source : {"hub", "cache", "folder", "bundled", "package", "gguf", "random"}
         Where the files came from.
     spec : LLMSpec
         The request, with dtype and the like.
+    package : str
+        Name and version of the installed package that the files came from, if any.
     """
 
     requested: str
@@ -144,9 +153,10 @@ class ResolvedLLM:
     is_sentence_transformer: bool
     source: str
     spec: LLMSpec
+    package: str = ""
 
     def label(self) -> str:
         """Return how results call the model: name, and in brackets where it came from or its commit."""
         if self.source in ("hub", "cache"):
             return f"{self.name}@{self.revision[:8]}"
-        return f"{self.name} ({self.source})"
+        return f"{self.name} ({self.package or self.source})"

@@ -10,7 +10,7 @@ and Rank's candidates. The papers fine-tune paid models; here any causal languag
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +156,7 @@ class LLMSeqPrompt(LLMRecommender):
         spec = LLMSpec.from_config(
             {**config.final_config_dict, "llm": None}, key="rec_llm", preferred=STAND_IN_CAUSAL_LM
         )
-        dtype = config["rec_llm_dtype"] or ("float32" if config["device"].type == "cpu" else "bfloat16")
-        return resolve_causal_lm(
-            replace(spec, dtype=str(dtype)), weights=config["rec_llm_init"] == "pretrained", key="rec_llm", to="write"
-        )
+        return resolve_causal_lm(spec, weights=config["rec_llm_init"] == "pretrained", key="rec_llm", to="write")
 
     # ---- what it is made of
 

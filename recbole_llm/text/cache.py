@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from recbole_llm.llm.hf import cache_root
+
 FORMAT = "recbole-llm.embeddings.1"
 MAX_SEGMENTS = 8  # one more, and they are merged into one
 
@@ -32,8 +34,7 @@ class DamagedSegmentError(Exception):
 
 def default_cache_dir() -> Path:
     """Return ``$XDG_CACHE_HOME/recbole-llm/embeddings``, with ``~/.cache`` where the variable is not set."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "recbole-llm" / "embeddings"
+    return cache_root() / "embeddings"
 
 
 def text_digest(text: str) -> bytes:

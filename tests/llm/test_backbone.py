@@ -273,10 +273,10 @@ def test_sentencepiece_is_missing(tmp_path, saved_folder, monkeypatch):
         load_tokenizer(resolved)
 
 
-def test_dtype_auto_is_the_saved_type(tmp_path):
+def test_dtype_is_the_one_that_was_asked_for(tmp_path):
     tiny = resolve_llm(LLMSpec("tiny-random-bert"))
     load_encoder(tiny, dtype="bfloat16").save_pretrained(tmp_path / "half")
-    resolved = resolve_llm(LLMSpec(str(tmp_path / "half"), dtype="auto"))
+    resolved = resolve_llm(LLMSpec(str(tmp_path / "half"), dtype="bfloat16"))
     assert resolve_dtype(resolved) == load_encoder(resolved).dtype == torch.bfloat16
     assert load_encoder(resolved, dtype="float32").dtype == torch.float32
     with pytest.raises(ConfigError, match="llm_dtype"):

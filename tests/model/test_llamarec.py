@@ -644,7 +644,8 @@ def test_four_bits_need_their_package(settings, monkeypatch):
         prepare(settings, "retriever", load_in_4bit=True)
 
 
-def test_automatic_choice_offline(settings, isolated):
+def test_automatic_choice_offline(settings, isolated, monkeypatch):
+    monkeypatch.setattr("recbole_llm.llm.resolve.packaged_smollm2", lambda: None)
     with pytest.raises(ModelNotFoundError, match="auto means meta-llama/Llama-2-7b-hf here.*"):
         prepare(settings, "retriever", llm="auto")
 

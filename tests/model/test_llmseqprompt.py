@@ -36,6 +36,7 @@ def settings(tmp_path, small):
     return {
         "llm": "tiny-random-t5",
         "rec_llm": small,
+        "rec_llm_dtype": "float32",
         "data_path": str(tmp_path / "data"),
         "checkpoint_dir": str(tmp_path / "saved"),
         "embedding_cache_dir": str(tmp_path / "cache"),
