@@ -121,9 +121,19 @@ def test_a_smoke_run_trains_nothing_where_there_is_nothing_to_train(shop, tiny):
 def test_the_users_own_class(shop, tiny, monkeypatch):
     result = run(LastItem, "shop", config_dict={**tiny, "epochs": 3, "embedding_size": 6})
     assert Path(result["run_dir"]).name.startswith("LastItem-shop-")
-    loaded = load_run(result["run_dir"], model=LastItem)
+    for model in (LastItem, None):  # the run directory names the class
+        loaded = load_run(result["run_dir"], model=model)
+        assert loaded.trainer.evaluate(loaded.test_data) == result["test_result"]
+
+
+def test_a_class_that_only_its_own_process_knows(shop, tiny):
+    class Local(LastItem):
+        pass
+
+    result = run(Local, "shop", config_dict=tiny)
+    loaded = load_run(result["run_dir"], model=Local)
     assert loaded.trainer.evaluate(loaded.test_data) == result["test_result"]
-    with pytest.raises(ConfigError, match="model='LastItem' is not known"):
+    with pytest.raises(ConfigError, match="model='Local' is not known.*package.module:Class"):
         load_run(result["run_dir"])
 
 

@@ -213,9 +213,14 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def _short(model: str | type) -> str:
+    """A model's name in a table: of ``package.module:Class`` the class."""
+    return model.rpartition(":")[2] if isinstance(model, str) else model.__name__
+
+
 def _entry(item: Any, from_file: bool) -> _Entry:
     if isinstance(item, (str, type)):
-        return _Entry(item if isinstance(item, str) else item.__name__, item)
+        return _Entry(_short(item), item)
     if not isinstance(item, Mapping):
         raise ConfigError(f"models: {item!r} must be a name or a mapping with `model` and settings.")
     settings = dict(item)
@@ -227,7 +232,7 @@ def _entry(item: Any, from_file: bool) -> _Entry:
     if not isinstance(model, (str, type)):
         raise ConfigError(f"models: {dict(item)!r} names no model.")
     presets.pop("model", None)
-    name = str(label) if label is not None else model if isinstance(model, str) else model.__name__
+    name = str(label) if label is not None else _short(model)
     if label is None and settings.get("control") not in (None, "none"):
         name += f" [{settings['control']}]"
     if from_file:
@@ -247,7 +252,9 @@ def _share_out(dotted: Mapping[str, Any], entries: Sequence[_Entry]) -> None:
     """``LABEL.key`` to the row of that label, ``Model.key`` to every row of that model."""
     for name, value in dotted.items():
         owner, _, key = name.rpartition(".")
-        rows = [entry for entry in entries if entry.label == owner] or [e for e in entries if e.model == owner]
+        rows = [entry for entry in entries if entry.label == owner] or [
+            e for e in entries if owner in (e.model, _short(e.model))
+        ]
         if not rows:
             labels = [entry.label for entry in entries]
             raise ConfigError(f"--{name}: {owner!r} is no row.{nearest(owner, labels)} Rows: {', '.join(labels)}.")

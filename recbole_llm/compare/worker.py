@@ -5,7 +5,6 @@ killed takes nothing else along. It reads its task as a line of JSON from standa
 and process list, and ends when that pipe closes: with the process that started it, however that ended.
 """
 
-import importlib
 import json
 import os
 import sys
@@ -39,24 +38,13 @@ def run_task(task: dict[str, Any]) -> dict[str, str]:
     try:
         from recbole_llm.run.experiment import run
 
-        result = run(_model(task["model"]), task["dataset"], [task["file_settings"]], task["given"], task["arguments"])
+        result = run(task["model"], task["dataset"], [task["file_settings"]], task["given"], task["arguments"])
     except RecBoleLLMError as error:
         return {"error": str(error)}
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
     return {"run_dir": str(Path(result["run_dir"]))}
-
-
-def _model(name: str) -> str | type:
-    """A model's name, or the class behind ``module:Class``."""
-    module, colon, qualname = name.partition(":")
-    if not colon:
-        return name
-    found: Any = importlib.import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def _end_with_parent() -> None:

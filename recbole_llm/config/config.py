@@ -15,10 +15,20 @@ from typing import Any
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
-from recbole.utils import EvaluatorType, InputType, ModelType, set_color
+from recbole.utils import EvaluatorType, InputType, set_color
 
 from recbole_llm import distributed
-from recbole_llm.config.registry import RECBOLE_ROOT, get_model, own_models, property_file, props_dir, stock_models
+from recbole_llm.config.registry import (
+    RECBOLE_ROOT,
+    default_settings,
+    get_model,
+    own_models,
+    property_file,
+    props_dir,
+    reference_of,
+    require_sequential,
+    stock_models,
+)
 from recbole_llm.config.values import (
     SECRETS,
     TEXT_KEYS,
@@ -159,34 +169,30 @@ class Config(RecBoleConfig):
             )
         if dataset is None:
             raise ConfigError("No dataset is given: add --dataset=NAME (ml-100k comes with RecBole).")
-        if isinstance(model, str):
-            return model, get_model(model), str(dataset)
-        if getattr(model, "type", None) != ModelType.SEQUENTIAL:
-            raise ConfigError(f"model={model!r} is neither a name nor a subclass of RecBole's SequentialRecommender.")
-        return model.__name__, adapt(model), str(dataset)
+        model_class = get_model(model) if isinstance(model, str) else adapt(require_sequential(model, model))
+        return model_class.__name__, model_class, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         recbole_props = RECBOLE_ROOT / "properties"
         own_props = props_dir()
         self.internal_config_dict = {"MODEL_TYPE": model_class.type}  # type: ignore[attr-defined]
         self._default_types: dict[str, Any] = {}
-        self.model_keys: set[str] = set()
-        for path in (
+        of_model = default_settings(model_class)
+        self.model_keys = set(of_model)
+        sources: tuple[Path | dict[str, Any], ...] = (
             recbole_props / "overall.yaml",
-            recbole_props / "model" / f"{model}.yaml",
             recbole_props / "dataset" / "sample.yaml",
             recbole_props / "dataset" / f"{dataset}.yaml",
             recbole_props / "quick_start_config" / "sequential.yaml",
             own_props / "overall.yaml",
-            own_props / "model" / f"{model}.yaml",
+            of_model,
             own_props / "dataset" / f"{dataset}.yaml",
-        ):
-            if path.is_file():
-                content = property_file(path)
-                self.internal_config_dict.update(content)
-                if path.stem == model:
-                    self.model_keys.update(content)
-                self._default_types.update({key: value for key, value in content.items() if value is not None})
+        )
+        for source in sources:
+            if isinstance(source, Path):
+                source = property_file(source) if source.is_file() else {}
+            self.internal_config_dict.update(source)
+            self._default_types.update({key: value for key, value in source.items() if value is not None})
         # RecBole's `load_col` names two ids and no time: a default that suits no sequential model, so not a choice.
         own_dataset = own_props / "dataset" / f"{dataset}.yaml"
         if not own_dataset.is_file() or "load_col" not in property_file(own_dataset):
@@ -208,6 +214,7 @@ class Config(RecBoleConfig):
             final.update({key: value for key, value in settings.items() if trains or key != "epochs"})
             final["smoke_settings"] = {}  # applied: the merged settings, read from a file, must not apply them again
         self.merged = copy.deepcopy({key: value for key, value in final.items() if key != "MODEL_TYPE"})
+        self.merged["model"] = reference_of(self.model_class)  # what another process finds the class by
         return final
 
     def _samples_negatives(self, final: Mapping[str, Any]) -> bool:
@@ -403,6 +410,11 @@ class Config(RecBoleConfig):
             return text + (" and others." if len(others) > 4 else ".")
         # A key that this model reads is the better guess.
         hint = nearest(key, known) or nearest(key, elsewhere)
+        if not self.model_keys:
+            return (
+                f"The parameter {key!r} stands in no property file.{hint} If {self.model} reads it, list it with its "
+                "default in the class attribute `defaults`."
+            )
         return f"The parameter {key!r} is not known and has no effect.{hint}"
 
     def _notice(self, text: str) -> None:

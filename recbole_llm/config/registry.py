@@ -1,8 +1,9 @@
-"""Where models and property files are found by name: ours first, then RecBole's."""
+"""Where models and their default settings are found: ours, RecBole's, and classes of the user's own."""
 
 import copy
 import functools
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from recbole_llm.model.base import LLMRecommender
 
 RECBOLE_ROOT = Path(recbole.__file__).parent
+# Packages whose classes keep no settings beside their modules.
+FOREIGN = frozenset({"builtins", "torch", "recbole", "recbole_llm"})
 
 
 def props_dir() -> Path:
@@ -59,15 +62,24 @@ def stock_models() -> list[str]:
 
 
 def get_model(name: str) -> "type[LLMRecommender]":
-    """Return the class of a model by name, ours first, then RecBole's sequential ones, as one that meets the contract.
+    """Return the class of a model by name, as one that meets the contract of :mod:`recbole_llm.model.base`.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`own_models` or :func:`stock_models`, or ``package.module:Class``; modules are looked for on
+        Python's path and then in the current folder.
 
     Raises
     ------
     ConfigError
-        For an unknown name (with the nearest one) or a RecBole model that is not sequential.
+        For an unknown name (with the nearest one), a RecBole model that is not sequential, or a class that cannot be
+        imported or is no sequential recommender.
     """
     from recbole_llm.model.base import adapt
 
+    if ":" in name:
+        return adapt(_import_class(name))
     if name in own_models():
         return getattr(importlib.import_module(f"recbole_llm.model.{name.lower()}"), name)
     if name in stock_models():
@@ -85,5 +97,93 @@ def get_model(name: str) -> "type[LLMRecommender]":
     if same:
         hint = f" Did you mean {same[0]!r}?"
     raise ConfigError(
-        f"model={name!r} is not known.{hint} Ours: {', '.join(own_models())}. RecBole's: {', '.join(stock_models())}."
+        f"model={name!r} is not known.{hint} Ours: {', '.join(own_models())}. RecBole's: {', '.join(stock_models())}. "
+        "A class of your own is given as package.module:Class."
     )
+
+
+def _import_class(reference: str) -> type:
+    """Return the class behind ``package.module:Class``."""
+    module_name, _, path = reference.partition(":")
+    if not all(part.isidentifier() for part in f"{module_name}.{path}".split(".")):
+        raise ConfigError(f"model={reference!r} must have the form package.module:Class.")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # behind everything that is installed
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"model={reference!r}: importing {module_name} fails ({error}).") from error
+        raise ConfigError(
+            f"model={reference!r}: there is no module {error.name!r} on Python's path or in {Path.cwd()}. Start from "
+            "the folder that holds it, or add that folder to PYTHONPATH."
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"model={reference!r}: importing {module_name} fails ({type(error).__name__}: {error})."
+        ) from error
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return require_sequential(found, reference)
+
+
+def require_sequential(found: Any, name: Any) -> type:
+    """Return ``found`` if it is a class that this package can run; ConfigError otherwise."""
+    from recbole.utils import ModelType
+
+    if not isinstance(found, type) or getattr(found, "type", None) != ModelType.SEQUENTIAL:
+        raise ConfigError(
+            f"model={name!r} is neither a name nor a subclass of recbole_llm's LLMRecommender or RecBole's "
+            "SequentialRecommender."
+        )
+    return found
+
+
+def reference_of(cls: type) -> str:
+    """Return how stored settings name a class: its bare name for ours and RecBole's, else ``package.module:Class``.
+
+    A class that no other process could import, such as one defined in a script or in a function, has its bare name.
+    """
+    importable = cls.__module__ != "__main__" and "<locals>" not in cls.__qualname__
+    return f"{cls.__module__}:{cls.__qualname__}" if importable and _property_name(cls) is None else cls.__name__
+
+
+def default_settings(cls: type) -> dict[str, Any]:
+    """Return the settings of a model class with their defaults.
+
+    Ours and RecBole's have a property file. A class of one's own has those of the classes that it derives from, then
+    ``<module>.yaml`` or ``<Class>.yaml`` beside its module, then its class attribute ``defaults``.
+    """
+    if _property_name(cls) is not None:
+        return _property_settings(cls)
+    settings: dict[str, Any] = {}
+    for part in reversed(cls.__mro__):
+        if _property_name(part) is not None:
+            settings.update(_property_settings(part))
+        elif part.__module__.partition(".")[0] not in FOREIGN and "adapts" not in vars(part):
+            settings.update(_own_settings(part))
+    return settings
+
+
+def _property_settings(cls: type) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for folder in (RECBOLE_ROOT / "properties", props_dir()):
+        path = folder / "model" / f"{cls.__name__}.yaml"
+        settings.update(property_file(path) if path.is_file() else {})
+    return settings
+
+
+def _property_name(cls: type) -> str | None:
+    """Name of the property file of a class of ours or RecBole's; None for others."""
+    package, _, module = cls.__module__.rpartition(".")
+    packages = ("recbole_llm.model", "recbole.model.sequential_recommender")
+    return cls.__name__ if package in packages and module == cls.__name__.lower() else None
+
+
+def _own_settings(cls: type) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    source = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if source is not None:
+        for path in dict.fromkeys((Path(source).with_suffix(".yaml"), Path(source).with_name(f"{cls.__name__}.yaml"))):
+            settings.update(load_yaml(path) if path.is_file() else {})
+    return settings | copy.deepcopy(dict(vars(cls).get("defaults", {})))

@@ -302,8 +302,10 @@ class Reranker(LLMRecommender):
 class AdaptedRecommender(LLMRecommender):
     """What a class that knows nothing of the contract says about itself; see :func:`adapt`."""
 
-    input_type: ClassVar[InputType | None] = None
+    adapts: ClassVar[type]
+    """The class as it was."""
 
+    input_type: ClassVar[InputType | None] = None
     scores_are_products: bool | None = None
 
     def user_vectors(self, interaction: Interaction) -> torch.Tensor:
@@ -334,4 +336,4 @@ def adapt(cls: type) -> type[LLMRecommender]:
     if issubclass(cls, LLMRecommender):
         return cls
     kept = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls, AdaptedRecommender), kept)
+    return type(cls.__name__, (cls, AdaptedRecommender), {**kept, "adapts": cls})

@@ -83,12 +83,12 @@ class Member:
     @staticmethod
     def _untrained(name: str, settings: Mapping[str, Any], config: Config, dataset: HistoryDataset) -> Any:
         known = own_models() + stock_models()
-        if name not in known:
+        if name not in known and ":" not in name:
             raise ConfigError(
                 f"The member {name!r} is neither a run directory (there is no {Path(name) / 'config.yaml'}) nor a "
                 f"model.{nearest(name, known)}"
             )
-        if name == config["model"]:
+        if name in (config["model"], config.merged["model"]):
             raise ConfigError(f"{name} cannot be a member of itself; give a run directory.")
         model = submodel.build(submodel.inner_config(name, config, settings), dataset)
         if any(parameter.requires_grad for parameter in model.parameters()):

@@ -77,7 +77,7 @@ def tune(
     log_to_console()
     base = Config(model, dataset, config_file_list, config_dict, arguments)
     log_to_console(base["state"])
-    chosen: str | type = base.model_class if isinstance(model, type) else base.model
+    chosen: str | type = model if isinstance(model, type) else base.merged["model"]
     space = space_from_dict(params_dict) if params_dict else read_space(find_space(base.model, params_file))
     check_space(space, base, {**dict(config_dict or {}), **dict(arguments or {})})
     return _study(chosen, base, space, StudyOptions(**options))
@@ -169,7 +169,7 @@ def _carry_out(study: Study, model: str | type, base: Config, settings: Mapping[
         f"validation.\n# python run_recbole_llm.py --config_files={config_file}\n"
     )
     winner = {key: value for key, value in settings.items() if key not in LEFT_OUT} | best.params
-    write_settings(config_file, {"model": base.model, "dataset": base.dataset, **winner}, comment)
+    write_settings(config_file, {"model": base.merged["model"], "dataset": base.dataset, **winner}, comment)
     study.write_table()
     report.write_page(study.folder / "study.html", study, protocol_text(base))
     logger.info(report.summary(study, base, config_file))
@@ -217,7 +217,7 @@ def _notes(
     identity = plain({"settings": merged, "space": lines, "search": search})
     return {
         "format": FORMAT,
-        "model": base.model,
+        "model": base.merged["model"],
         "dataset": base.dataset,
         "settings": plain({key: value for key, value in settings.items() if key not in SECRETS}),
         "space": lines,
