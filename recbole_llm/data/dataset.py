@@ -88,6 +88,11 @@ class HistoryDataset(SequentialDataset):
         All interactions sorted by user and time, one entry per interaction.
     offsets : numpy.ndarray of int64, shape (user_num + 1,)
         User ``u`` owns ``flat[offsets[u]:offsets[u + 1]]``.
+    read_histories : tuple of numpy.ndarray
+        Item of every interaction that was read, user by user and oldest first, and offsets as :attr:`offsets`; before
+        a protocol takes any out.
+    newest_time : float
+        Newest time in the file, before any filter.
     source_files : list of pathlib.Path
         The atomic files that were read.
     catalogue_size : int
@@ -110,6 +115,8 @@ class HistoryDataset(SequentialDataset):
     catalogue_size: int
     sessions: SessionSplit | None = None
     cold: ColdItems | None = None
+    read_histories: tuple[np.ndarray, np.ndarray]
+    newest_time: float
     shuffle_keys: torch.Tensor | None = None  # shape (len(flat),), see `with_shuffled_histories`
 
     def __init__(self, config: Any) -> None:
@@ -278,13 +285,18 @@ class HistoryDataset(SequentialDataset):
     # ---- filtering, ids
 
     def _data_filtering(self) -> None:
+        self.newest_time = float(self.inter_feat[self.time_field].max())
+        self._cut()
+        super()._data_filtering()
+
+    def _cut(self) -> None:
+        """What is read of the file: all of it, or the little that a smoke run takes."""
         if self.config["smoke"]:
             users = self.inter_feat[self.uid_field]
             few = users.isin(pd.unique(users)[: int(self.config["smoke_users"])])
             frame = self.inter_feat[few]
             number = frame.groupby(self.uid_field, observed=True).cumcount()
             self.inter_feat = frame[number < int(self.config["smoke_interactions"])].reset_index(drop=True)
-        super()._data_filtering()
 
     def _filter_nan_user_or_item(self) -> None:
         """Drop rows without an id (RecBole's version drops others where a feature file has repeated ids)."""
@@ -439,9 +451,11 @@ class HistoryDataset(SequentialDataset):
         order = history_order(self.inter_feat[self.uid_field].numpy(), times)
         self._exact_time = None
         self._set_flat(take(self.inter_feat, torch.from_numpy(order)))
+        times = self._settled(times[order])
+        self.read_histories = self.flat[self.iid_field].numpy(), self.offsets
         self.catalogue_size = len(torch.unique(self.flat[self.iid_field]))
         if self.config["protocol"] == "temporal_session":
-            self._split_sessions(times[order])
+            self._split_sessions(times)
         users = self.flat[self.uid_field].numpy()
         positions = np.arange(len(users), dtype=np.int64)
         depth = positions - self.offsets[users]  # how many interactions the user had before this one
@@ -454,6 +468,10 @@ class HistoryDataset(SequentialDataset):
         columns = take(self.flat, torch.from_numpy(rows)).interaction
         columns |= {self.item_list_length_field: torch.from_numpy(length), POSITION: torch.from_numpy(rows)}
         self.inter_feat = HistoryRows(columns, self)
+
+    def _settled(self, times: np.ndarray) -> np.ndarray:
+        """A place to change :attr:`flat` once it is sorted; takes and returns the time of each interaction."""
+        return times
 
     def _set_flat(self, flat: Interaction) -> None:
         self.flat = flat

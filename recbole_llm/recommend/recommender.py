@@ -27,7 +27,7 @@ from recbole_llm.evaluator.mask import Pairs, exclude_from_choice, remove_histor
 from recbole_llm.evaluator.ranks import ScoreError
 from recbole_llm.evaluator.topk import SCORES_AT_ONCE, top_k, top_k_of_products
 from recbole_llm.recommend.products import Products, products_of
-from recbole_llm.run.experiment import Run, load_run
+from recbole_llm.run.load import Run, load_run
 from recbole_llm.text.item_text import item_text_of
 
 HISTORIES = ("all", "valid", "test")
@@ -417,15 +417,33 @@ class Recommender:
 
     @cached_property
     def _user_tokens(self) -> np.ndarray:
-        return np.asarray(self.dataset.field2id_token[self.dataset.uid_field], dtype=object)
+        return np.asarray(self.dataset_of_everything.field2id_token[self.dataset.uid_field], dtype=object)
+
+    @cached_property
+    def _reads_users(self) -> bool:
+        """Whether the model reads who the user is, and so knows nothing of users whom the run did not have."""
+        one = torch.from_numpy(np.flatnonzero(self._has_interactions)[:1])
+        rows, pairs = self.dataset_of_everything.after_last(one)
+        del rows[self.dataset.uid_field]
+        try:
+            self._scores(self._transformed(rows, pairs))
+        except UnsupportedError:
+            return True
+        return False
+
+    @cached_property
+    def _has_interactions(self) -> np.ndarray:
+        """Which users a list can be made for from all their interactions, shape (users,) bool."""
+        return np.diff(self.dataset_of_everything.offsets) > 0
 
     def _users(self, users: Iterable[str] | None, history: str, unknown: str) -> torch.Tensor:
         """Internal ids of users, or row numbers of an evaluation, in the order asked for."""
         choice({"unknown": unknown}, "unknown", UNKNOWN)
         if history == "all":
-            counts = np.diff(self.dataset_of_everything.offsets)
-            owners = np.arange(len(counts))
-            has = counts > 0
+            has = self._has_interactions
+            if len(has) > self.dataset.user_num and self._reads_users:
+                has = has & (np.arange(len(has)) < self.dataset.user_num)
+            owners = np.arange(len(has))
         else:
             owners = self._evaluation(history).dataset.inter_feat[self.dataset.uid_field].numpy()
             has = np.bincount(owners, minlength=len(self._user_tokens)) > 0
@@ -434,7 +452,7 @@ class Recommender:
             if missing:
                 getLogger().warning(f"{missing} users have no {_NAMES[history]} and are left out.")
             return torch.from_numpy(np.flatnonzero(has) if history == "all" else np.arange(len(owners)))
-        known = self.dataset.field2token_id[self.dataset.uid_field]
+        known = self.dataset_of_everything.field2token_id[self.dataset.uid_field]
         tokens = list(dict.fromkeys(str(user) for user in users))
         ids = np.array([known.get(token, 0) for token in tokens], dtype=np.int64)
         good = has[ids] & (ids > 0)
@@ -464,7 +482,7 @@ class Recommender:
     @property
     def dataset_of_everything(self) -> HistoryDataset:
         """The dataset with all interactions; a split may have fewer."""
-        return self.run.dataset
+        return self.run.everything
 
     def _evaluation(self, history: str) -> FullSortLoader:
         """The evaluator's own batches."""

@@ -10,7 +10,6 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -27,32 +26,14 @@ from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.evaluator.timing import inference_times
 from recbole_llm.run import submodel
 from recbole_llm.run.folder import create_run_dir, discard_unused, find_resumable, run_lock, stamp_data
+from recbole_llm.run.load import what_was_read
 from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
-from recbole_llm.run.results import read_results, results_of, write_results
+from recbole_llm.run.results import results_of, write_results
 from recbole_llm.run.summary import print_summary
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.trainer import RunTrainer
-
-
-@dataclass
-class Run:
-    """A finished or loaded experiment.
-
-    Attributes
-    ----------
-    config, dataset, model, trainer : the objects it was made of; the model holds its best weights, in evaluation mode.
-    train_data, valid_data, test_data : loaders.
-    """
-
-    config: Config
-    dataset: HistoryDataset
-    model: Any
-    trainer: RunTrainer
-    train_data: Any
-    valid_data: Any
-    test_data: Any
 
 
 def run(
@@ -194,6 +175,7 @@ def _experiment(
         train_data, valid_data, test_data = prepare_data(config, dataset, splits)
     if run_dir is not None and distributed.world().is_main:
         stamp_data(run_dir, config, dataset)
+        what_was_read(config, dataset).save(run_dir)
     logger.info(dataset)
 
     with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
@@ -294,39 +276,6 @@ def _time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict
             int(config["timing_batches"]),
             show_progress=config["show_progress"],
         )
-
-
-def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None) -> Run:
-    """Rebuild a finished experiment from its run directory, with its best weights.
-
-    Parameters
-    ----------
-    run_dir : str or pathlib.Path
-    config_dict : dict, optional
-        Settings to change, such as ``{"data_path": ..., "use_gpu": False}``.
-    model : class, optional
-        The class that was trained, where it is neither ours nor RecBole's.
-
-    Raises
-    ------
-    CheckpointError
-        If the directory is no run, is unfinished, or does not fit the data.
-    """
-    run_dir = Path(run_dir)
-    report = read_results(run_dir)
-    config = Config(model, None, [run_dir / "config.yaml"], config_dict)
-    init_seed(config["seed"], config["reproducibility"])
-    dataset = HistoryDataset(config)
-    train_data, valid_data, test_data = prepare_data(config, dataset)
-    if report["dataset"]["items"] != dataset.item_num - 1 or report["dataset"]["users"] != dataset.user_num - 1:
-        raise CheckpointError(
-            f"{run_dir} was trained on {report['dataset']['users']} users and {report['dataset']['items']} items, but "
-            f"{config['data_path']} now gives {dataset.user_num - 1} and {dataset.item_num - 1}. Point data_path at "
-            "the files it was trained on."
-        )
-    network = submodel.restore(config, train_data.dataset, run_dir)
-    trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts, finished=True)
-    return Run(config, dataset, network, trainer, train_data, valid_data, test_data)
 
 
 # ---- S3Rec: two models, one after the other

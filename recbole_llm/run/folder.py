@@ -15,6 +15,7 @@ import yaml
 
 from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS, ParameterDumper, load_yaml
+from recbole_llm.data import trained
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
@@ -98,10 +99,15 @@ def stamp_data(run_dir: Path, config: Config, dataset: Any) -> None:
     (run_dir / DATA_STAMP).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
 
 
+def changed_files(hashes: Mapping[str, str], config: Config) -> list[str]:
+    """Which files of a configuration's dataset do not have these SHA-256 sums by file name, or are gone."""
+    files = {Path(config["data_path"]) / name: expected for name, expected in hashes.items()}
+    return [str(path) for path, expected in files.items() if not path.is_file() or file_sha256(path) != expected]
+
+
 def same_data(hashes: Mapping[str, str], config: Config) -> bool:
     """Whether the files of a configuration's dataset still have these SHA-256 sums by file name."""
-    files = {Path(config["data_path"]) / name: expected for name, expected in hashes.items()}
-    return all(path.is_file() and file_sha256(path) == expected for path, expected in files.items())
+    return not changed_files(hashes, config)
 
 
 def _stamp_fits(run_dir: Path, config: Config) -> bool:
@@ -111,7 +117,7 @@ def _stamp_fits(run_dir: Path, config: Config) -> bool:
 
 def discard_unused(run_dir: Path | None) -> None:
     """Remove the directory of a run that failed before it had anything to keep."""
-    unused = {"config.yaml", "run.log", LOCK, DATA_STAMP}
+    unused = {"config.yaml", "run.log", LOCK, DATA_STAMP, trained.FILE, f"{trained.FILE}.tmp"}
     if run_dir is not None and {path.name for path in run_dir.iterdir()} <= unused:
         shutil.rmtree(run_dir, ignore_errors=True)
 

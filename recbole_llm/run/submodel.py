@@ -10,6 +10,8 @@ from recbole.data.interaction import Interaction
 from recbole_llm.config import Config
 from recbole_llm.config.values import CODE_KEYS
 from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.served import ServedDataset
+from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.model.base import AdaptedRecommender, LLMRecommender
@@ -127,10 +129,17 @@ def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -
     needed = {field for fields in (inner["load_col"] or {}).values() for field in fields}
     loaded = {*dataset.flat.columns, *(() if dataset.item_feat is None else dataset.item_feat.columns)}
     # A model such as FDSA reads item features that this run has not loaded.
-    own = dataset if needed <= loaded else HistoryDataset(inner).build()[0]
+    own = dataset if needed <= loaded else _own_training_split(inner, run_dir)
     model = restore(inner, own, run_dir)
     model.config, model.item_tokens = inner, own.field2id_token[own.iid_field]
     return model.requires_grad_(False)
+
+
+def _own_training_split(inner: Config, run_dir: Path) -> HistoryDataset:
+    """With columns that the outer run has not loaded."""
+    if not (run_dir / FILE).is_file():
+        return HistoryDataset(inner).build()[0]
+    return ServedDataset(inner, TrainedData.load(run_dir)).build()[0]
 
 
 def _check_same_data(
@@ -148,6 +157,10 @@ def _check_same_data(
     now = {path.name: path for path in dataset.source_files}
     for name, digest in report["dataset"]["files"].items():
         if name.endswith(".inter") and name in now and (found := file_sha256(now[name])) != digest:
+            if (run_dir / FILE).is_file():
+                trained = TrainedData.load(run_dir)
+                if trained.same_ids(dataset) and trained.same_histories(dataset):
+                    continue  # the outer run was rebuilt from files that have changed since
             raise CheckpointError(
                 f"{run_dir} was trained on another {name} than {now[name]} (SHA-256 {digest} there, {found} here). "
                 "Train it again on this file, or point data_path at the one it was trained on."

@@ -177,7 +177,11 @@ class RunTrainer(Trainer):
         groups = parameter_groups(self.model, self.settings["decay_groups"], self.weight_decay)
         if not any(group["params"] for group in groups):
             if self.epochs > 0:
-                raise ConfigError(f"{self.config['model']} has nothing to train here: set epochs=0.")
+                stage = f" in stage {self.stages[self.stage]!r}" if len(self.stages) > 1 else ""
+                self.config.notices.append(
+                    f"{self.config['model']} has nothing to train{stage}: epochs={self.epochs} has no effect."
+                )
+                self.epochs = self.eval_step = 0
             groups = [{"params": [torch.zeros(0, requires_grad=True)]}]
         if self.learner in ("adam", "adamw"):
             kind = torch.optim.Adam if self.learner == "adam" else torch.optim.AdamW

@@ -16,6 +16,7 @@ from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.run import experiment
 from recbole_llm.run.folder import DATA_STAMP, run_lock, same_data, stamp_data, write_settings
 from recbole_llm.run.identity import CIRCUMSTANCES, plain
+from recbole_llm.run.load import load_run
 from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
 from recbole_llm.run.results import read_results, test_figures, write_results
@@ -316,7 +317,7 @@ def _test(study: Study, best: Trial, model: str | type) -> None:
         return
     run_dir = study.run_dir(best)
     with quiet_console():
-        run = experiment.load_run(run_dir, model=model if isinstance(model, type) else None)
+        run = load_run(run_dir, model=model if isinstance(model, type) else None)
         result, members = experiment.evaluate_on_test(run.trainer, run.test_data)
     results = read_results(run_dir)
     results |= test_figures(run.trainer, result, members)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -367,8 +368,9 @@ def test_a_catalogue_without_titles(settings, tmp_path):
 
 
 def test_nothing_to_train(settings):
-    with pytest.raises(ConfigError, match="nothing to train here: set epochs=0"):
-        run("LLMSeqPrompt", "cycle", config_dict={**settings, "tuning": "none"})
+    result = run("LLMSeqPrompt", "cycle", config_dict={**settings, "tuning": "none"})
+    report = json.loads((Path(result["run_dir"]) / "results.json").read_text(encoding="utf-8"))
+    assert report["notices"][-1].startswith("LLMSeqPrompt has nothing to train: epochs=")
 
 
 # ---- what is read of an answer

@@ -1,5 +1,6 @@
 """LLMSeqSim: the authors' lists and scores, and what every key of its property file does."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -308,5 +309,7 @@ def test_a_run_without_training(tmp_path):
         history = set(items[users == user]) - {target}
         assert not history & set(recommended[:10])  # 30 items, at most 11 of them in a history
     assert not (Path(result["run_dir"]) / "history.csv").exists()
-    with pytest.raises(ConfigError, match="LLMSeqSim has nothing to train here: set epochs=0"):
-        run("LLMSeqSim", "cycle", config_dict={**settings, "epochs": 1})
+    noted = run("LLMSeqSim", "cycle", config_dict={**settings, "epochs": 3})
+    assert noted["test_result"] == result["test_result"]
+    report = json.loads((Path(noted["run_dir"]) / "results.json").read_text(encoding="utf-8"))
+    assert report["notices"] == ["LLMSeqSim has nothing to train: epochs=3 has no effect."]

@@ -1,0 +1,157 @@
+"""A finished run, ready to evaluate or to recommend from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recbole.utils import init_seed
+
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.loader import prepare_data
+from recbole_llm.data.served import ServedDataset
+from recbole_llm.data.trained import FILE, TrainedData, text_digests
+from recbole_llm.errors import CheckpointError
+from recbole_llm.run import submodel
+from recbole_llm.run.folder import changed_files
+from recbole_llm.run.results import read_results
+from recbole_llm.text.item_text import item_text_of
+from recbole_llm.trainer.trainer import RunTrainer
+
+
+@dataclass
+class Run:
+    """A finished or loaded experiment.
+
+    Attributes
+    ----------
+    config, dataset, model, trainer : the objects it was made of; the model holds its best weights, in evaluation mode.
+    train_data, valid_data, test_data : loaders.
+    """
+
+    config: Config
+    dataset: HistoryDataset
+    model: Any
+    trainer: RunTrainer
+    train_data: Any
+    valid_data: Any
+    test_data: Any
+
+    @property
+    def everything(self) -> HistoryDataset:
+        """The dataset with all interactions, those that are new since the run was trained included."""
+        return getattr(self.dataset, "grown", self.dataset)
+
+
+def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None) -> Run:
+    """Rebuild a finished experiment from its run directory, with its best weights.
+
+    Ids, splits and figures are those of the run, also where rows of the data files stand in another order or new ones
+    have come.
+
+    Parameters
+    ----------
+    run_dir : str or pathlib.Path
+    config_dict : dict, optional
+        Settings to change, such as ``{"data_path": ..., "use_gpu": False}``.
+    model : class, optional
+        The class that was trained, where it is neither ours nor RecBole's.
+
+    Raises
+    ------
+    CheckpointError
+        If the directory is no run, is unfinished or damaged, or does not fit the data.
+
+    Examples
+    --------
+    >>> run = load_run("saved/SASRec-ml-100k-2026-01-31_12-00-00")  # doctest: +SKIP
+    >>> run.trainer.evaluate(run.test_data, load_best_model=False)  # doctest: +SKIP
+    """
+    run_dir = Path(run_dir)
+    report = read_results(run_dir)
+    config = Config(model, None, [run_dir / "config.yaml"], config_dict)
+    return load_with(config, run_dir, report["dataset"]["files"])
+
+
+def load_with(config: Config, run_dir: Path, files: Mapping[str, str]) -> Run:
+    """:func:`load_run` with settings that have been read.
+
+    Parameters
+    ----------
+    config : Config
+    run_dir : pathlib.Path
+    files : mapping
+        Name -> SHA-256 of the data files of the run.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = read_dataset(config, run_dir, files)
+    train_data, valid_data, test_data = prepare_data(config, dataset)
+    network = submodel.restore(config, train_data.dataset, run_dir)
+    trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts, finished=True)
+    return Run(config, dataset, network, trainer, train_data, valid_data, test_data)
+
+
+def read_dataset(config: Config, run_dir: Path, files: Mapping[str, str]) -> HistoryDataset:
+    """The dataset of a run, with the run's internal ids; what has changed in the files is said.
+
+    Raises
+    ------
+    CheckpointError
+        If the files have changed and the run cannot be rebuilt on them.
+    """
+    changed = changed_files(files, config)
+    if not changed and not (run_dir / FILE).is_file():
+        return HistoryDataset(config)  # of an earlier version
+    trained = TrainedData.load(run_dir)
+    if not changed:
+        dataset = HistoryDataset(config)
+        if trained.same_ids(dataset):
+            return dataset
+        changed = ["the settings, or the libraries that read the files"]
+    getLogger().info(f"Changed since {run_dir} was trained: {', '.join(changed)}. Ids are mapped by their raw values.")
+    if config["benchmark_filename"] is not None:
+        raise CheckpointError(
+            f"{run_dir} was trained on files that were split beforehand (benchmark_filename), and they have changed: "
+            f"{', '.join(changed)}. Point data_path at the files of the run."
+        )
+    dataset = ServedDataset(config, trained)
+    _say_changed_texts(config, dataset, trained, run_dir)
+    return dataset
+
+
+def what_was_read(config: Config, dataset: HistoryDataset) -> TrainedData:
+    """Ids, histories and texts of a dataset that has been built, to be kept in the run directory."""
+    return TrainedData.of(dataset, _digests(config, dataset))
+
+
+def _digests(config: Config, dataset: HistoryDataset) -> np.ndarray | None:
+    """Digests of the item texts, where the model reads any."""
+    file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
+    if not getattr(config.model_class, "needs_item_text", False) or config["item_vectors"] or not file.is_file():
+        return None
+    title_only = "item_title" in config.model_keys
+    return text_digests(item_text_of(dataset, config, title_only).texts)
+
+
+def _say_changed_texts(config: Config, dataset: HistoryDataset, trained: TrainedData, run_dir: Path) -> None:
+    now = _digests(config, dataset) if trained.texts is not None else None
+    if trained.texts is None or now is None:
+        return
+    tokens, empty = trained.tokens[dataset.iid_field], text_digests([""])[0]
+    gone = np.flatnonzero((now == empty) & (trained.texts != empty))
+    if len(gone):
+        raise CheckpointError(
+            f"{len(gone)} items of {run_dir} have no text any more, {tokens[gone[0]]!r} for one, and "
+            f"{config['model']} reads it. Point data_path at an .item file that has them."
+        )
+    changed = np.flatnonzero(now != trained.texts)
+    if len(changed):
+        some = ", ".join(repr(str(tokens[item])) for item in changed[:5])
+        getLogger().warning(
+            f"{len(changed)} of {len(tokens) - 1} item texts differ from those that {run_dir} was trained on ({some}"
+            f"{', ...' if len(changed) > 5 else ''}): vectors that its weights hold are of the old texts, others are "
+            "made from the new ones."
+        )
