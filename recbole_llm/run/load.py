@@ -130,7 +130,7 @@ def what_was_read(config: Config, dataset: HistoryDataset) -> TrainedData:
 def _digests(config: Config, dataset: HistoryDataset) -> np.ndarray | None:
     """Digests of the item texts, where the model reads any."""
     file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    if not getattr(config.model_class, "needs_item_text", False) or config["item_vectors"] or not file.is_file():
+    if not config.model_class.needs_item_text or config["item_vectors"] or not file.is_file():
         return None
     title_only = "item_title" in config.model_keys
     return text_digests(item_text_of(dataset, config, title_only).texts)

@@ -208,7 +208,7 @@ def test_a_smoke_run_keeps_to_what_it_read(shop, tiny):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"user_inter_num_interval": "[6,inf)", "item_inter_num_interval": "[6,inf)"},
+        {"user_inter_num_interval": "[5,inf)", "item_inter_num_interval": "[5,inf)"},
         {"eval_args": {"split": {"RS": [0.6, 0.2, 0.2]}}},
         {"cold_items": 0.2},
         {"protocol": "temporal_session", "allow_rank_times": True, "temporal_session_valid_ratio": 0.3},
