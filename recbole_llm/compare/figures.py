@@ -11,13 +11,13 @@ from recbole_llm.compare.analysis import Comparison
 from recbole_llm.compare.runs import Row
 from recbole_llm.compare.statistics import interval
 from recbole_llm.compare.tables import metric_name
+from recbole_llm.pages import FONT
 
 # Told apart by readers with colour-blindness too; the baselines are dotted besides.
 COLOURS = (
     *("#1f5fa8", "#d9782b", "#1f9e77", "#b5396b", "#6f58a8", "#8a6a1f", "#3a9fc4", "#5f6b7a", "#c2402a", "#4b8a2f"),
 )
 CUT_OFFS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 def colour_of(comparison: Comparison, row: Row) -> str:

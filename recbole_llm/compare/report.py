@@ -5,11 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
+from recbole_llm import pages
 from recbole_llm.compare import figures
 from recbole_llm.compare.analysis import HEAD, Comparison
 from recbole_llm.compare.tables import (
@@ -24,8 +22,6 @@ from recbole_llm.compare.tables import (
 )
 from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
 
-_CONFIG = {"displayModeBar": False, "responsive": True}
-
 
 def render(comparison: Comparison, command: str) -> str:
     """The report as HTML.
@@ -36,14 +32,8 @@ def render(comparison: Comparison, command: str) -> str:
     command : str
         The command line that made it.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("report.html").render(
+    return pages.render(
+        Path(__file__).with_name("report.html"),
         comparison=comparison,
         created=time.strftime("%Y-%m-%d %H:%M"),
         facts=_facts(comparison, command),
@@ -57,30 +47,18 @@ def render(comparison: Comparison, command: str) -> str:
         colour=lambda row: figures.colour_of(comparison, row),
         runs=_runs(comparison),
         settings=_settings(comparison),
-        plotlyjs=Markup(get_plotlyjs()),  # noqa: S704 - plotly's own code
     )
 
 
 def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     """Protocol and provenance, as name and text."""
-    first = comparison.reference.results
-    data, environment = first["dataset"], first["environment"]
-    git = environment["git"]
-    commit = f", commit {git['commit'][:9]}{' with changes' * git['dirty']}" if git else ""
-    filters = ", ".join(f"{key}={value}" for key, value in data["filters"].items())
-    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    origin = dict(pages.provenance(comparison.reference.results))
     facts = [
         ("Protocol", comparison.protocol),
         ("History", f"{history(comparison.versions[0])} (steers early stopping); both versions are below"),
-        (
-            "Dataset",
-            f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions",
-        ),
-        ("Filters", filters or "none"),
-        ("Files", ", ".join(f"{name} sha256:{digest[:12]}…" for name, digest in data["files"].items())),
+        *((name, origin[name]) for name in ("Dataset", "Filters", "Files")),
         ("Language models", _language_models(comparison) or "none"),
-        ("Code", f"{packages}; Python {environment['python']}{commit}"),
-        ("Hardware", f"{environment['gpu'] or environment['processor']}, threads: {environment['threads']}"),
+        *((name, origin[name]) for name in ("Code", "Hardware")),
         ("Command", command),
     ]
     return [(name, text) for name, text in facts if text]
@@ -171,7 +149,7 @@ def _charts(comparison: Comparison) -> list[dict[str, Any]]:
         {
             "title": title,
             "note": note,
-            "html": Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)),  # noqa: S704
+            "html": pages.chart(figure),
         }
         for title, figure, note in charts
         if figure is not None
@@ -223,8 +201,3 @@ def _settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 def _value(settings: dict[str, Any], key: str) -> str:
     return "–" if settings.get(key) is None else str(settings[key])
-
-
-def write_report(comparison: Comparison, file: Path, command: str) -> None:
-    """Write the report."""
-    file.write_text(render(comparison, command), encoding="utf-8")

@@ -1,19 +1,24 @@
-"""How a study is carried out."""
+"""Options of a study, and the Optuna parts that they stand for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
-from recbole_llm.tune.proposals import ALGORITHMS
-from recbole_llm.tune.pruning import PRUNERS, Pruner
+from recbole_llm.extras import optional
 
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
+ALGORITHMS = ("exhaustive", "random", "bayes")
+PRUNERS = ("none", "median", "percentile", "halving")
 KEEP = ("light", "all", "best")
-TOOLS = ("Hyperopt", "Ray")
+TOOLS = ("Optuna", "Ray")
 # Of RecBole's run_hyper.py, and what takes their place.
 REPLACED = {
-    "output_file": "a study writes trials.jsonl and study.csv into its folder, which --study=FOLDER names",
+    "output_file": "a study writes study.csv into its folder, which --study=FOLDER names",
     "display_file": "a study draws study.html into its folder, which --study=FOLDER names",
 }
 
@@ -25,26 +30,26 @@ class StudyOptions:
     Attributes
     ----------
     algo : str or None
-        exhaustive, random or bayes (TPE). None: exhaustive where ``max_evals`` goes through the whole space, else
-        bayes.
+        exhaustive, random or bayes (TPE). None: exhaustive where ``max_evals`` covers the whole space, else bayes.
     max_evals : int or None
-        Trials at most; None: the whole space for exhaustive, else 100. A larger number continues a study.
+        Maximum number of trials; None: the whole space for exhaustive, else 100. A larger number continues a study.
     early_stop : int or None
         End after this many trials without improvement, 0: never. None: 0 for exhaustive, else 20. (RecBole's 10 ends
         most studies before TPE's random trials are over.)
     max_hours : float or None
-        No new trial after this much time in trials.
+        Start no new trial after this much time in trials.
     random_trials : int
         Trials that bayes draws at random before it models the results.
     pruner : str
-        none, median, percentile or halving; see :class:`recbole_llm.tune.pruning.Pruner`.
+        none, median, percentile or halving: Optuna's ``MedianPruner``, ``PercentilePruner`` and
+        ``SuccessiveHalvingPruner``.
     prune_after : int
         Epochs that no trial is pruned in; first rung of halving.
     prune_trials : int
-        Other trials needed at the same epoch; median and percentile.
+        Finished trials needed at the same epoch; median and percentile.
     prune_keep : float
         Share of the trials that percentile lets go on.
-    prune_factor : float
+    prune_factor : int
         One of this many trials goes on at every rung of halving.
     keep_trials : str
         light (every trial's settings, log, curve and results; the best one's weights), all (every trial's weights) or
@@ -53,9 +58,9 @@ class StudyOptions:
         Folder of the study. None: ``checkpoint_dir/study-<Model>-<dataset>-<hash of what is searched>``, so that the
         same command continues the same study.
     retry_failed : bool
-        Run failed trials again.
+        Run the settings of failed trials again, as new trials.
     tool : str
-        Hyperopt (one trial after the other) or Ray (Ray Tune, several at once).
+        Optuna (one trial after the other) or Ray (several at once, also on several machines).
     ray_address : str or None
         Ray cluster to use, such as ``auto`` or ``ray://head:10001``; None: this machine.
     parallel : int or None
@@ -73,42 +78,43 @@ class StudyOptions:
     prune_after: int = 5
     prune_trials: int = 5
     prune_keep: float = 0.25
-    prune_factor: float = 3.0
+    prune_factor: int = 3
     keep_trials: str = "light"
     study: str | None = None
     retry_failed: bool = False
-    tool: str = "Hyperopt"
+    tool: str = "Optuna"
     ray_address: str | None = None
     parallel: int | None = None
     cpus_per_trial: float | None = None
     gpus_per_trial: float | None = None
 
     def __post_init__(self) -> None:
-        for key, allowed in (
+        for key, choices in (
             *(("algo", (None, *ALGORITHMS)), ("pruner", PRUNERS)),
             *(("keep_trials", KEEP), ("tool", TOOLS)),
         ):
             value = getattr(self, key)
-            if value not in allowed:
-                hint = nearest(str(value), [str(option) for option in allowed])
-                shown = ", ".join(str(option) for option in allowed if option is not None)
-                raise ConfigError(f"{key}={value!r} is not a choice.{hint} Allowed: {shown}.")
+            if value not in choices:
+                hint = nearest(str(value), [str(option) for option in choices])
+                shown = ", ".join(str(option) for option in choices if option is not None)
+                raise ConfigError(f"invalid value for {key}: {value!r} (choose from {shown}).{hint}")
         for key, low, whole in (
             *(("max_evals", 1, True), ("early_stop", 0, True), ("random_trials", 1, True), ("prune_after", 0, True)),
-            *(("prune_trials", 1, True), ("parallel", 1, True)),
+            *(("prune_trials", 1, True), ("prune_factor", 2, True), ("parallel", 1, True)),
             *(("max_hours", 0, False), ("cpus_per_trial", 0, False), ("gpus_per_trial", 0, False)),
-            *(("prune_keep", 0, False), ("prune_factor", 1, False)),
         ):
             value = getattr(self, key)
             kinds = int if whole else (int, float)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or value < low):
+            # Not `value < low`, which is false for nan.
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value >= low):
                 raise ConfigError(f"{key}={value!r} must be a {'whole ' * whole}number of at least {low}.")
-        if not 0 < self.prune_keep < 1:
-            raise ConfigError(f"prune_keep={self.prune_keep!r} must be a share between 0 and 1.")
-        if not self.prune_factor > 1:
-            raise ConfigError(f"prune_factor={self.prune_factor!r} must be above 1.")
+        share = self.prune_keep
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+            raise ConfigError(f"prune_keep={share!r} must be a share between 0 and 1.")
         if not isinstance(self.retry_failed, bool):
             raise ConfigError(f"retry_failed={self.retry_failed!r} must be True or False.")
+        if self.study is not None and (not str(self.study).strip() or isinstance(self.study, bool)):
+            raise ConfigError("study needs the name of a folder: --study=FOLDER.")
         if self.tool != "Ray":
             for key in ("ray_address", "parallel", "cpus_per_trial", "gpus_per_trial"):
                 if getattr(self, key) is not None:
@@ -119,11 +125,23 @@ class StudyOptions:
         """Names of the options."""
         return [field.name for field in fields(cls)]
 
-    def pruning(self, bigger: bool) -> Pruner:
-        """The stopping rule."""
-        return Pruner(
-            self.pruner, bigger, self.prune_after, self.prune_trials, self.prune_keep, float(self.prune_factor)
-        )
+    def optuna_pruner(self) -> "BasePruner":
+        """The stopping rule; steps are finished epochs."""
+        pruners = optional("optuna", "tune", "A study").pruners
+        if self.pruner == "none":
+            return pruners.NopPruner()
+        if self.pruner == "halving":
+            return pruners.SuccessiveHalvingPruner(max(1, self.prune_after), self.prune_factor)
+        keep = 50.0 if self.pruner == "median" else 100 * self.prune_keep
+        needed = self.prune_trials
+        return pruners.PercentilePruner(keep, needed, self.prune_after, n_min_trials=needed)
+
+    def optuna_sampler(self, seed: int) -> "BaseSampler":
+        """What proposes settings, for ``random`` and ``bayes``."""
+        samplers = optional("optuna", "tune", "A study").samplers
+        if self.algo == "random":
+            return samplers.RandomSampler(seed)
+        return samplers.TPESampler(n_startup_trials=self.random_trials, seed=seed)
 
 
 def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -131,6 +149,8 @@ def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     for key, instead in REPLACED.items():
         if key in given:
             raise ConfigError(f"{key}={given[key]!r}: {instead}.")
+    if given.get("tool") == "Hyperopt":
+        raise ConfigError("tool='Hyperopt': the search runs on Optuna (exhaustive, random, bayes); leave --tool out.")
     names = StudyOptions.names()
     options = {key: value for key, value in given.items() if key in names}
     return options, {key: value for key, value in given.items() if key not in names}

@@ -1,29 +1,30 @@
 """A study for people: a line per trial, the table at its end, and ``study.html``."""
 
-import html
-import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole.utils import set_color
 from tabulate import tabulate
 
+from recbole_llm import pages
 from recbole_llm.config import Config
+from recbole_llm.extras import optional
 from recbole_llm.run.protocol import protocol_text
-from recbole_llm.tune.journal import Trial
-from recbole_llm.tune.study import Study
+from recbole_llm.tune.study import Study, Trial
 
 # Rows of the table at the end.
 SHOWN = 10
-COLOURS = {"finished": "#2a6fbb", "pruned": "#e09f3e", "failed": "#c0392b"}
+# Fewer trials say nothing about which parameter matters.
+IMPORTANCE_TRIALS = 8
 
 
 def trial_line(trial: Trial, best: Trial | None, total: int | None, metric: str) -> str:
     """What the terminal says when a trial has ended."""
     number = f"trial {trial.number}" + (f" of {total}" if total else "")
     score = "" if trial.score is None else f" {metric} {trial.score:.6f}"
-    if best is trial:
+    if best is not None and best.number == trial.number:
         standing = " (best)"
     else:
         standing = f" (best {best.score:.6f}, trial {best.number})" if best and best.score is not None else ""
@@ -92,124 +93,108 @@ def summary(study: Study, config: Config, config_file: Path) -> str:
     return "\n".join(lines)
 
 
-def write_page(file: Path, study: Study, protocol: str) -> None:
-    """``study.html``: scores and the best so far, validation curves, and every trial; needs no network."""
-    try:
-        import plotly.graph_objects as go
-        from plotly.subplots import make_subplots
-    except ImportError:
-        logging.getLogger().warning("study.html is not drawn: the package plotly is missing (pip install plotly).")
-        return
-    best = study.best
-    curves = [trial for trial in study.trials if len(trial.curve) > 1]
-    figure = make_subplots(
-        rows=1,
-        cols=2 if curves else 1,
-        subplot_titles=["Best validation score of each trial", "Validation curves"][: 2 if curves else 1],
-    )
-    for state, colour in COLOURS.items():
-        chosen = [trial for trial in study.trials if trial.state == state and trial.score is not None]
-        if chosen:
-            figure.add_trace(
-                go.Scatter(
-                    x=[trial.number for trial in chosen],
-                    y=[trial.score for trial in chosen],
-                    text=[settings(trial).replace(" ", "<br>") for trial in chosen],
-                    hovertemplate="trial %{x}: %{y:.6f}<br>%{text}<extra></extra>",
-                    mode="markers",
-                    marker={"color": colour, "size": 8, "symbol": "circle" if state == "finished" else "x"},
-                    name=state,
-                ),
-                row=1,
-                col=1,
-            )
-    steps: list[tuple[int, float]] = []
-    for trial in study.trials:
-        if trial.state == "finished" and trial.score is not None:
-            past = steps[-1][1] if steps else trial.score
-            steps.append((trial.number, max(past, trial.score) if study.bigger else min(past, trial.score)))
-    figure.add_trace(
-        go.Scatter(
-            x=[number for number, _ in steps],
-            y=[score for _, score in steps],
-            mode="lines",
-            line={"shape": "hv", "color": "#444", "dash": "dot"},
-            name="best so far",
-            hoverinfo="skip",
+def write_page(study: Study, config: Config, results: Mapping[str, Any], command: str) -> None:
+    """``study.html``: the winner, the effect of each parameter, every trial, and where all of it comes from.
+
+    Parameters
+    ----------
+    study : Study
+        With a winner.
+    config : Config
+    results : dict
+        ``results.json`` of the winner.
+    command : str
+        Command that runs the winner's settings.
+    """
+    trials, best = ranking(study.trials, study.bigger), study.best
+    assert best is not None and best.test is not None
+    first, second = ("masked", "unmasked") if config["mask_history"] else ("unmasked", "masked")
+    options = study.options
+    pruner = "" if options.pruner == "none" else f", {options.pruner} pruner from epoch {max(1, options.prune_after)}"
+    hours = sum(trial.details.get("seconds", 0.0) for trial in trials) / 3600
+    origin = pages.provenance(results)
+    facts = [
+        ("Protocol", protocol_text(config)),
+        (
+            "Search",
+            f"{options.algo}{pruner}; {len(trials)} trials, {hours:.2f} hours; seed {study.seed}; ended: "
+            f"{study.why_ended()}",
         ),
-        row=1,
-        col=1,
+        ("Score", f"{study.metric} on the validation set; trials see no test data"),
+        *origin,
+        ("Winner again", command),
+    ]
+    page = pages.render(
+        Path(__file__).with_name("study.html"),
+        title=f"{config['model']} on {config['dataset']}",
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        facts=[(name, text) for name, text in facts if text],
+        space=[(parameter, best.params[parameter.name]) for parameter in study.space],
+        metric=study.metric,
+        best=best,
+        heads=["best validation", f"test, {_history(first)}", f"test, {_history(second)}"],
+        figures=[
+            (name, [best.result.get(name), value, best.test[second][name]]) for name, value in best.test[first].items()
+        ],
+        tested=[trial.number for trial in study.trials if trial.test is not None],
+        charts=_charts(study, best),
+        trials=trials,
+        places=config["metric_decimal_place"],
     )
-    for trial in curves:
-        is_best = trial is best
-        figure.add_trace(
-            go.Scatter(
-                x=_epochs(trial),
-                y=[score for _, _, score in trial.curve],
-                mode="lines",
-                line={"color": "#1b7f3b" if is_best else COLOURS[trial.state], "width": 3 if is_best else 1},
-                opacity=1 if is_best else 0.35,
-                name=f"winner, trial {trial.number}",
-                showlegend=is_best,
-                hovertemplate=f"trial {trial.number}, epoch %{{x}}: %{{y:.6f}}<extra></extra>",
-            ),
-            row=1,
-            col=2,
+    file = study.folder / "study.html"
+    temporary = file.with_name("study.html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _history(version: str) -> str:
+    return "history masked" if version == "masked" else "history not masked"
+
+
+def _charts(study: Study, best: Trial) -> list[dict[str, Any]]:
+    """Optuna's plots of a study, in the colours of our pages."""
+    draw = optional("optuna.visualization", "tune", "A study")
+    finished = [trial for trial in study.trials if trial.state == "finished"]
+    varied = [
+        parameter.name
+        for parameter in study.space
+        if len({repr(trial.params[parameter.name]) for trial in finished}) > 1
+    ]
+    charts = [
+        (
+            "Score of each trial",
+            draw.plot_optimization_history(study.optuna, target_name=study.metric),
+            "Finished trials in order, and the best so far.",
         )
-    figure.update_xaxes(title_text="trial", row=1, col=1)
-    figure.update_yaxes(title_text=study.metric, row=1, col=1)
-    if curves:
-        figure.update_xaxes(title_text="epoch", row=1, col=2)
-    figure.update_layout(
-        template="plotly_white",
-        height=460,
-        margin={"t": 50, "l": 70, "r": 30, "b": 50},
-        legend={"orientation": "h", "y": -0.2},
-    )
-    plot = figure.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
-    title = html.escape(study.folder.name)
-    file.write_text(
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title><style>{_STYLE}</style>"
-        f"</head><body><h1>{title}</h1><p>{html.escape(protocol)}. Trials see no test data.</p>{plot}"
-        f"{_rows(study)}</body></html>\n",
-        encoding="utf-8",
-    )
+    ]
+    if any(len(trial.curve) > 1 for trial in study.trials):
+        figure = draw.plot_intermediate_values(study.optuna)
+        figure.update_yaxes(title=study.metric)
+        for trace in figure.data:
+            is_best = trace.name == f"Trial{best.number}"
+            trace.update(
+                line={"color": "#1f5fa8" if is_best else "#aab2bd", "width": 3 if is_best else 1}, mode="lines"
+            )
+        # Epochs of a later stage would stand a million to the right.
+        figure.update_xaxes(title="epoch of the first stage", range=[0.5, _last_epoch(study) + 0.5])
+        charts.append(("Validation curves", figure, f"The winner, trial {best.number}, is blue."))
+    if varied:
+        figure = draw.plot_slice(study.optuna, params=varied, target_name=study.metric)
+        charts.append(("Effect of each parameter", figure, "Every finished trial; darker: later."))
+    if len(varied) > 1 and len(finished) >= IMPORTANCE_TRIALS and len({trial.score for trial in finished}) > 1:
+        evaluator = optional("optuna.importance", "tune", "A study").FanovaImportanceEvaluator(seed=study.seed)
+        figure = draw.plot_param_importances(
+            study.optuna, evaluator=evaluator, params=varied, target_name=study.metric
+        )
+        note = f"Share of the variance of the score (fANOVA, Hutter et al., 2014), from {len(finished)} trials."
+        charts.append(("Importance of each parameter", figure, note))
+    for _, figure, _ in charts:
+        figure.update_layout(
+            template="none", title=None, height=360, font={"family": pages.FONT, "size": 13}, paper_bgcolor="white"
+        )
+        figure.update_layout(margin={"l": 70, "r": 16, "t": 24, "b": 56})
+    return [{"title": title, "html": pages.chart(figure), "note": note} for title, figure, note in charts]
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.4rem } p { color: #555 }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #e4e4e4 }
-tr.best td { font-weight: 600; background: #eef7f0 } td.note { color: #777 }
-"""
-
-
-def _epochs(trial: Trial) -> list[int]:
-    """Epochs counted on through the stages."""
-    counted, before, stage_now, last = [], 0, 0, -1
-    for stage, epoch, _ in trial.curve:
-        if stage != stage_now:
-            before, stage_now = before + last + 1, stage
-        counted.append(before + epoch)
-        last = epoch
-    return counted
-
-
-def _rows(study: Study) -> str:
-    names = [parameter.name for parameter in study.space]
-
-    def cells(values: Sequence[Any], kind: str = "td") -> str:
-        return "".join(f"<{kind}>{html.escape(str(value))}</{kind}>" for value in values)
-
-    head = cells(["trial", "state", f"valid {study.metric}", *names, "epochs", "seconds", "note"], "th")
-    body = []
-    for trial in ranking(study.trials, study.bigger):
-        score = "" if trial.score is None else f"{trial.score:.6f}"
-        seconds = trial.details.get("seconds")
-        values = [trial.number, trial.state, score, *(trial.params[name] for name in names)]
-        values += [trial.details.get("epochs", ""), "" if seconds is None else f"{seconds:.1f}"]
-        note = html.escape(str(trial.details.get("error") or trial.details.get("reason") or ""))
-        mark = " class='best'" if trial is study.best else ""
-        body.append(f"<tr{mark}>{cells(values)}<td class='note'>{note}</td></tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+def _last_epoch(study: Study) -> int:
+    return max(epoch + 1 for trial in study.trials for stage, epoch, _ in trial.curve if stage == 0)

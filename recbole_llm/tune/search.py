@@ -1,10 +1,12 @@
-"""The search itself: trials one after the other or under Ray Tune, continued after a crash, the winner tested once."""
+"""The search itself: trials one after the other or under Ray, continued after a crash, the winner tested once."""
 
 import hashlib
 import json
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,22 @@ from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
 from recbole_llm.run.results import read_results, test_figures, write_results
 from recbole_llm.tune import report
-from recbole_llm.tune.journal import Trial
 from recbole_llm.tune.options import StudyOptions
-from recbole_llm.tune.proposals import choose
-from recbole_llm.tune.ray_tune import run_with_ray
-from recbole_llm.tune.space import Parameter, check_space, find_space, read_lines, read_space, space_from_dict
-from recbole_llm.tune.study import Study, StudyError
-from recbole_llm.tune.trial import SharedData, quiet_console, run_trial, tidy
+from recbole_llm.tune.ray_trials import run_with_ray
+from recbole_llm.tune.space import (
+    Parameter,
+    check_space,
+    find_space,
+    grid,
+    read_lines,
+    read_space,
+    size_of,
+    space_from_dict,
+)
+from recbole_llm.tune.study import Study, StudyError, Trial, prune_rule
+from recbole_llm.tune.trial import SharedData, quiet_console, run_trial
 
-FORMAT = 1
+FORMAT = 2
 # What the winner's settings leave to whoever runs them.
 LEFT_OUT = frozenset({"checkpoint_dir", "show_progress", "state", "save_state", "resume"})
 
@@ -111,29 +120,47 @@ def _check_names(options: Mapping[str, Any]) -> None:
 def _study(model: str | type, base: Config, space: list[Parameter], options: StudyOptions) -> dict[str, Any]:
     logger = logging.getLogger()
     settings = fixed_settings(base, space)
-    seed, bigger = base["seed"], base["valid_metric_bigger"]
-    algo, proposals = choose(options.algo, space, options.max_evals, seed, bigger, options.random_trials)
-    if options.algo is None:
-        logger.info(f"algo={algo}: the space has {_size(proposals.size)} settings.")
-    grid = algo == "exhaustive"
-    decided = {
-        "algo": algo,
-        "max_evals": options.max_evals if grid or options.max_evals else 100,
-        "early_stop": (0 if grid else 20) if options.early_stop is None else options.early_stop,
-    }
-    options = StudyOptions(**{**vars(options), **decided})
+    options = _decided(options, space)
     notes = _notes(base, settings, space, options)
     folder = _folder(base, options, notes["identity"])
     folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
         _open(folder, notes)
         with logging_into(folder, "study.log"):
-            study = Study(folder, space, proposals, options, base["valid_metric"], bigger)
+            study = Study(folder, space, options, base["valid_metric"], base["valid_metric_bigger"], base["seed"])
             try:
                 return _carry_out(study, model, base, settings)
             except KeyboardInterrupt:
                 logger.warning(f"Interrupted. The same command, or `recbole-llm tune --resume={folder}`, continues.")
                 raise
+
+
+def _decided(options: StudyOptions, space: Sequence[Parameter]) -> StudyOptions:
+    """Options with the algorithm and the number of trials filled in.
+
+    Raises
+    ------
+    ConfigError
+        For an algorithm that does not suit the space.
+    """
+    size = size_of(space)
+    algo = options.algo or ("exhaustive" if size <= (options.max_evals or 100) else "bayes")
+    exhaustive = algo == "exhaustive"
+    if exhaustive:
+        grid(space)  # no ranges
+        if options.max_evals is not None and options.max_evals < size:
+            raise ConfigError(
+                f"algo=exhaustive tries all {size:,.0f} combinations, but max_evals={options.max_evals}. Use "
+                f"--algo=random or --algo=bayes for a part of them, or --max_evals={size:.0f}."
+            )
+    if options.algo is None:
+        logging.getLogger().info(f"algo={algo}: the space has {_size(size)} settings.")
+    return replace(
+        options,
+        algo=algo,
+        max_evals=options.max_evals if exhaustive or options.max_evals else 100,
+        early_stop=(0 if exhaustive else 20) if options.early_stop is None else options.early_stop,
+    )
 
 
 def _carry_out(study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,10 +178,10 @@ def _carry_out(study: Study, model: str | type, base: Config, settings: Mapping[
                     base.dataset,
                     {**settings, **trial.params},
                     study.run_dir(trial),
-                    study.prune_rule(trial),
+                    prune_rule(study.optuna, trial.number),
                     data,
                 )
-            study.tell(trial, outcome)
+            trial = study.tell(trial, outcome)
             logger.info(report.trial_line(trial, study.best, study.options.max_evals, study.metric))
     best = study.best
     if best is None:
@@ -162,17 +189,19 @@ def _carry_out(study: Study, model: str | type, base: Config, settings: Mapping[
         raise StudyError(f"No trial of {study.folder} finished. The first error: {errors[0] if errors else 'none'}")
     logger.info(f"The search ended: {study.why_ended()}.")
     for trial in study.trials:  # a crash may have come between a note and this
-        tidy(study.run_dir(trial), study.options.keep_trials, trial is best or trial.test is not None)
+        study.tidy(trial, best)
     _test(study, best, model)
+    best = study.trials[best.number]
     config_file = study.folder / "best.yaml"
+    command = f"recbole-llm --config_files={shlex.quote(str(config_file))}"
     comment = (
         f"# Trial {best.number} of {study.folder.name} ({len(study.trials)} trials): {study.metric} {best.score!r} on "
-        f"validation.\n# python run_recbole_llm.py --config_files={config_file}\n"
+        f"validation.\n# {command}\n"
     )
     winner = {key: value for key, value in settings.items() if key not in LEFT_OUT} | best.params
     write_settings(config_file, {"model": base.merged["model"], "dataset": base.dataset, **winner}, comment)
     study.write_table()
-    report.write_page(study.folder / "study.html", study, protocol_text(base))
+    report.write_page(study, base, read_results(study.run_dir(best)), command)
     logger.info(report.summary(study, base, config_file))
     assert best.test is not None
     masked = "masked" if base["mask_history"] else "unmasked"
@@ -300,7 +329,7 @@ def _announce(study: Study, base: Config) -> None:
         set_color("Study", "pink")
         + f": {study.folder}"
         + (f", continued ({', '.join(ended)})" if ended else "")
-        + f"; algo={study.options.algo}, at most {study.options.max_evals or _size(study.proposals.size)} trials, "
+        + f"; algo={study.options.algo}, at most {study.options.max_evals or _size(study.size)} trials, "
         + f"pruner={study.options.pruner}\n"
         + "\n".join(f"  {parameter}" for parameter in study.space)
     )

@@ -6,20 +6,26 @@ One parameter a line, ``name kind values``; ``#`` begins a comment (ours; RecBol
     dropout uniform 0,0.9
     hidden_size quniform 16,512,16           # multiples of 16
     loss_type choice ['BPR','CE']
+    mlp_hidden_size choice ['[64]','[64,64]']   # text that reads as a value is that value, as in RecBole
 """
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recbole_llm.config import Config
 from recbole_llm.config.registry import props_dir
-from recbole_llm.config.values import nearest, parse_value
+from recbole_llm.config.values import TEXT_KEYS, nearest, parse_value
 from recbole_llm.errors import ConfigError
+from recbole_llm.extras import optional
 from recbole_llm.run.identity import CIRCUMSTANCES
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 KINDS = ("choice", "uniform", "quniform", "loguniform", "qloguniform")
 # Trials that differ in one of these are measured differently, and the best of them says nothing.
@@ -71,22 +77,48 @@ class Parameter:
     whole: bool = False
     where: str = ""
 
-    def value(self, raw: float) -> Any:
-        """The setting for a number that the search algorithm proposed: an index of ``choice``, else the number."""
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Smallest and largest value of a range: of the q kinds the outermost multiples of ``step`` inside it."""
+        low, high = (math.exp(self.low), math.exp(self.high)) if "log" in self.kind else (self.low, self.high)
+        if self.step:
+            # 0.9 / 0.05 is 18.000000000000004, 0.15 / 0.05 is 2.9999999999999996.
+            low, high = (math.ceil(low / self.step - 1e-9), math.floor(high / self.step + 1e-9))
+            low, high = low * self.step, high * self.step
+        return _rounded(low), _rounded(high)
+
+    @property
+    def labels(self) -> tuple[Any, ...]:
+        """The options as Optuna keeps them: scalars that differ, or their text."""
+        scalars = all(isinstance(option, (str, int, float, bool, type(None))) for option in self.options)
+        if scalars and len(set(self.options)) == len(self.options):
+            return self.options
+        return tuple(repr(option) for option in self.options)
+
+    def distribution(self) -> "BaseDistribution":
+        """What Optuna samples from."""
+        distributions = optional("optuna", "tune", "A study").distributions
         if self.kind == "choice":
-            return self.options[int(raw)]
-        logarithmic = self.kind in ("loguniform", "qloguniform")
-        low, high = (math.exp(self.low), math.exp(self.high)) if logarithmic else (self.low, self.high)
-        # hyperopt rounds to multiples, which may lie half a step outside.
-        number = min(max(float(raw), low), high)
-        return round(number) if self.whole else float(f"{number:.6g}")
+            return distributions.CategoricalDistribution(self.labels)
+        low, high = self.ends
+        if self.kind == "quniform" and self.whole:
+            return distributions.IntDistribution(int(low), int(high), step=int(self.step))
+        if self.kind == "quniform":
+            return distributions.FloatDistribution(low, high, step=self.step)
+        return distributions.FloatDistribution(low, high, log="log" in self.kind)
+
+    def setting(self, sampled: Any) -> Any:
+        """The setting for a value of :meth:`distribution`."""
+        if self.kind == "choice":
+            return self.options[self.labels.index(sampled)]
+        low, high = self.ends
+        number = round(sampled / self.step) * self.step if self.step else sampled
+        number = _rounded(min(max(number, low), high))
+        return round(number) if self.whole else number
 
     def bounds(self) -> list[Any]:
         """Settings that must pass the checks of the configuration: every option, or both ends."""
-        if self.kind == "choice":
-            return list(self.options)
-        ends = [self.low, self.high]
-        return [self.value(math.exp(end) if "log" in self.kind else end) for end in ends]
+        return list(self.options) if self.kind == "choice" else [self.setting(end) for end in self.ends]
 
     def __str__(self) -> str:
         if self.kind == "choice":
@@ -94,6 +126,38 @@ class Parameter:
         numbers = [self.low, self.high] + ([self.step] if self.kind.startswith("q") else [])
         whole = self.whole and self.kind == "quniform"  # what makes values whole when the line is read again
         return f"{self.name} {self.kind} " + ",".join(str(int(n)) if whole else repr(n) for n in numbers)
+
+
+def _rounded(number: float) -> float:
+    """Six significant digits, so that a setting reads well and is the same number when it is read again."""
+    return float(f"{number:.6g}")
+
+
+def size_of(space: Sequence[Parameter]) -> float:
+    """Number of settings in a space; infinite with a range in it."""
+    return math.prod(len(parameter.options) if parameter.kind == "choice" else math.inf for parameter in space)
+
+
+def grid(space: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
+    """Every combination of the options, as values of the distributions; the last parameter changes fastest.
+
+    RecBole draws combinations at random until a thousand draws in a row were known, which leaves some out.
+
+    Raises
+    ------
+    ConfigError
+        For a range, which has no list of options.
+    """
+    for parameter in space:
+        if parameter.kind != "choice":
+            raise ConfigError(
+                f"{parameter.where}: algo=exhaustive tries every option of `choice`, but {parameter.name} is "
+                f"{parameter.kind}. Write options, such as `{parameter.name} choice {parameter.bounds()}`, or use "
+                "--algo=random or --algo=bayes."
+            )
+    names = [parameter.name for parameter in space]
+    combinations = itertools.product(*(parameter.labels for parameter in space))
+    return (dict(zip(names, values, strict=True)) for values in combinations)
 
 
 def find_space(model: str, name: str | Path | None) -> Path:
@@ -205,15 +269,21 @@ def _parse(name: str, kind: str, text: str, where: str) -> Parameter:
         )
     whole = kind == "quniform" and all(re.fullmatch(r"[-+]?\d+", word) for word in words)
     whole |= kind == "qloguniform" and step >= 1 and step.is_integer()
-    return Parameter(name, kind, (), low, high, step, whole, where)
+    parameter = Parameter(name, kind, (), low, high, step, whole, where)
+    if parameter.ends[0] > parameter.ends[1]:
+        raise ConfigError(f"{where}: there is no multiple of {words[2]} between the bounds.")
+    return parameter
 
 
 def _choice(name: str, values: Any, where: str) -> Parameter:
+    """Read options as RecBole does, whose users write lists as text (``['[64]','[64,64]']``) for hyperopt's sake."""
     if not isinstance(values, (list, tuple)) or not values:
         raise ConfigError(
             f"{where}: {values!r} is not a list of options, such as [1,2] or ['pca','none'] (quote words that hold "
             "commas or blanks)."
         )
+    if name not in TEXT_KEYS:
+        values = [parse_value(value) if isinstance(value, str) else value for value in values]
     if len({repr(value) for value in values}) < len(values):
         raise ConfigError(f"{where}: {name} has an option twice: {list(values)!r}.")
     return Parameter(name, "choice", tuple(values), where=where)

@@ -17,8 +17,8 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.run import experiment
-from recbole_llm.run.folder import write_settings
-from recbole_llm.run.logging import Console, LogFile, logging_into
+from recbole_llm.run.folder import create_run_dir, write_settings
+from recbole_llm.run.logging import Console, LogFile, log_to_console, logging_into
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import RunTrainer
 
@@ -96,15 +96,15 @@ def run_trial(
     Returns
     -------
     dict
-        ``state`` (finished, pruned, failed), ``score``, ``curve``, ``result`` and ``details`` as in
-        :class:`recbole_llm.tune.journal.Trial`. Errors become ``state: failed``, except an interruption.
+        ``state`` (finished, pruned, failed), ``score``, ``result`` and ``details`` as in
+        :class:`recbole_llm.tune.study.Trial`. Errors become ``state: failed``, except an interruption.
     """
     try:
         outcome = _run_trial(model, dataset, settings, run_dir, prune, data)
     except Exception as error:
         with logging_into(run_dir if run_dir.is_dir() else None):
             logging.getLogger().error(f"The trial failed: {error}", exc_info=not isinstance(error, RecBoleLLMError))
-        outcome = _outcome("failed", None, [], {}, error=f"{type(error).__name__}: {error}")
+        outcome = failed(f"{type(error).__name__}: {error}")
     _free_memory()
     return outcome
 
@@ -116,10 +116,9 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _outcome(
-    state: str, score: float | None, curve: list[list[Any]], result: Mapping[str, float], **details: Any
-) -> dict[str, Any]:
-    return {"state": state, "score": score, "curve": curve, "result": dict(result), "details": details}
+def failed(error: str) -> dict[str, Any]:
+    """The outcome of a trial that has no score."""
+    return {"state": "failed", "score": None, "result": {}, "details": {"error": error}}
 
 
 def _run_trial(
@@ -128,18 +127,22 @@ def _run_trial(
     config = Config(model, dataset, None, None, settings)
     state = checkpoint.state_folder(run_dir)
     if (run_dir / "results.json").is_file():
-        return _finished(run_dir, config)  # stopped between its end and the study's note of it
+        # Stopped between its end and the study's note of it.
+        rows = _history(run_dir)
+        prune(_curve(rows, list(dict.fromkeys(row["stage"] for row in rows))))
+        return _finished(run_dir)
     if state is None:
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
         write_settings(run_dir / "config.yaml", config.merged)
-    curves: list[list[list[Any]]] = []
+    curve: list[list[Any]] = []
 
     def check(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> None:
-        curves.append(_curve(rows, stages))
-        if curves[-1] and not np.isfinite(curves[-1][-1][-1]):
-            raise FloatingPointError(f"The validation score of epoch {curves[-1][-1][1]} is {curves[-1][-1][-1]}.")
-        reason = prune(curves[-1])
+        """Go on with the trial, or end it, after the validation in the last row."""
+        curve[:] = _curve(rows, stages)
+        if curve and not np.isfinite(curve[-1][-1]):
+            raise FloatingPointError(f"The validation score of epoch {curve[-1][1] + 1} is {curve[-1][-1]}.")
+        reason = prune(curve)
         if reason:
             raise Pruned(reason)
 
@@ -150,41 +153,32 @@ def _run_trial(
         try:
             if state is not None:
                 # The process may have died between this validation and what it would have led to.
-                values = checkpoint.read_state(state)
-                rows = values["curve"]
+                rows = checkpoint.read_state(state)["curve"]
                 if rows and "valid_score" in rows[-1]:
                     check(rows, list(dict.fromkeys(row["stage"] for row in rows)))
             experiment.experiment(config, run_dir, state is not None, data, on_validation, evaluate_test=False)
         except Pruned as reason:
             logging.getLogger().info(f"Pruned: {reason}")
-            return pruned(run_dir, curves[-1], str(reason), config["valid_metric_bigger"])
-    return _finished(run_dir, config)
+            scores = [score for _, _, score in curve]
+            best = int(np.argmax(scores) if config["valid_metric_bigger"] else np.argmin(scores))
+            details = {"reason": str(reason), "best_epoch": curve[best][1], **_costs(run_dir)}
+            return {"state": "pruned", "score": scores[best], "result": {}, "details": details}
+    return _finished(run_dir)
 
 
-def pruned(run_dir: Path, curve: list[list[Any]], reason: str, bigger: bool) -> dict[str, Any]:
-    """The outcome of a trial that was given up after the last point of its curve."""
-    scores = [score for _, _, score in curve]
-    best = int(np.argmax(scores) if bigger else np.argmin(scores))
-    return _outcome("pruned", scores[best], curve, {}, reason=reason, best_epoch=curve[best][1], **_costs(run_dir))
-
-
-def _finished(run_dir: Path, config: Config) -> dict[str, Any]:
+def _finished(run_dir: Path) -> dict[str, Any]:
     report = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     score = report["best_valid_score"]
     if score is None or not np.isfinite(score):
-        return _outcome("failed", None, [], {}, error=f"The validation score is {score}; is there validation data?")
-    stages = [stage["stage"] for stage in report["stages"]]
-    return _outcome(
-        "finished",
-        score,
-        _curve(_history(run_dir), stages),
-        report["best_valid_result"],
-        best_epoch=report["stages"][-1]["best_epoch"],
-        updates=report["updates"],
-        parameters=report["parameters"]["trained"],
-        peak_memory_mb=report["peak_memory_mb"],
+        return failed(f"The validation score is {score}; is there validation data?")
+    details = {
+        "best_epoch": report["stages"][-1]["best_epoch"],
+        "updates": report["updates"],
+        "parameters": report["parameters"]["trained"],
+        "peak_memory_mb": report["peak_memory_mb"],
         **_costs(run_dir, report["seconds"]),
-    )
+    }
+    return {"state": "finished", "score": score, "result": report["best_valid_result"], "details": details}
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[list[Any]]:
@@ -198,13 +192,11 @@ def _curve(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[lis
 
 def _history(run_dir: Path) -> list[dict[str, Any]]:
     file = run_dir / "history.csv"
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
 def _costs(run_dir: Path, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Epochs and seconds; of a trial that was given up those of its epochs."""
     rows = _history(run_dir)
     spent = sum(float(row[key] or 0) for row in rows for key in ("train_seconds", "valid_seconds") if key in row)
     return {"epochs": len(rows), "seconds": round(sum(seconds.values()) if seconds else spent, 3)}
@@ -243,3 +235,24 @@ def quiet_console() -> Iterator[None]:
     finally:
         for handler, level in zip(handlers, levels, strict=True):
             handler.setLevel(level)
+
+
+def objective_function(
+    config_dict: Mapping[str, Any] | None = None,
+    config_file_list: Sequence[str | Path] | None = None,
+    saved: bool = False,
+) -> dict[str, Any]:
+    """One run for RecBole's ``HyperTuning(objective_function, ...)``; model and dataset stand in the settings.
+
+    Returns
+    -------
+    dict
+        RecBole's keys. ``test_result`` is empty: the test set is for the winner, with
+        ``run(config_file_list=..., config_dict=tuner.best_params)``.
+    """
+    log_to_console()
+    config = Config(None, None, config_file_list, config_dict)
+    run_dir = create_run_dir(config) if saved else None
+    with logging_into(run_dir):
+        result = experiment.experiment(config, run_dir, evaluate_test=False)
+    return {"model": config.model, **result, "test_result": {}}

@@ -1,12 +1,16 @@
+"""What a study tries next, and when it gives a trial up: Optuna's samplers and pruners as our options set them."""
+
 import itertools
 import sys
 
+import optuna
 import pytest
 
 from recbole_llm.errors import ConfigError, MissingExtraError
-from recbole_llm.tune.journal import Trial
-from recbole_llm.tune.proposals import Grid, choose
+from recbole_llm.tune import StudyOptions, tune
+from recbole_llm.tune.search import _decided
 from recbole_llm.tune.space import read_lines
+from recbole_llm.tune.study import STAGE, Study, prune_rule
 
 SPACE = read_lines(["n_layers choice [1,2,3]", "loss_type choice ['CE','BPR']"], "a.test")
 RANGES = read_lines(
@@ -14,83 +18,179 @@ RANGES = read_lines(
 )
 
 
-@pytest.fixture
-def hyperopt():
-    return pytest.importorskip(
-        "hyperopt", exc_type=ImportError, reason="hyperopt is not installed, or does not work here"
-    )
+def study_of(folder, space, seed=0, bigger=True, **options):
+    folder.mkdir(exist_ok=True)
+    return Study(folder, space, _decided(StudyOptions(**options), space), "NDCG@10", bigger, seed)
 
 
-def searched(proposals, space, score, count):
-    """Trials as a study would run them; ``score`` of the settings, or None for a failure."""
-    trials = []
-    for number in range(count):
-        point = proposals.propose(number, trials)
-        if point is None:
+def searched(study, score, count):
+    """Parameters of trials; ``score`` of the settings, or None for a failure."""
+    tried = []
+    for _ in range(count):
+        trial = study.ask()
+        if trial is None:
             break
-        params = {parameter.name: parameter.value(point[parameter.name]) for parameter in space}
-        value = score(params)
-        trials.append(Trial(number, params, point, "failed" if value is None else "finished", score=value))
-    return trials
+        value = score(trial.params)
+        tried.append(trial.params)
+        study.tell(
+            trial, {"state": "failed" if value is None else "finished", "score": value, "details": {"error": ""}}
+        )
+    return tried
 
 
-def test_the_grid_has_every_combination_once():
-    trials = searched(Grid(SPACE), SPACE, lambda params: 0.0, 99)
-    assert [tuple(trial.params.values()) for trial in trials] == list(itertools.product([1, 2, 3], ["CE", "BPR"]))
+def test_the_grid_has_every_combination_once(tmp_path):
+    tried = searched(study_of(tmp_path, SPACE), lambda params: 0.0, 99)
+    assert [tuple(params.values()) for params in tried] == list(itertools.product([1, 2, 3], ["CE", "BPR"]))
 
 
 def test_a_range_has_no_grid():
     with pytest.raises(ConfigError, match="a.test, line 1: algo=exhaustive .* but learning_rate is loguniform"):
-        Grid(RANGES)
+        _decided(StudyOptions(algo="exhaustive"), RANGES)
 
 
 def test_a_grid_is_not_cut_in_silence():
     with pytest.raises(ConfigError, match="tries all 6 combinations, but max_evals=4"):
-        choose("exhaustive", SPACE, 4, 0, True, 20)
-    assert choose(None, SPACE, None, 0, True, 20)[0] == "exhaustive"
-    assert choose("exhaustive", SPACE, 6, 0, True, 20)[0] == "exhaustive"
+        _decided(StudyOptions(algo="exhaustive", max_evals=4), SPACE)
+    assert _decided(StudyOptions(), SPACE).algo == "exhaustive"
+    assert _decided(StudyOptions(max_evals=5), SPACE).algo == "bayes"
+    assert _decided(StudyOptions(algo="exhaustive", max_evals=6), SPACE).algo == "exhaustive"
 
 
-def test_missing_hyperopt_is_said_with_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "hyperopt", None)
-    for algo, space in (("random", SPACE), (None, RANGES)):
-        with pytest.raises(MissingExtraError, match=r"pip install 'recbole-llm\[tune\]'.*algo=exhaustive needs no"):
-            choose(algo, space, None, 0, True, 20)
-    assert choose("exhaustive", SPACE, None, 0, True, 20)[0] == "exhaustive"
+def test_missing_optuna_is_said_with_the_remedy(monkeypatch, isolated, shop, tiny):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'recbole-llm\[tune\]'"):
+        tune("SASRec", "shop", params_dict={"choice": {"hidden_size": [8]}}, config_dict=tiny)
 
 
 @pytest.mark.parametrize("algo", ["random", "bayes"])
-def test_the_same_results_lead_to_the_same_proposals(algo, hyperopt):
-    def run(seed, bigger=True):
-        proposals = choose(algo, RANGES, 100, seed, bigger, 3)[1]
-        return [t.params for t in searched(proposals, RANGES, lambda p: abs(p["learning_rate"] - 0.01), 8)]
+def test_the_same_results_lead_to_the_same_proposals(algo, tmp_path):
+    def run(name, seed, killed_every=99):
+        tried = []
+        while len(tried) < 8:  # another process each time
+            study = study_of(tmp_path / name, RANGES, seed, algo=algo, random_trials=3)
+            tried += searched(
+                study, lambda params: abs(params["learning_rate"] - 0.01), min(killed_every, 8 - len(tried))
+            )
+        return tried
 
-    assert run(1) == run(1) != run(2)
-    for params in run(1):
+    assert run("a", 1) == run("b", 1, killed_every=3) != run("c", 2)
+    for params in run("d", 1):
         assert 3.3e-4 < params["learning_rate"] < 1 and params["act"] in ("a", "b")
         assert type(params["hidden_size"]) is int and params["hidden_size"] in (16, 32, 48, 64)
 
 
 @pytest.mark.parametrize("algo", ["random", "bayes"])
-def test_nothing_is_tried_twice_and_a_small_space_ends(algo, hyperopt):
-    proposals = choose(algo, SPACE, 99, 0, True, 2)[1]
-    trials = searched(proposals, SPACE, lambda params: None if params["n_layers"] == 3 else 1.0, 99)
-    assert sorted(tuple(trial.params.values()) for trial in trials) == sorted(
-        itertools.product([1, 2, 3], ["CE", "BPR"])
-    )
+def test_nothing_is_tried_twice_and_a_small_space_ends(algo, tmp_path):
+    study = study_of(tmp_path, SPACE, algo=algo, random_trials=2, early_stop=0)
+    tried = searched(study, lambda params: None if params["n_layers"] == 3 else 1.0, 99)
+    assert sorted(tuple(params.values()) for params in tried) == sorted(itertools.product([1, 2, 3], ["CE", "BPR"]))
+    assert study.why_ended() == "every setting has been tried"
 
 
 @pytest.mark.parametrize("bigger", [True, False])
-def test_tpe_learns_from_scores_whichever_way_is_better(bigger, hyperopt):
+def test_tpe_learns_from_scores_whichever_way_is_better(bigger, tmp_path):
     sign = 1 if bigger else -1
-    space = read_lines(["x uniform 0,1"], "a.test")
-    proposals = choose("bayes", space, 99, 0, bigger, 10)[1]
-    trials = searched(proposals, space, lambda params: -sign * abs(params["x"] - 0.8), 30)
-    late = [abs(trial.params["x"] - 0.8) for trial in trials[15:]]
+    study = study_of(tmp_path, read_lines(["x uniform 0,1"], "a.test"), 0, bigger, algo="bayes", random_trials=10)
+    tried = searched(study, lambda params: -sign * abs(params["x"] - 0.8), 30)
+    late = [abs(params["x"] - 0.8) for params in tried[15:]]
     assert sum(late) / len(late) < 0.25  # 0.34 at random
 
 
-def test_recboles_own_tuner_takes_our_objective_function(hyperopt, shop, tiny, capsys):
+# ---- pruning
+
+
+def curve(*scores, stage=0):
+    return [[stage, epoch, score] for epoch, score in enumerate(scores)]
+
+
+def pruned(tmp_path, own, others, bigger=True, **options):
+    """Whether a trial stops at the end of its curve, after the others finished with theirs."""
+    space = read_lines([f"n_layers choice {list(range(len(others) + 1))}"], "a.test")
+    options = {"pruner": "median", "prune_after": 0, "prune_trials": 1, **options}
+    study = study_of(tmp_path, space, bigger=bigger, **options)
+    for scores in others:
+        trial = study.ask()
+        rule = prune_rule(study.optuna, trial.number)
+        for place in range(len(scores)):
+            rule(scores[: place + 1])
+        study.tell(trial, {"state": "finished", "score": scores[-1][-1]})
+    trial = study.ask()
+    rule = prune_rule(study.optuna, trial.number)
+    reasons = [rule(own[: place + 1]) for place in range(len(own))]
+    assert not any(reasons[:-1])
+    if reasons[-1]:
+        study.tell(trial, {"state": "pruned", "details": {"reason": reasons[-1]}})
+        noted = study.trials[trial.number]
+        scores = [score for _, _, score in own]
+        assert noted.score == (max(scores) if bigger else min(scores)) and noted.curve == [tuple(p) for p in own]
+    return bool(reasons[-1])
+
+
+def test_median_compares_the_best_so_far_with_the_others_at_that_epoch(tmp_path):
+    others = [curve(0.1, 0.5, 0.9), curve(0.3, 0.2, 0.1), curve(0.2, 0.4, 0.4)]
+    assert pruned(tmp_path / "a", curve(0.25, 0.39), others)
+    assert not pruned(tmp_path / "b", curve(0.25, 0.40), others)
+    assert not pruned(tmp_path / "c", curve(0.45, 0.0), others)  # was better before
+    assert not pruned(tmp_path / "d", curve(0.0), others, pruner="none")
+
+
+def test_a_smaller_score_may_be_the_better_one(tmp_path):
+    others = [curve(5.0), curve(3.0), curve(4.0)]
+    assert pruned(tmp_path / "a", curve(4.1), others, bigger=False)
+    assert not pruned(tmp_path / "b", curve(4.0), others, bigger=False)
+
+
+def test_percentile_lets_fewer_go_on(tmp_path):
+    others = [curve(score) for score in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    assert not pruned(tmp_path / "a", curve(3.5), others)
+    assert pruned(tmp_path / "b", curve(3.5), others, pruner="percentile", prune_keep=0.25)
+    assert not pruned(tmp_path / "c", curve(4.0), others, pruner="percentile", prune_keep=0.25)
+
+
+def test_every_trial_gets_its_first_epochs_and_needs_company(tmp_path):
+    others = [curve(0.5, 0.5, 0.5), curve(0.5, 0.5, 0.5)]
+    assert not pruned(tmp_path / "a", curve(0.1, 0.1), others, prune_after=3)
+    assert pruned(tmp_path / "b", curve(0.1, 0.1, 0.1), others, prune_after=3)
+    assert not pruned(tmp_path / "c", curve(0.1), others, prune_trials=3)
+
+
+def test_stages_are_compared_with_stages(tmp_path):
+    both = [*curve(0.1), *curve(0.2, stage=1)]
+    assert pruned(tmp_path / "a", [*curve(0.15), *curve(0.15, stage=1)], [both])
+    assert not pruned(tmp_path / "b", [*curve(0.1), *curve(0.25, stage=1)], [both])
+    assert STAGE > 10**5
+
+
+def test_successive_halving_lets_one_of_three_go_on(tmp_path):
+    options = {"pruner": "halving", "prune_after": 1, "prune_factor": 3}
+    others = [curve(score) for score in (0.6, 0.4, 0.5, 0.3)]
+
+    def run(name, own):
+        space = read_lines(["n_layers choice [0,1,2,3,4,5,6]"], "a.test")
+        study = study_of(tmp_path / name, space, **options)
+        reasons = []
+        for scores in [*others, own]:
+            trial = study.ask()
+            reasons.append(prune_rule(study.optuna, trial.number)(scores))
+            study.tell(trial, {"state": "pruned" if reasons[-1] else "finished", "score": scores[-1][-1]})
+        return reasons
+
+    assert run("a", curve(0.7))[-1] is None
+    assert "0.35 after 1 epochs, SuccessiveHalvingPruner" in run("b", curve(0.35))
+
+
+def test_optuna_gets_what_the_options_say():
+    assert isinstance(StudyOptions(pruner="none").optuna_pruner(), optuna.pruners.NopPruner)
+    assert isinstance(StudyOptions(pruner="halving").optuna_pruner(), optuna.pruners.SuccessiveHalvingPruner)
+    assert isinstance(StudyOptions(algo="random").optuna_sampler(0), optuna.samplers.RandomSampler)
+    assert isinstance(StudyOptions(algo="bayes").optuna_sampler(0), optuna.samplers.TPESampler)
+
+
+# ---- RecBole's own tuner
+
+
+def test_recboles_own_tuner_takes_our_objective_function(isolated, shop, tiny, capsys):
+    pytest.importorskip("hyperopt", exc_type=ImportError, reason="hyperopt is not installed, or does not work here")
     from recbole.trainer import HyperTuning
 
     from recbole_llm.tune import objective_function

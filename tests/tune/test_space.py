@@ -1,12 +1,20 @@
+import ast
 import math
 from pathlib import Path
 
+import optuna
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from recbole.config import Config as RecBoleConfig
 
 from recbole_llm.config import Config
 from recbole_llm.config.registry import own_models, property_file, props_dir, stock_models
 from recbole_llm.errors import ConfigError
+from recbole_llm.tune import tune
 from recbole_llm.tune.space import check_space, find_space, read_lines, read_space, space_from_dict
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 HYPER = sorted((props_dir() / "hyper").glob("*.test"))
 
@@ -35,10 +43,10 @@ def test_every_kind_of_line():
     )
     by_name = {parameter.name: parameter for parameter in space}
     assert by_name["learning_rate"].bounds() == [float(f"{math.exp(-8):.6g}"), 1.0]
-    assert by_name["dropout"].value(0.1234567891) == 0.123457
-    assert [type(by_name[name].value(33.0)) for name in ("hidden_size", "share", "width")] == [int, float, int]
-    assert by_name["share"].value(0.15000000000000002) == 0.15
-    assert by_name["hidden_size"].value(520.0) == 512  # hyperopt may round over the bound
+    assert by_name["dropout"].setting(0.1234567891) == 0.123457
+    assert [type(by_name[name].setting(33.0)) for name in ("hidden_size", "share", "width")] == [int, float, int]
+    assert by_name["share"].setting(0.15000000000000002) == 0.15
+    assert [by_name[name].ends for name in ("hidden_size", "share", "width")] == [(16, 512), (0, 0.9), (16, 512)]
     assert by_name["loss_type"].options == ("BPR", "CE")
     assert by_name["words"].options == ("a b#c", None, True, 1, 0.5, (1, 2), {"max_norm": 5})
     assert by_name["plain"].options == ("pca", "none")
@@ -48,9 +56,110 @@ def test_every_kind_of_line():
     ]
 
 
+# ---- as RecBole reads them
+
+
+def as_recbole_reads(kind, value):
+    """The settings that RecBole's tuner and its Config make of an option, the text of a list."""
+    return [RecBoleConfig._convert_config_dict(None, {"key": option})["key"] for option in eval(value)]  # noqa: S307
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("['[0.25,0.5]']", [[0.25, 0.5]]),
+        ("['[64]','[64,64]']", [[64], [64, 64]]),
+        ("['[64]', '[64, 64]']", [[64], [64, 64]]),
+        ("['None','True','CE']", [None, True, "CE"]),
+        ("""['{"max_norm": 5}', '1e-3']""", [{"max_norm": 5}, 0.001]),
+        ("[None,1,0.5]", [None, 1, 0.5]),
+        ("['(1,2)',(3,4)]", [(1, 2), (3, 4)]),
+        ("('BPR','CE')", ["BPR", "CE"]),
+    ],
+)
+def test_options_in_the_notation_of_recboles_users(text, options):
+    (parameter,) = parse(f"key choice {text}")
+    assert list(parameter.options) == options == as_recbole_reads("choice", text)
+    # Every option comes back from Optuna as the setting that it stands for.
+    distribution = parameter.distribution()
+    assert [parameter.setting(label) for label in distribution.choices] == options
+    assert list(space_from_dict({"choice": {"key": ast.literal_eval(text)}})[0].options) == options
+
+
+def test_a_title_or_a_path_stays_text():
+    (parameter,) = parse("item_text choice ['{title}','2020']")
+    assert parameter.options == ("{title}", "2020")
+
+
+def test_a_list_as_option_reaches_the_model_as_a_list(shop, tiny):
+    from tests.test_quick_start import LastItem
+
+    seen = []
+
+    class Tower(LastItem):
+        def __init__(self, config, dataset):
+            super().__init__(config, dataset)
+            seen.append(config["mlp_hidden_size"])
+
+    Path("a.test").write_text("mlp_hidden_size choice ['[64]','[64,64]']\n", encoding="utf-8")
+    result = tune(Tower, "shop", params_file="a.test", config_dict={**tiny, "epochs": 0})
+    assert seen[:2] == [[64], [64, 64]] and result["best_params"]["mlp_hidden_size"] in seen
+
+
+VALUES = st.one_of(
+    st.integers(-(10**6), 10**6),
+    st.floats(-1e6, 1e6).map(lambda value: float(f"{value:.6g}")),
+    st.sampled_from([None, True, False, "CE", "pca", "a-b"]),
+    st.lists(st.integers(0, 512), max_size=3),
+    st.lists(st.floats(0, 1), max_size=3).map(str),
+    st.dictionaries(st.sampled_from(["max_norm", "norm_type"]), st.integers(0, 9)).map(str),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(VALUES, min_size=1, max_size=5, unique_by=repr))
+def test_any_option_is_what_recbole_makes_of_it(values):
+    wanted = as_recbole_reads("choice", repr(values))
+    assume(len({repr(option) for option in wanted}) == len(wanted))
+    (parameter,) = parse(f"key choice {values!r}")
+    assert list(map(repr, parameter.options)) == list(map(repr, wanted))
+    assert [repr(parameter.setting(label)) for label in parameter.distribution().choices] == list(map(repr, wanted))
+    (again,) = parse(str(parameter))
+    assert list(map(repr, again.options)) == list(map(repr, wanted))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(["uniform", "loguniform", "quniform", "qloguniform"]),
+    low=st.integers(-40, 20),
+    width=st.integers(1, 60),
+    step=st.sampled_from(["1", "3", "16", "0.05", "0.5"]),
+    seed=st.integers(0, 999),
+)
+def test_any_range_gives_settings_inside_its_bounds(kind, low, width, step, seed):
+    low, high = (low / 10, (low + width) / 10) if "log" in kind else (low, low + width)
+    line = f"key {kind} {low},{high}" + (f",{step}" if kind.startswith("q") else "")
+    try:
+        (parameter,) = parse(line)
+    except ConfigError as error:
+        assert "no multiple of" in str(error) or "takes natural logarithms" in str(error)
+        return
+    distribution = parameter.distribution()
+    sampler = optuna.samplers.RandomSampler(seed)
+    place = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
+    value = parameter.setting(sampler.sample_independent(optuna.create_study(), place, "key", distribution))
+    bounds = (math.exp(low), math.exp(high)) if "log" in kind else (low, high)
+    slack = 1e-5 * (1 + max(map(abs, bounds)))  # six digits
+    assert bounds[0] - slack <= value <= bounds[1] + slack
+    if kind.startswith("q"):
+        assert abs(value / float(step) - round(value / float(step))) < 1e-4
+        assert isinstance(value, int) is parameter.whole
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        ("dropout quniform 0.1,0.9,1", "there is no multiple of 1 between the bounds"),
         ("dropout uniform", "a.test, line 2: 'dropout uniform' is not `name kind values`"),
         ("dropout unifrom 0,1", "line 2: 'unifrom' is not a kind. Did you mean 'uniform'?"),
         ("dropout uniform 0", "uniform takes 2 numbers"),

@@ -10,9 +10,13 @@ import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import torch
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from recbole_llm import cli
 from recbole_llm.data.dataset import HistoryDataset
@@ -20,8 +24,7 @@ from recbole_llm.errors import CheckpointError, ConfigError, DataError
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.trainer.trainer import RunTrainer
 from recbole_llm.tune import StudyError, resume_study, tune
-from recbole_llm.tune.journal import Journal, Trial
-from recbole_llm.tune.study import STARTS
+from recbole_llm.tune.study import JOURNAL, STARTS
 from recbole_llm.tune.trial import _free_memory
 
 SPACE = {"choice": {"hidden_size": [8, 16], "learning_rate": [0.1, 0.001]}}
@@ -105,7 +108,10 @@ def test_a_study(settings, monkeypatch, caplog):
     assert [float(row["best_valid_NDCG@5"]) for row in rows] == [t.score for t in result["trials"]]
     assert [row["epochs"] for row in rows] == ["2"] * 4
     page = (folder / "study.html").read_text(encoding="utf-8")
-    assert "plotly" in page and "src=" not in page.partition("<body>")[0] and page.count("<tr") == 5
+    assert "plotly" in page and "<script src" not in page and "<link" not in page
+    body = page.partition("<body>")[2]
+    assert all(words in body for words in ("Effect of each parameter", "best.yaml", "test, history masked", "sha256:"))
+    assert body.count(">finished<") == 4
     for trial in result["trials"]:
         run_dir = folder / "trials" / f"{trial.number:04d}"
         kept = {path.name for path in run_dir.iterdir()}
@@ -192,16 +198,28 @@ def test_ctrl_c_in_a_trial_and_the_same_call_again(settings, trained, caplog):
     assert table(continued) == table(whole)
 
 
-def test_an_end_that_was_not_noted_any_more(settings, trained):
+def journal_of(study_dir):
+    """The journal's lines, and the file."""
+    file = Path(study_dir) / JOURNAL
+    return file.read_bytes().splitlines(keepends=True), file
+
+
+def states(study_dir):
+    """Trial states that Optuna itself reads from a study's folder."""
+    study = optuna.load_study(study_name="study", storage=JournalStorage(JournalFileBackend(f"{study_dir}/{JOURNAL}")))
+    return [trial.state.name for trial in study.trials]
+
+
+def test_a_journal_cut_anywhere_leads_to_the_same_study(settings, trained):
     whole = tune("SASRec", "shop", params_dict=SPACE, config_dict=settings, keep_trials="all")
-    folder = Path(whole["study_dir"])
-    lines = (folder / "trials.jsonl").read_bytes().splitlines(keepends=True)
-    # The process died while it wrote the end of trial 1; trials 2 and 3 never were.
-    (folder / "trials.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:40])
+    lines, file = journal_of(whole["study_dir"])
     trained.epochs.clear()
-    continued = resume_study(folder)
-    assert {(size, rate) for size, rate, _ in trained.epochs} == set()  # all results stand in the run directories
-    assert table(continued) == table(whole)
+    for cut in range(1, len(lines), 6):
+        # The process died while it wrote this line; the lock of the journal was its own.
+        file.write_bytes(b"".join(lines[:cut]) + lines[cut][:20])
+        file.with_name(f"{JOURNAL}.lock").symlink_to(file.name)
+        assert table(resume_study(whole["study_dir"])) == table(whole)
+    assert trained.epochs == []  # all results stand in the run directories
 
 
 KILLED = """
@@ -237,12 +255,12 @@ def test_kill_9(settings, trained):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     (folder,) = Path("saved").iterdir()
-    assert [trial.state for trial in Journal(folder / "trials.jsonl").read()] == ["finished", "finished", "started"]
+    assert states(folder) == ["COMPLETE", "COMPLETE", "RUNNING"]
 
     assert cli.main(arguments) == 0
     assert trained.epochs == [(16, 0.1, 1), (16, 0.001, 0), (16, 0.001, 1)]
     whole = tune("SASRec", "shop", params_file="a.test", config_file_list=["s.yaml"], study="whole")
-    assert table({"trials": Journal(folder / "trials.jsonl").read()}) == table(whole)
+    assert table(resume_study(folder)) == table(whole)
     one, other = ((Path(f) / "best.yaml").read_text(encoding="utf-8") for f in (folder, "saved/whole"))
     assert one.split("\n", 2)[2] == other.split("\n", 2)[2]
 
@@ -310,7 +328,9 @@ def test_failed_trials_are_noted_and_the_study_goes_on(settings, monkeypatch):
     again = tune("SASRec", "shop", params_dict=space, config_dict=settings)
     assert table(again) == table(result)  # failed trials have ended, too
     again = resume_study(folder, retry_failed=True)
-    assert [trial.state for trial in again["trials"]] == ["failed"] + ["finished"] * 4
+    # The first fails again; a trial that ended stays in the study.
+    assert [trial.state for trial in again["trials"][5:]] == ["failed"] + ["finished"] * 3
+    assert [trial.params for trial in again["trials"][5:]] == [again["trials"][n].params for n in (0, 2, 3, 4)]
 
 
 def test_a_study_of_failures_says_so(settings, monkeypatch):
@@ -340,32 +360,33 @@ def test_a_trial_that_kills_the_process_is_given_up(settings, trained):
 
 def test_pruned_trials(settings, trained):
     settings["epochs"] = 4
-    space = {"choice": {"learning_rate": [0.05, 1e-9], "hidden_size": [16, 8]}}
+    space = {"choice": {"hidden_size": [32, 16], "learning_rate": [0.02, 0.1, 1e-9]}}
     options = {"pruner": "median", "prune_after": 2, "prune_trials": 2}
     whole = tune("SASRec", "shop", params_dict=space, config_dict=settings, study="whole", **options)
     states = [trial.state for trial in whole["trials"]]
-    assert states[:2] == ["finished"] * 2 and "pruned" in states
+    assert states[:3] == ["finished", "finished", "pruned"]
     for trial in whole["trials"]:
         if trial.state == "pruned":
-            assert 2 <= len(trial.curve) < 4 and "median of" in trial.details["reason"]
+            assert 2 <= len(trial.curve) < 4 and "PercentilePruner" in trial.details["reason"]
             assert trial.score == max(score for _, _, score in trial.curve)
     unpruned = tune("SASRec", "shop", params_dict=space, config_dict=settings)
     assert [t.curve[: len(p.curve)] for t, p in zip(unpruned["trials"], whole["trials"], strict=True)] == [
         p.curve for p in whole["trials"]
     ]
 
-    # Killed right after the validation that would have ended the trial, before anything was noted.
+    # Killed right after the validation that would have ended the trial, before that was noted.
     number = states.index("pruned")
-    folder = Path(whole["study_dir"])
-    journal = (folder / "trials.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "trials.jsonl").write_bytes(b"".join(journal[: 2 * number + 1]))
-    trained.epochs.clear()
-    again = resume_study(folder)
-    assert table(again) == table(whole)
+    lines, file = journal_of(whole["study_dir"])
+    (end,) = [
+        place
+        for place, line in enumerate(map(json.loads, lines))
+        if line.get("trial_id") == number and line.get("state") == TrialState.PRUNED.value
+    ]
+    file.write_bytes(b"".join(lines[:end]))
+    assert table(resume_study(whole["study_dir"])) == table(whole)
 
 
 def test_a_study_ends_where_nothing_improves_and_goes_on_when_asked(settings, monkeypatch):
-    pytest.importorskip("hyperopt", exc_type=ImportError, reason="hyperopt is not installed, or does not work here")
     space = {"choice": {"hidden_size": [8, 16, 24], "learning_rate": [0.1, 0.01, 0.001]}}
     options = {"params_dict": space, "config_dict": {**settings, "epochs": 1}, "algo": "random"}
     first = tune("SASRec", "shop", **options, max_evals=2)
@@ -412,13 +433,13 @@ def test_a_folder_holds_one_study(settings, shop):
         resume_study("saved/mine")
 
 
-def test_a_damaged_journal_is_named_with_its_line(tmp_path):
-    journal = Journal(tmp_path / "trials.jsonl")
-    journal.append(Trial(0, {"a": 1}, {"a": 0}), "started")
-    with journal.file.open("a", encoding="utf-8") as file:
-        file.write("{}\n")
-    with pytest.raises(CheckpointError, match="trials.jsonl, line 2 is damaged"):
-        journal.read()
+def test_a_damaged_journal_is_named(settings):
+    study_dir = tune("SASRec", "shop", params_dict=SPACE, config_dict={**settings, "epochs": 0})["study_dir"]
+    lines, file = journal_of(study_dir)
+    for damaged in (b"{}\n", b"nonsense\n", b"[]\n"):
+        file.write_bytes(b"".join([*lines[:3], damaged, *lines[3:]]))
+        with pytest.raises(CheckpointError, match="journal.log is damaged"):
+            resume_study(study_dir)
 
 
 def test_without_validation_data_there_is_nothing_to_search_by(settings):
@@ -452,11 +473,14 @@ def test_the_command_line(settings, capsys):
         (["--params_file"], "--params_file needs a file"),
         (["--resume=saved/x", "--epochs=1"], "but not dataset, epochs, model"),
         (["--resume"], "needs the folder of a study"),
-        (["--algo=baies"], "algo='baies' is not a choice. Did you mean 'bayes'?"),
+        (
+            ["--algo=baies"],
+            "invalid value for algo: 'baies' (choose from exhaustive, random, bayes). Did you mean 'bayes'?",
+        ),
         (["--max_evals=0"], "max_evals=0 must be a whole number of at least 1"),
         (["--prune_keep=2"], "prune_keep=2 must be a share"),
         (["--parallel=2"], "parallel=2 is for trials under Ray: add --tool=Ray"),
-        (["--output_file=a.result"], "a study writes trials.jsonl and study.csv"),
+        (["--output_file=a.result"], "a study writes study.csv"),
         (["--model=SASRec,GRU4Rec"], "a study searches the settings of one model"),
         (["--hidden_size=8"], "hidden_size is searched, but hidden_size=8 is given as well"),
     ],
