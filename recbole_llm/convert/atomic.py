@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +17,7 @@ from recbole_llm.convert.filters import Selection
 from recbole_llm.convert.spill import value_name
 from recbole_llm.convert.table import IntArray, Interactions
 from recbole_llm.errors import DataError
+from recbole_llm.files import work_folder
 
 #: Endings of the files that make up a converted dataset.
 ENDINGS = (".inter", ".item", ".user", ".conversion.json")
@@ -74,26 +72,19 @@ def output_folder(target: Path, overwrite: bool) -> Iterator[OutputFolder]:
         There are files already and ``overwrite`` is false, or the folder cannot be written.
     """
     check_target(target, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written: {error.strerror or error}.") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            work = stack.enter_context(work_folder(target))
+        except OSError as error:
+            raise DataError(f"{target}: cannot be written: {error.strerror or error}.") from error
         yield OutputFolder(work, target.name)
         try:
             if target.is_dir():
                 _replace(work, target)
             else:
-                # mkdtemp makes a private folder; the dataset gets what mkdir would have given.
-                mask = os.umask(0)
-                os.umask(mask)
-                work.chmod(0o777 & ~mask)
                 work.rename(target)
         except OSError as error:
             raise DataError(f"{target}: cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def check_target(target: Path, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from recbole_llm.config.values import nearest, parse_arguments
 from recbole_llm.errors import ConfigError
+from recbole_llm.files import whole
 from recbole_llm.recommend import files
 from recbole_llm.recommend.recommender import HISTORIES, UNKNOWN, Recommender
 from recbole_llm.run.identity import CIRCUMSTANCES
@@ -171,7 +172,7 @@ def export_main(argv: Sequence[str]) -> int:
         "history": given.history if count else None,
         "faiss": given.faiss,
     }
-    with files.whole(out / "export.json") as partial:
+    with whole(out / "export.json") as partial:
         partial.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     logging.getLogger().info(f"{len(items)} item vectors and {count} user vectors of width {width} written to {out}")
     return 0

@@ -1,10 +1,8 @@
 """Files around a recommender: ids and histories in, lists and vectors out. A file appears whole or not at all."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,22 +11,9 @@ import pandas as pd
 
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.extras import optional
+from recbole_llm.files import whole
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-
-
-@contextmanager
-def whole(file: Path) -> Iterator[Path]:
-    """A name to write to, which becomes ``file`` at the end; nothing is left behind where writing fails."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(file)
-    except OSError as error:
-        raise DataError(f"{file} cannot be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # ---- in

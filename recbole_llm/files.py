@@ -1,0 +1,90 @@
+"""Files that appear whole or not at all, and what a killed process left of them.
+
+Whoever writes holds a lock beside the unfinished file, which the system gives back when the process ends, however it
+ends: what nobody holds is a left-over, and the next one who writes the same file removes it.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import filelock
+
+from recbole_llm.errors import DataError
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """Give a name to write to, which becomes ``file`` at the end; nothing is left behind where writing fails.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> with whole(Path("lists.csv")) as partial:  # doctest: +SKIP
+    ...     partial.write_text("user,item")
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _reserved(file, ".partial") as partial:
+            yield partial
+            os.replace(partial, file)
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error}.") from error
+
+
+@contextmanager
+def work_folder(target: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside ``target``, ``.NAME.<random>.part``, and remove it at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _reserved(target, ".part") as folder:
+        folder.mkdir()
+        yield folder
+
+
+@contextmanager
+def _reserved(target: Path, suffix: str) -> Iterator[Path]:
+    """A name beside ``target`` that this process holds until it has done with it."""
+    remove_left_overs(target, suffix)
+    mine = target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
+    lock = _lock_of(mine)
+    with lock:
+        try:
+            yield mine
+        finally:
+            _remove(mine)
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def remove_left_overs(target: Path, suffix: str) -> list[Path]:
+    """Remove what killed processes left of ``target``; returns it. What a living process holds stays."""
+    beginning, removed = f".{target.name}.", []
+    ends = (suffix, f"{suffix}.lock")
+    names = {path.name.removesuffix(".lock") for path in target.parent.iterdir() if path.name.endswith(ends)}
+    for name in sorted(names):
+        if not name.startswith(beginning) or "." in name[len(beginning) : -len(suffix)]:
+            continue  # of another file
+        left = target.with_name(name)
+        lock = _lock_of(left)
+        with suppress(filelock.Timeout, OSError), lock.acquire(timeout=0):
+            _remove(left)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            removed.append(left)
+    return removed
+
+
+def _lock_of(path: Path) -> filelock.FileLock:
+    return filelock.FileLock(f"{path}.lock")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
