@@ -1,12 +1,45 @@
-"""recbole-llm: LLM-based sequential recommenders inside RecBole."""
+"""LLM-based sequential recommenders inside RecBole.
 
+>>> from recbole_llm import run
+>>> result = run("MostPopular", "ml-100k", config_dict={"smoke": True, "show_progress": False}, saved=False)
+>>> sorted(result["test_result"])[:2]
+['mrr@10', 'mrr@20']
+"""
+
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recbole_llm.compare.api import compare
+    from recbole_llm.recbole_compat import compat
+    from recbole_llm.recommend import Recommender
+    from recbole_llm.run.experiment import load_run, run
+    from recbole_llm.tune import objective_function, tune
 
 __version__ = "0.2.0"
+__all__ = ["Recommender", "compare", "compat", "load_run", "objective_function", "run", "tune"]
+
+# Where the names above are; `run`, `compare` and `tune` are packages that can be called.
+_HOMES = {
+    "Recommender": "recbole_llm.recommend",
+    "compat": "recbole_llm.recbole_compat",
+    "load_run": "recbole_llm.run.experiment",
+    "objective_function": "recbole_llm.tune",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: `import recbole_llm` takes no time."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _WithoutRecBole(MetaPathFinder):

@@ -8,6 +8,8 @@ does what ``recbole-llm compare --model=LLMSeqSim,SASRec --dataset=ml-100k --see
 
 from typing import TYPE_CHECKING, Any
 
+from recbole_llm.callable_package import make_callable
+
 if TYPE_CHECKING:
     from recbole_llm.compare.analysis import Comparison
     from recbole_llm.compare.api import NothingToCompareError, compare, compare_runs, is_comparison
@@ -22,3 +24,6 @@ def __getattr__(name: str) -> Any:
     from recbole_llm.compare import analysis, api
 
     return getattr(analysis if name == "Comparison" else api, name)
+
+
+make_callable(__name__, "recbole_llm.compare.api", "compare")
