@@ -15,6 +15,8 @@ from recbole_llm.evaluator.metrics import RANK_METRICS, is_smaller_better
 MASKED, UNMASKED = "masked", "unmasked"
 # The share of the catalogue that counts as head; the rest with training interactions is tail.
 HEAD = 0.2
+# From here on a row's share of tied targets stands beside its metrics: their order is arbitrary.
+TIED = 0.05
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,15 @@ class Comparison:
                     place = 1 + sum(sign * other < sign * mean for other, _ in values.values())
                     cells[version, label, metric] = Cell(mean, deviation, place)
         return cells
+
+    def tied(self, row: Row) -> float:
+        """Share of the targets whose score another item has, too; the largest over seeds."""
+        return max(run.results["tied_targets"] or 0.0 for run in row.runs)
+
+    @property
+    def shows_ties(self) -> bool:
+        """Whether the tables need a column of tied targets."""
+        return any(self.tied(row) > TIED for row in self.rows)
 
     # ---- users
 
@@ -289,7 +300,7 @@ def _warnings(comparison: Comparison) -> list[str]:
     if len({tuple(run.seed for run in row.runs) for row in rows}) > 1:
         found.append("The rows have different seeds: " + _listing(rows, lambda row: [run.seed for run in row.runs]))
     for row in rows:
-        tied = max(run.results["tied_targets"] or 0 for run in row.runs)
+        tied = comparison.tied(row)
         if tied > 0.01:
             found.append(f"{row.label}: {tied:.1%} of the targets share their score with another item.")
     repeated = max(run.results["targets_in_history"] or 0 for _, run in runs)

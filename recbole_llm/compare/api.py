@@ -20,7 +20,15 @@ from recbole_llm.compare import plan as planning
 from recbole_llm.compare import report, tables
 from recbole_llm.compare.analysis import Comparison
 from recbole_llm.compare.execution import Outcome, execute
-from recbole_llm.compare.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines, rows_from
+from recbole_llm.compare.runs import (
+    FinishedRun,
+    Row,
+    check_same_test,
+    load_finished,
+    mark_baselines,
+    rows_from,
+    split_by_language_models,
+)
 from recbole_llm.config.config import dataset_folder, listed_files
 from recbole_llm.config.registry import property_file, props_dir
 from recbole_llm.config.values import SECRETS, load_yaml, nearest
@@ -168,6 +176,7 @@ def _comparison_of(plan: planning.Plan, outcomes: Sequence[Outcome]) -> Comparis
         return None
     check_same_test(runs)
     mark_baselines(rows, plan.options["baselines"])
+    rows = [part for row in rows for part in split_by_language_models(row)]
     return Comparison(rows, plan.options, plan.directory, warnings=[*plan.warnings, *_made_by_other_code(reused)])
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,34 @@ class Row:
     baseline: bool = False
 
 
+def language_models_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and revisions of the language models that a run used, those of a hybrid's members included.
+
+    ``llm: auto`` may mean another model elsewhere, or later.
+    """
+    models = results.get("language_models") or {}
+    used = {key: models[key] for key in ("llm", "llm_revision", "rec_llm", "rec_llm_revision") if models.get(key)}
+    members = [language_models_of(member) for member in models.get("members") or []]
+    return {**used, "members": members} if any(members) else used
+
+
+def split_by_language_models(row: Row) -> list[Row]:
+    """Rows whose runs used the same language models; most often the row itself."""
+    groups: dict[str, list[FinishedRun]] = {}
+    for run in row.runs:
+        groups.setdefault(json.dumps(language_models_of(run.results)), []).append(run)
+    if len(groups) < 2:
+        return [row]
+    used = [language_models_of(runs[0].results) for runs in groups.values()]
+    keys = [key for key in used[0] if any(models.get(key) != used[0][key] for models in used)]
+    rows = []
+    for models, runs in zip(used, groups.values(), strict=True):
+        name = ", ".join(f"{key}={models.get(key)}" for key in (keys or ["llm"])[:2])
+        rows.append(Row(f"{row.label} ({name})", row.model, runs, baseline=row.baseline))
+    rows[0].failures = row.failures
+    return rows
+
+
 def load_finished(run_dir: str | Path) -> FinishedRun:
     """Read a run directory.
 
@@ -110,11 +138,12 @@ def check_same_test(runs: Sequence[FinishedRun]) -> None:
 
 
 def rows_from(runs: Sequence[FinishedRun]) -> list[Row]:
-    """Group runs that differ in nothing but the seed; rows of the same model are told apart by their settings."""
+    """Group runs that differ in the seed alone; rows of one model are told apart by settings and language models."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         settings = comparable_settings({**run.results["settings"], "seed": None})
-        groups.setdefault(json.dumps([run.results["model_class"], settings], sort_keys=True), []).append(run)
+        same = [run.results["model_class"], settings, language_models_of(run.results)]
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
     rows: list[Row] = []
     for group in groups.values():
         unique = {run.seed: run for run in group}  # of two runs with one seed the later one
@@ -134,8 +163,12 @@ def _difference(row: Row, same: Sequence[Row]) -> str:
     """`` (key=value, ...)`` for the settings in which rows of one model differ."""
     if len(same) < 2:
         return ""
-    settings = [{**other.runs[0].results["settings"]} for other in same]
-    own = row.runs[0].results["settings"]
+
+    def telling_of(each: Row) -> dict[str, Any]:
+        results = each.runs[0].results
+        return {**results["settings"], **language_models_of(results)}
+
+    settings, own = [telling_of(other) for other in same], telling_of(row)
     keys = sorted({key for each in settings for key in each} - _NOT_TELLING)
     telling = [key for key in keys if any(each.get(key) != own.get(key) for each in settings)]
     return f" ({', '.join(f'{key}={own.get(key)}' for key in telling[:3])})" if telling else ""

@@ -32,8 +32,16 @@ def caption(comparison: Comparison, version: str) -> str:
     return f"{comparison.dataset}, test, {history(version)}, {comparison.protocol}"
 
 
+def metric_heads(comparison: Comparison) -> list[str]:
+    """Column names of :func:`metric_grid`."""
+    return ["model", *map(metric_name, comparison.metrics), *["tied targets"] * comparison.shows_ties]
+
+
 def metric_grid(comparison: Comparison, version: str, show: Callable[[Cell, bool], str]) -> list[list[str]]:
-    """Rows of label and cells, each cell written by ``show(cell, significant)``; what did not finish has none."""
+    """Rows of label and cells, each cell written by ``show(cell, significant)``; what did not finish has none.
+
+    Where a row has many, a last column holds the share of targets whose score another item has, too.
+    """
     grid = []
     for row in comparison.all_rows:
         cells = [comparison.cells.get((version, row.label, metric)) for metric in comparison.metrics]
@@ -41,7 +49,8 @@ def metric_grid(comparison: Comparison, version: str, show: Callable[[Cell, bool
             show(cell, comparison.significant(version, row, metric)) if cell else "failed" if row.failures else "…"
             for cell, metric in zip(cells, comparison.metrics, strict=True)
         ]
-        grid.append([row.label, *shown])
+        ties = [f"{comparison.tied(row):.1%}" if row.runs else ""] * comparison.shows_ties
+        grid.append([row.label, *shown, *ties])
     return grid
 
 
@@ -132,7 +141,7 @@ def as_text(comparison: Comparison) -> str:
         mark = {1: "¹", 2: "²"}.get(cell.place, "") + "*" * significant
         return f"{cell.mean:.{PLACES}f}{_deviation(cell)} {mark:<2}"
 
-    heads = ["model", *map(metric_name, comparison.metrics)]
+    heads = metric_heads(comparison)
     parts = []
     for version in comparison.versions:
         parts += [caption(comparison, version), "", _plain_table(metric_grid(comparison, version, show), heads), ""]
@@ -161,7 +170,7 @@ def as_markdown(comparison: Comparison) -> str:
         star = "\\*" * significant
         return f"{frame}{cell.mean:.{PLACES}f}{frame}{star}{_deviation(cell)}"
 
-    heads = ["model", *map(metric_name, comparison.metrics)]
+    heads = metric_heads(comparison)
     parts = []
     for version in comparison.versions:
         grid = [[_escape_markdown(label), *cells] for label, *cells in metric_grid(comparison, version, show)]
@@ -207,11 +216,12 @@ def as_latex(comparison: Comparison) -> str:
     parts = ["% needs \\usepackage{booktabs}"]
     for version in comparison.versions:
         grid = [[_escape_latex(label), *cells] for label, *cells in metric_grid(comparison, version, show)]
+        grid = [[*line[:-1], _escape_latex(line[-1])] for line in grid] if comparison.shows_ties else grid
         note = f"{caption(comparison, version)}. Best in bold, second best underlined; "
         parts.append(
             _latex_table(
                 grid,
-                ["model", *map(metric_name, comparison.metrics)],
+                metric_heads(comparison),
                 _escape_latex(note) + "$^{*}$ " + _escape_latex(comparison.test_description) + ".",
                 f"tab:{comparison.dataset}-{version}",
             )
@@ -254,7 +264,7 @@ def _latex_table(grid: Sequence[Sequence[str]], heads: Sequence[str], note: str,
 def write_table_csv(comparison: Comparison, file: Path) -> None:
     """One line per version, row and metric, unrounded, with the test where there was one."""
     heads = ["history", "model", "baseline", "seeds", "metric", "mean", "deviation", "place", "compared_with"]
-    heads += ["difference", "low", "high", "p", "p_holm", "significant"]
+    heads += ["difference", "low", "high", "p", "p_holm", "significant", "tied_targets"]
     lines: list[list[Any]] = []
     for (version, label, metric), cell in comparison.cells.items():
         row = next(row for row in comparison.rows if row.label == label)
@@ -263,7 +273,7 @@ def write_table_csv(comparison: Comparison, file: Path) -> None:
         test = comparison.tests.get((version, label, metric))
         if test is not None:
             line += [test.baseline, test.difference, test.low, test.high, test.p, test.corrected, test.significant]
-        lines.append(line + [None] * (len(heads) - len(line)))
+        lines.append(line + [None] * (len(heads) - 1 - len(line)) + [comparison.tied(row)])
     _write_csv(file, heads, lines)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from recbole_llm.compare import tables
 from recbole_llm.compare.report import render
-from recbole_llm.compare.runs import Row
+from recbole_llm.compare.runs import Row, rows_from, split_by_language_models
 from tests.compare.made_up_runs import METRICS, draw_ranks, made_up_comparison, made_up_run
 
 
@@ -189,3 +189,53 @@ def test_accuracy_beside_the_time_of_a_batch():
     assert "| LITE\\_x | 1.0000 | 0.6250 | 20.0 | 2.00 |" in tables.as_markdown(made)
     assert r"LITE\_x & 1.0000 & 0.6250 & 20.0 & 2.00" in tables.as_latex(made)
     assert "<h2>Accuracy and inference time</h2>" in render(made, "")
+
+
+# ---- ties
+
+
+def test_many_ties_stand_beside_the_metrics(tmp_path):
+    rng = np.random.default_rng(5)
+    made = made_up_comparison({"SASRec": draw_ranks(rng), "b": draw_ranks(rng)})
+    made.rows[1].runs[0].results["tied_targets"] = 0.04
+    assert "tied targets" not in tables.as_text(made) and "Tied targets" not in render(made, "")
+    made.rows[1].runs[0].results["tied_targets"] = 0.65
+    assert made.shows_ties
+    for text in (tables.as_text(made), tables.as_markdown(made), tables.as_latex(made)):
+        lines = [line for line in text.splitlines() if line.lstrip("| ").startswith("b ") and "%" in line]
+        assert len(lines) == 2 and all("65.0%" in line.replace("\\", "") for line in lines)
+        assert text.count("tied targets") == 2
+    assert "65.0 %" in render(made, "")
+    tables.write_table_csv(made, tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as file:
+        assert {row["model"]: row["tied_targets"] for row in csv.DictReader(file)} == {"SASRec": "0.0", "b": "0.65"}
+
+
+# ---- language models
+
+
+def of_llm(name, seed=1, setting="auto", **models):
+    rng = np.random.default_rng(seed)
+    settings = {"model": "LLMSeqSim", "seed": seed, "llm": setting}
+    return made_up_run(draw_ranks(rng), "LLMSeqSim", seed, settings=settings, language_models={"llm": name, **models})
+
+
+def test_auto_that_meant_another_model_is_another_row():
+    runs = [of_llm("a/large"), of_llm("a/large", 2), of_llm("bundled", 3), of_llm("bundled", 1, "bundled")]
+    rows = rows_from(runs)
+    assert [len(row.runs) for row in rows] == [2, 1, 1]
+    assert rows[0].label == "LLMSeqSim (llm=a/large)" and len({row.label for row in rows}) == 3
+    same = [of_llm("a", 1, llm_revision="1"), of_llm("a", 2, llm_revision="2")]
+    assert [row.label for row in rows_from(same)] == ["LLMSeqSim (llm_revision=1)", "LLMSeqSim (llm_revision=2)"]
+    hybrids = [
+        of_llm("x", 1, members=[{"language_models": {"llm": "x"}}]),
+        of_llm("x", 2, members=[{"language_models": {"llm": "y"}}]),
+    ]
+    assert len(rows_from(hybrids)) == 2
+
+
+def test_seeds_of_a_plan_with_other_models_are_told_apart():
+    row = Row("text", "LLMSeqSim", [of_llm("a/large"), of_llm("a/large", 2), of_llm("bundled", 3)])
+    rows = split_by_language_models(row)
+    assert [(each.label, len(each.runs)) for each in rows] == [("text (llm=a/large)", 2), ("text (llm=bundled)", 1)]
+    assert split_by_language_models(rows[0]) == [rows[0]]
