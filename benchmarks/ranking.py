@@ -43,7 +43,8 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import MissingExtraError
-from recbole_llm.prompt.prompts import PromptComposer, Prompts, PromptTemplate
+from recbole_llm.prompt.letters import PromptComposer, PromptTemplate
+from recbole_llm.prompt.pieces import Prompts
 from recbole_llm.prompt.verbalizer import ids_in_context
 from recbole_llm.run.provenance import environment
 from recbole_llm.run.submodel import build

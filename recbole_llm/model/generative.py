@@ -37,7 +37,7 @@ from recbole_llm.prompt.decoding import (
     item_scores,
 )
 from recbole_llm.prompt.item_index import SCHEMES, Histories, ItemIndex, build_item_index
-from recbole_llm.prompt.prompt_table import RULES, Prompts, PromptTable
+from recbole_llm.prompt.p5 import RULES, PromptTable, WordPrompts
 from recbole_llm.text.item_text import item_text_of
 
 PAPER_LLM = "google-t5/t5-small"
@@ -228,8 +228,8 @@ class GenerativeRecommender(LLMRecommender):
 
     # ---- prompts
 
-    def prompts(self, interaction: Interaction) -> Prompts:
-        """Prompts of a batch: a random template each in training, ``test_template`` in evaluation."""
+    def prompts(self, interaction: Interaction) -> WordPrompts:
+        """WordPrompts of a batch: a random template each in training, ``test_template`` in evaluation."""
         if self.task == "topn":
             items = interaction[CANDIDATES]
             length = torch.full((len(items),), items.shape[1], device=items.device)
@@ -242,7 +242,7 @@ class GenerativeRecommender(LLMRecommender):
         user = interaction[self.USER_ID]
         return self.prompt_table.build(user, items, length, template, self.max_prompt_tokens, self.prompt_cut)
 
-    def forward(self, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, prompts: WordPrompts) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder states and what the decoder may attend to.
 
         Returns
@@ -319,11 +319,11 @@ class GenerativeRecommender(LLMRecommender):
         """
         return self.scores_of(self.prepare(interaction), interaction)
 
-    def prepare(self, interaction: Interaction) -> Prompts:
+    def prepare(self, interaction: Interaction) -> WordPrompts:
         """Return the prompts of a batch."""
         return self.prompts(interaction)
 
-    def scores_of(self, prepared: Prompts, interaction: Interaction) -> torch.Tensor:
+    def scores_of(self, prepared: WordPrompts, interaction: Interaction) -> torch.Tensor:
         """Return :meth:`full_sort_predict` of a batch from its prompts."""
         hidden, mask = self.forward(prepared)
         if self.head_kind == "projection":

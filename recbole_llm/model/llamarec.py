@@ -38,7 +38,7 @@ from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import Reranker
-from recbole_llm.prompt.prompts import PromptComposer, PromptTemplate
+from recbole_llm.prompt.letters import PromptComposer, PromptTemplate
 from recbole_llm.prompt.sampling import shuffled
 from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
 from recbole_llm.run import submodel

@@ -30,6 +30,7 @@ from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
+from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, parse_list, parse_title
 from recbole_llm.prompt.decoding import NOTHING, LineEnd, Trie, TrieConstraint, item_scores
 from recbole_llm.prompt.item_names import (
     ItemNames,
@@ -40,9 +41,8 @@ from recbole_llm.prompt.item_names import (
     map_set,
     normalised,
 )
-from recbole_llm.prompt.prompts import Prompts, cut_titles
+from recbole_llm.prompt.pieces import Prompts, cut_titles
 from recbole_llm.prompt.sampling import SeededSampling, row_keys, scramble, shuffled
-from recbole_llm.prompt.title_prompts import ChatPrompt, TitlePrompts, parse_list, parse_title
 from recbole_llm.run import submodel
 from recbole_llm.text.encoder import TextEncoder, encode_items
 from recbole_llm.text.item_text import item_text_of

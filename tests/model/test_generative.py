@@ -13,7 +13,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.decoding import Trie, beam_search
-from recbole_llm.prompt.prompt_table import Prompts
+from recbole_llm.prompt.p5 import WordPrompts
 from recbole_llm.quick_start import load_run, run
 from tests.worlds import write_cycle
 
@@ -83,7 +83,7 @@ def forward(model, soft, arrays):
             del model.soft_prompt
             model._parameters.pop("soft_prompt", None)
             model.__dict__["soft_prompt"] = soft.view(3, 4, -1)[task]
-        prompts = Prompts(
+        prompts = WordPrompts(
             arrays["input_ids"][part], arrays["attention_mask"][part], arrays["whole_word_ids"][part], dropped=0
         )
         states, mask = model.forward(prompts)

@@ -11,7 +11,7 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, ModelNotFoundError
-from recbole_llm.prompt.title_prompts import list_lines, parse_title
+from recbole_llm.prompt.chat import list_lines, parse_title
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.run.submodel import build
 from recbole_llm.trainer.checkpoint import learned_tensors

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.tiny import tiny_tokenizer
-from recbole_llm.prompt.prompt_table import PromptTable, entity_marks, whole_word_ids, word_marks
+from recbole_llm.prompt.p5 import PromptTable, entity_marks, whole_word_ids, word_marks
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "pod" / "whole_word.json").read_text())
 VOCABULARY = Path(__file__).parents[3] / "shared" / "tokenizers" / "t5-small"
@@ -170,7 +170,10 @@ def test_titles_are_one_entity_each():
     [
         ("no items", "must hold {user} or {history}"),
         ("{history} and {history}", "must hold {user} or {history}"),
-        ("{history} {item}", "only {user} and {history}"),
+        ("{history} {title}", "only {user}, {history}, {candidates} and {item}"),
+        ("{history} {item}{item}", "must hold"),
+        ("{candidates} {item}", "must hold {user} or {history}"),
+        ("{user}{item}", "one in a word"),
         ("<{history}>", "nothing may stand right before"),
     ],
 )

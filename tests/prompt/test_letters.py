@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.prompt.prompts import PromptComposer, PromptTemplate, cut_titles
+from recbole_llm.prompt.letters import PromptComposer, PromptTemplate
+from recbole_llm.prompt.pieces import cut_titles
 from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words
 from tests.toy_tokenizers import GOLDEN, by_name, llama2
 
@@ -57,7 +58,7 @@ def compose_everything(tokenizer, template, titles, seed=0, **options):
         composer.text(example["history_items"][-options["max_history"] :], example["candidate_items"])
         for example in examples
     ]
-    bos = composer.table[: composer.size[0]][:1].tolist()
+    bos = composer.pieces.ids("opening")[0][:1]
     whole = tokenizer(texts, add_special_tokens=False)["input_ids"]
     has_bos = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     assert not has_bos or bos == [tokenizer.bos_token_id]
@@ -183,7 +184,7 @@ def test_a_prompt_without_history(golden, template):
 def test_candidates_that_do_not_fit_are_an_error(golden, template):
     titles = ["", *golden["titles"].values()]
     composer = PromptComposer(llama2(), template, titles, WORDS, max_history=20, max_length=300)
-    with pytest.raises(ConfigError, match=r"max_prompt_length=300 is too small: .* have \d+ tokens"):
+    with pytest.raises(ConfigError, match=r"max_prompt_length=300 is too small: .* history has \d+ tokens"):
         composer(*rows(golden["test_examples"]))
 
 

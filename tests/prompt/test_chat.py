@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.prompt.title_prompts import (
+from recbole_llm.prompt.chat import (
     BEGIN,
     END,
     INTRODUCTION,
@@ -76,9 +76,6 @@ def test_pieces_are_the_tokens_of_the_whole_text(kind, template):
             text = text.replace("{candidates}", "\n".join(TITLES[i] for i in POOL[row] if i))
             titles = [TITLES[i] for i in answers[row] if i]
             answer = list_lines(titles) if list_length else titles[0]
-            # A template's end of a turn follows the last line at once, where lines here end with a break.
-            if template and variant == "genitem":
-                text = text.replace(lines + "<|im_end|>", lines + "\n<|im_end|>")
             size = int(sizes[row])
             ids = made.ids[row][made.mask[row] == 1].tolist()
             assert ids == whole(tokenizer, text + answer) + [prompts.end]
@@ -120,7 +117,7 @@ def test_the_oldest_titles_go_first(style):
     recent = prompts_of(tokenizer, max_history=2)(HISTORY, LENGTH)
     shown = tokenizer.batch_decode(recent.ids, skip_special_tokens=True)[0]
     assert TITLES[2] not in shown and TITLES[3] in shown
-    full.max_length = int(full.size[:3].sum()) + 1
+    full.max_length = int(full.pieces.sizes("opening").sum() + full.pieces.sizes("after history").sum()) + 1
     with pytest.raises(ConfigError, match="max_prompt_tokens=.* is too small"):
         full(HISTORY, LENGTH)
 
