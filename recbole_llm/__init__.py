@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recbole_llm.compare.api import compare
+    from recbole_llm.quick_start import load_run
     from recbole_llm.recbole_compat import compat
     from recbole_llm.recommend import Recommender
-    from recbole_llm.quick_start import load_run
     from recbole_llm.run.experiment import run
     from recbole_llm.tune import objective_function, tune
 
