@@ -2,33 +2,9 @@
 
 from pathlib import Path
 
-WORDS = [
-    "apple",
-    "violin",
-    "harbor",
-    "meteor",
-    "cactus",
-    "lantern",
-    "pirate",
-    "glacier",
-    "wizard",
-    "saddle",
-    "quartz",
-    "balloon",
-]
+from recbole_llm.testing import WORDS, write_cycle, write_dataset
 
-
-def write_dataset(folder: Path, name: str, histories: dict[str, list[str]], texts: dict[str, str]) -> Path:
-    """``folder/name/name.inter`` and ``.item``; times count up within a user. Returns ``folder``."""
-    target = folder / name
-    target.mkdir(parents=True)
-    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
-    for user, items in histories.items():
-        lines += [f"{user}\t{item}\t{time}" for time, item in enumerate(items)]
-    (target / f"{name}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = ["item_id:token\ttitle:token_seq"] + [f"{item}\t{text}" for item, text in texts.items()]
-    (target / f"{name}.item").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return folder
+__all__ = ["WORDS", "write_cycle", "write_dataset", "write_twins"]
 
 
 def write_twins(folder: Path, name: str = "twins", shuffled: bool = False) -> Path:
@@ -45,11 +21,4 @@ def write_twins(folder: Path, name: str = "twins", shuffled: bool = False) -> Pa
     texts = {f"a{k}": f"the {word} story" for k, word in enumerate(WORDS)}
     texts["preface"] = "how to read"
     texts |= {f"b{k}": f"the {WORDS[(k + 5) % n if shuffled else k]} story" for k in range(n)}
-    return write_dataset(folder, name, histories, texts)
-
-
-def write_cycle(folder: Path, name: str = "cycle", users: int = 40, items: int = 30, length: int = 12) -> Path:
-    """User u has items u, u+1, u+2, ... (modulo ``items``): the next item is always the next number."""
-    histories = {f"u{u}": [f"i{(7 * u + i) % items}" for i in range(length - u % 4)] for u in range(users)}
-    texts = {f"i{i}": f"{WORDS[i % len(WORDS)]} volume {i}" for i in range(items)}
     return write_dataset(folder, name, histories, texts)

@@ -305,6 +305,13 @@ class GenerativeRecommender(LLMRecommender):
         labels = labels[:, : int((labels != -100).sum(1).max())]
         return self.code_loss(hidden, mask, labels)
 
+    def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
+        """Return how many tokens, or rows, the mean of :meth:`calculate_loss` was over."""
+        if self.head_kind == "projection" or self.loss_reduction == "sample":
+            return len(interaction)
+        count = (self.labels[interaction[self.POS_ITEM_ID]] != -100).sum(1)
+        return count.max() * len(count) if self.pad_in_loss else count.sum()
+
     # ---- evaluation
 
     def _project(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

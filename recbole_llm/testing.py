@@ -1,0 +1,418 @@
+"""The contract suite: what every model promises, tried on a tiny made-up dataset with a tiny random language model.
+
+    from recbole_llm.testing import check_model
+
+    def test_my_model():
+        check_model("mypackage.mymodel:MyModel")
+
+Each entry of :data:`CHECKS` is one promise; with pytest, one test for each says more about what is wrong::
+
+    @pytest.mark.parametrize("name", CHECKS)
+    def test_contract(name):
+        check_model(MyModel, checks=[name])
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.loader import prepare_data
+from recbole_llm.model.base import LLMRecommender, Reranker
+from recbole_llm.recommend import Recommender
+from recbole_llm.run.experiment import experiment, load_run, run
+from recbole_llm.run.folder import create_run_dir
+from recbole_llm.trainer.checkpoint import load_weights, save_weights
+
+WORDS = [
+    "apple",
+    "violin",
+    "harbor",
+    "meteor",
+    "cactus",
+    "lantern",
+    "pirate",
+    "glacier",
+    "wizard",
+    "saddle",
+    "quartz",
+    "balloon",
+]
+TINY: dict[str, Any] = {
+    "llm": "tiny-random-t5",
+    "rec_llm": "tiny-random-t5",
+    "train_batch_size": 16,
+    "epochs": 2,
+    "show_progress": False,
+    "use_gpu": False,
+    "worker": 0,
+}
+# Scores of the same rows in different batches differ in their last digits.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+class ContractError(AssertionError):
+    """A model breaks a promise; the message names the check and what was found."""
+
+
+class NotApplicable(Exception):
+    """A promise that a model does not make, such as learning."""
+
+
+def write_dataset(folder: Path, name: str, histories: dict[str, list[str]], texts: dict[str, str]) -> Path:
+    """Write ``folder/name/name.inter`` and ``.item``; times count up within a user. Returns ``folder``."""
+    target = folder / name
+    target.mkdir(parents=True)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user, items in histories.items():
+        lines += [f"{user}\t{item}\t{time}" for time, item in enumerate(items)]
+    (target / f"{name}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = ["item_id:token\ttitle:token_seq"] + [f"{item}\t{text}" for item, text in texts.items()]
+    (target / f"{name}.item").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_cycle(folder: Path, name: str = "cycle", users: int = 40, items: int = 30, length: int = 12) -> Path:
+    """Write a dataset whose next item is always the next number: user u has u, u+1, u+2, ... (modulo ``items``)."""
+    histories = {f"u{u}": [f"i{(7 * u + i) % items}" for i in range(length - u % 4)] for u in range(users)}
+    texts = {f"i{i}": f"{WORDS[i % len(WORDS)]} volume {i}" for i in range(items)}
+    return write_dataset(folder, name, histories, texts)
+
+
+class Case:
+    """A model class on the made-up dataset, in a folder of its own.
+
+    Parameters
+    ----------
+    model : str or class
+        As :class:`recbole_llm.config.Config` takes it.
+    folder : pathlib.Path
+    settings : dict, optional
+        What the model cannot do without, such as the members of an ensemble.
+    """
+
+    def __init__(self, model: str | type, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+        self.model, self.folder = model, folder
+        write_cycle(folder / "data")
+        places = {
+            "data_path": folder / "data",
+            "checkpoint_dir": folder / "saved",
+            "embedding_cache_dir": folder / "c",
+        }
+        self.settings: dict[str, Any] = {key: str(value) for key, value in places.items()}
+        defaults = self.config().internal_config_dict
+        # A model that is not trained keeps its own epochs: 0.
+        trains = defaults["epochs"] != 0
+        self.settings |= {key: value for key, value in TINY.items() if key in defaults and (trains or key != "epochs")}
+        # A model may need another tiny language model than most, and less of it.
+        smoke = (defaults.get("smoke_settings") or {}) if "smoke_settings" in self.config().model_keys else {}
+        self.settings |= {key: value for key, value in smoke.items() if key not in TINY or "llm" in key}
+        self.settings |= dict(settings or {})
+
+    def config(self, **more: Any) -> Config:
+        """Return the settings of a run, with changes."""
+        return Config(self.model, "cycle", config_dict={**self.settings, **more})
+
+    def build(self, **more: Any) -> tuple[LLMRecommender, Any, Interaction]:
+        """Return the model as a new run would start it, its training batches, and a batch of test rows."""
+        config = self.config(**more)
+        train, _, test = prepare_data(config, HistoryDataset(config))
+        torch.manual_seed(1)
+        model = config.model_class(config, train.dataset)
+        return model, train, next(iter(test))[0].to(config["device"])
+
+    def run(self, saved: bool = True, **more: Any) -> dict[str, Any]:
+        """Return the result of a whole run."""
+        return run(self.model, "cycle", config_dict={**self.settings, **more}, saved=saved)
+
+    def require_training(self) -> LLMRecommender:
+        """Return a new model; raises NotApplicable where it has no trainable parameters."""
+        model = self.build()[0]
+        if self.config()["epochs"] == 0 or not any(parameter.requires_grad for parameter in model.parameters()):
+            raise NotApplicable("it has no trainable parameters")
+        return model
+
+
+def scores_of(model: LLMRecommender, batch: Interaction) -> torch.Tensor:
+    """Return ``full_sort_predict`` in evaluation mode, (B, n_items)."""
+    model.eval()
+    with torch.no_grad():
+        return model.full_sort_predict(batch).view(len(batch), -1)
+
+
+# ---- the promises
+
+
+def names(case: Case) -> None:
+    """No parameter, buffer or module has the name of a hook, which would hide it."""
+    model, *_ = case.build()
+    own = {*model._parameters, *model._buffers, *model._modules}
+    hooks = {hook for cls in (LLMRecommender, Reranker) for hook in vars(cls) if not hook.startswith("_")}
+    _require(not own & hooks, f"{sorted(own & hooks)} are names of the contract: call them something else")
+
+
+def scores(case: Case) -> None:
+    """``full_sort_predict`` scores the whole catalogue; padding is never recommended; scores are finite."""
+    model, _, batch = case.build()
+    found = scores_of(model, batch)
+    wanted = (len(batch), model.n_items)
+    _require(found.shape == wanted, f"full_sort_predict has the shape {tuple(found.shape)}, not (B, n_items) {wanted}")
+    _require(bool((found.argmax(1) != 0).all()), "item 0, padding, has the highest score of a row")
+    _require(bool(torch.isfinite(found[:, 1:]).all()), "some scores are not finite")
+
+
+def predict(case: Case) -> None:
+    """``predict`` is a column of ``full_sort_predict``."""
+    model, _, batch = case.build()
+    found = scores_of(model, batch).gather(1, batch[model.ITEM_ID][:, None])[:, 0]
+    with torch.no_grad():
+        _close(model.predict(batch), found, "predict differs from full_sort_predict")
+
+
+def batching(case: Case) -> None:
+    """A row's scores do not depend on the rows beside it."""
+    model, _, batch = case.build()
+    together = scores_of(model, batch)
+    alone = torch.cat([scores_of(model, batch[[row]]) for row in range(len(batch))])
+    _close(alone, together, "rows score otherwise alone than in a batch")
+
+
+def padding(case: Case) -> None:
+    """Scores do not depend on how far histories are padded."""
+    model, _, batch = case.build()
+    before = scores_of(model, batch)
+    batch[model.ITEM_SEQ] = torch.nn.functional.pad(batch[model.ITEM_SEQ], (0, 3))
+    _close(scores_of(model, batch), before, "three more columns of padding change the scores")
+
+
+def target(case: Case) -> None:
+    """The target of an evaluation row is not read."""
+    model, _, batch = case.build()
+    before = scores_of(model, batch)
+    batch[model.ITEM_ID] = torch.ones_like(batch[model.ITEM_ID])
+    _close(scores_of(model, batch), before, "the scores depend on ITEM_ID, the item to be found")
+
+
+def loss(case: Case) -> None:
+    """The loss is a finite scalar, and steps on a batch lower it."""
+    case.require_training()
+    model, train, _ = case.build()
+    batch = next(iter(train)).to(model.device)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    losses = []
+    for _ in range(15):
+        parts = model.calculate_loss(batch)
+        value = sum(parts) if isinstance(parts, tuple) else parts
+        _require(value.numel() == 1, f"calculate_loss gave the shape {tuple(value.shape)}, not a scalar")
+        _require(bool(torch.isfinite(value).all()), f"calculate_loss gave {value.item()}")
+        optimizer.zero_grad()
+        value.sum().backward()
+        optimizer.step()
+        losses.append(value.item())
+    _require(losses[-1] < losses[0], f"15 steps on one batch took the loss from {losses[0]:.4g} to {losses[-1]:.4g}")
+
+
+def loss_weight(case: Case) -> None:
+    """Losses of two half batches, weighted by ``loss_weight``, are the loss of the whole batch."""
+    case.require_training()
+    model, train, _ = case.build()
+    batch = next(iter(train)).to(model.device)
+    model.eval()
+
+    def weighted(rows: slice) -> tuple[float, float]:
+        part = batch[torch.arange(len(batch))[rows]]
+        with torch.no_grad():
+            parts = model.calculate_loss(part)
+            value = float(sum(parts) if isinstance(parts, tuple) else parts)
+            return value, float(torch.as_tensor(model.loss_weight(part)))
+
+    whole, again = weighted(slice(None)), weighted(slice(None))
+    if whole != again:
+        raise NotApplicable("its loss draws random numbers")
+    halves = [weighted(slice(0, len(batch) // 3)), weighted(slice(len(batch) // 3, None))]
+    _require(all(weight > 0 for _, weight in halves), "loss_weight gave 0 for rows that have targets")
+    mean = sum(value * weight for value, weight in halves) / sum(weight for _, weight in halves)
+    _require(
+        abs(mean - whole[0]) <= 1e-4 * max(1.0, abs(whole[0])),
+        f"the loss of a batch is {whole[0]:.6g}, that of its parts weighted by loss_weight {mean:.6g}: loss_weight "
+        "must count the targets that calculate_loss averages over",
+    )
+
+
+def weights(case: Case) -> None:
+    """Saved weights score the same after loading."""
+    model, _, batch = case.build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01 * torch.randn_like(parameter))
+    expected = scores_of(model, batch)
+    save_weights(model, case.folder / "w.safetensors")
+    other, *_ = case.build()
+    load_weights(other, case.folder / "w.safetensors")
+    _require(torch.equal(scores_of(other, batch), expected), "loaded weights score otherwise than saved ones")
+
+
+def vectors(case: Case) -> None:
+    """Where ``scores_are_products``, products of its vectors are the scores."""
+    model, _, batch = case.build()
+    if not model.scores_are_products:
+        raise NotApplicable("it does not score by vectors")
+    found = scores_of(model, batch)
+    with torch.no_grad():
+        products = model.user_vectors(batch) @ model.catalogue_vectors().T
+        bias = model.catalogue_bias()
+    products = products if bias is None else products + bias
+    _close(products[:, 1:], found[:, 1:], "user_vectors @ catalogue_vectors.T + catalogue_bias are not the scores")
+
+
+def new_items(case: Case) -> None:
+    """Where ``accepts_new_items``, new items change no score of the others, are scored, and may stand in histories."""
+    model, _, batch = case.build()
+    if not model.accepts_new_items:
+        raise NotApplicable("it knows items by their ids only")
+    known, before = model.n_items, scores_of(model, batch)
+    model.append_items(["apple volume 0", "an unheard-of thing"])
+    after = scores_of(model, batch)
+    _require(after.shape == (len(batch), known + 2), f"scores have the shape {tuple(after.shape)} with two items more")
+    _close(after[:, :known], before, "new items change the scores of the others")
+    _require(bool(torch.isfinite(after[:, known:]).all()), "scores of new items are not finite")
+    batch[model.ITEM_SEQ][:, 0] = known + 1
+    _require(not torch.equal(scores_of(model, batch), after), "a new item in the history changes nothing")
+
+
+def provenance(case: Case) -> None:
+    """What a result says about the model can be written as JSON."""
+    json.dumps(case.build()[0].provenance())
+
+
+def loading(case: Case) -> None:
+    """A run that is loaded from its directory repeats its test result."""
+    result = case.run()
+    again = load_run(result["run_dir"], model=case.model if isinstance(case.model, type) else None)
+    found = again.trainer.evaluate(again.test_data, load_best_model=False)
+    _require(found == result["test_result"], f"the loaded run gives {found}, the run itself {result['test_result']}")
+
+
+def recommending(case: Case) -> None:
+    """``recommend`` gives the lists of the evaluator, at any length of history."""
+    for length in (1, 5, 50):
+        result = case.run(MAX_ITEM_LIST_LENGTH=length, metrics=["Recall"], topk=[10], valid_metric="Recall@10")
+        recommender = Recommender.load(result["run_dir"], model=case.model if isinstance(case.model, type) else None)
+        lists = pd.concat(recommender.recommend_users(history="test", k=10))
+        targets = dict(zip(*_targets(result["run_dir"]), strict=True))
+        named = lists.groupby("user_id")["item_id"].agg(set)
+        hits = sum(targets[user] in items for user, items in named.items()) / len(targets)
+        wanted = result["test_result"]["recall@10"]
+        _require(
+            abs(hits - wanted) < 1e-9, f"length {length}: recommend finds {hits:.4f} of the targets, not {wanted}"
+        )
+
+
+def resuming(case: Case) -> None:
+    """A run that is interrupted and resumed ends with the result of an undisturbed one."""
+    case.require_training()
+    whole = case.run()
+
+    def stop(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    config = case.config()
+    run_dir = create_run_dir(config)
+    with suppress(KeyboardInterrupt):
+        experiment(config, run_dir, on_validation=stop)
+    resumed = experiment(case.config(), run_dir, resume=True)
+    _require(
+        resumed["test_result"] == whole["test_result"],
+        f"a resumed run gives {resumed['test_result']}, an undisturbed one {whole['test_result']}",
+    )
+
+
+def seeds(case: Case) -> None:
+    """The same seed gives the same run, another seed another."""
+    first, second = (case.run(saved=False)["test_result"] for _ in range(2))
+    _require(first == second, f"two runs with one seed give {first} and {second}")
+    case.require_training()
+    ranks = [np.load(Path(case.run(seed=seed)["run_dir"]) / "test_ranks.npz")["rank_unmasked"] for seed in (1, 2)]
+    _require(not np.array_equal(*ranks), "the seed changes nothing")
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    check.__name__: check
+    for check in (
+        *(names, scores, predict, batching, padding, target, loss, loss_weight, weights, vectors, new_items),
+        *(provenance, loading, recommending, resuming, seeds),
+    )
+}
+
+
+def check_model(
+    model: str | type, settings: Mapping[str, Any] | None = None, checks: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Try a model on everything that the contract promises.
+
+    Parameters
+    ----------
+    model : str or class
+        A name, ``package.module:Class``, or a class.
+    settings : dict, optional
+        What the model cannot do without on 30 items and 40 users.
+    checks : sequence of str, optional
+        Some of :data:`CHECKS`; default: all.
+
+    Returns
+    -------
+    dict
+        ``"passed"``, or why it does not apply, by check.
+
+    Raises
+    ------
+    ContractError
+        For the first broken promise.
+
+    Examples
+    --------
+    >>> from recbole_llm.testing import check_model
+    >>> check_model("MostPopular", checks=["scores", "predict"])
+    {'scores': 'passed', 'predict': 'passed'}
+    """
+    outcomes = {}
+    for name in CHECKS if checks is None else checks:
+        with tempfile.TemporaryDirectory(prefix="recbole-llm-check-") as folder:
+            try:
+                CHECKS[name](Case(model, Path(folder), settings))
+                outcomes[name] = "passed"
+            except NotApplicable as reason:
+                outcomes[name] = f"does not apply: {reason}"
+            except ContractError as error:
+                title = model if isinstance(model, str) else model.__qualname__
+                promise = (CHECKS[name].__doc__ or "").strip()
+                raise ContractError(f"{title} fails the check {name!r}: {error}.\nThe promise: {promise}") from error
+    return outcomes
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ContractError(otherwise)
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, otherwise: str) -> None:
+    try:
+        torch.testing.assert_close(found, expected, **CLOSE)
+    except AssertionError as error:
+        raise ContractError(f"{otherwise} ({' '.join(str(error).split())})") from error
+
+
+def _targets(run_dir: str) -> tuple[list[str], list[str]]:
+    ranks = np.load(Path(run_dir) / "test_ranks.npz")
+    return ranks["user"].tolist(), ranks["target"].tolist()
