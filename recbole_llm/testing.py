@@ -29,8 +29,9 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.model.base import LLMRecommender, Reranker
 from recbole_llm.recommend import Recommender
-from recbole_llm.run.experiment import experiment, load_run, run
+from recbole_llm.run.experiment import experiment, run
 from recbole_llm.run.folder import create_run_dir
+from recbole_llm.run.load import load_run
 from recbole_llm.trainer.checkpoint import load_weights, save_weights
 
 WORDS = [
