@@ -88,8 +88,9 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         sys.stdout.write(f"recbole-llm {__version__}\n")
         return 0
 
+    from recbole_llm.config.arguments import parse_arguments
     from recbole_llm.config.registry import own_models, props_dir, stock_models
-    from recbole_llm.config.values import nearest, parse_arguments
+    from recbole_llm.config.values import nearest
 
     if command == "tune" and {"-h", "--help"} & set(arguments):
         from recbole_llm.tune.command import HELP as TUNE_HELP
@@ -142,7 +143,7 @@ def _run(given: dict) -> int:
 
 
 def _compare(arguments: list[str]) -> int:
-    from recbole_llm.config.values import parse_arguments
+    from recbole_llm.config.arguments import parse_arguments
 
     run_dirs = [argument for argument in arguments if not argument.startswith("--")]
     given = parse_arguments([argument for argument in arguments if argument.startswith("--")])

@@ -15,9 +15,10 @@ from recbole.utils import InputType
 
 import recbole_llm
 from recbole_llm.config import Config
-from recbole_llm.config import config as config_module
+from recbole_llm.config.arguments import parse_arguments, split_arguments
 from recbole_llm.config.registry import own_models, props_dir, stock_models
-from recbole_llm.config.values import ParameterDumper, ParameterLoader, load_yaml, parse_arguments, parse_value
+from recbole_llm.config.schema import types_by_key
+from recbole_llm.config.values import ParameterDumper, ParameterLoader, load_yaml, parse_value
 from recbole_llm.errors import ConfigError
 from recbole_llm.run.submodel import inner_config
 
@@ -152,19 +153,71 @@ def test_arguments():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--model", "SASRec"], "--model needs a value: write --model=VALUE"),
-        (["--epochs", "3"], "'3' after '--epochs' is not understood: write --epochs=3"),
-        (["--epochs", "=3"], "write --epochs=3"),
-        (["SASRec"], "--key=value"),
-        (["-m=SASRec"], "--key=value"),
+        (["--model"], "--model needs a value: write --model=VALUE"),
+        (["--model", "--dataset=ml-100k"], "--model needs a value: write --model=VALUE"),
+        (["--epochs"], "--epochs needs a value"),
+        (["--epochs", "=3"], "--epochs needs a value: write --epochs=VALUE, without spaces"),
+        (["SASRec"], "'SASRec' is not understood: write --key=value"),
+        (["-x=SASRec"], "--key=value"),
         (["--=3"], "--key=value"),
         (["--"], "--key=value"),
         (["--seed=1", "--seed=2"], "--seed is given twice: 1 and 2"),
+        (["--smoke", "yes"], "'yes' is not understood"),
     ],
 )
 def test_arguments_that_are_not_understood(arguments, says):
     with pytest.raises(ConfigError, match=re.escape(says)):
         parse_arguments(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [
+            "-m",
+            "SASRec",
+            "-d",
+            "ml-100k",
+            "--epochs",
+            "3",
+            "--config_files",
+            "a.yaml b.yaml",
+            "--smoke",
+            "--topk",
+            "[5]",
+        ],
+        [
+            "--model=SASRec",
+            "-d=ml-100k",
+            "--epochs=3",
+            "--config_files=a.yaml b.yaml",
+            "--smoke",
+            "True",
+            "--topk=[5]",
+        ],
+        ["--smoke", "--topk", "[5]", "--model", "SASRec", "--dataset", "ml-100k", "--config_files=a.yaml b.yaml"]
+        + ["--epochs", "3"],
+    ],
+)
+def test_recboles_habits(arguments):
+    """On d0eece4 only the second form without -d was understood."""
+    expected = {"model": "SASRec", "dataset": "ml-100k", "epochs": 3, "config_files": "a.yaml b.yaml"}
+    assert parse_arguments(arguments) == {**expected, "smoke": True, "topk": [5]}
+
+
+def test_what_follows_a_switch_is_not_its_value():
+    assert split_arguments(["--smoke", "saved/a", "--resume", "--topk", "5", "saved/b"]) == (
+        {"smoke": True, "resume": True, "topk": 5},
+        ["saved/a", "saved/b"],
+    )
+    assert parse_arguments(["--resume", "saved/a", "--n_facet_window", "-2"]) == {
+        "resume": "saved/a",
+        "n_facet_window": -2,
+    }
+    assert parse_arguments(["--SASRec.llm_revision=123", "--LLM2SASRec.epochs", "4"]) == {
+        "SASRec.llm_revision": "123",
+        "LLM2SASRec.epochs": 4,
+    }
 
 
 def test_sys_argv_is_never_read(monkeypatch):
@@ -226,10 +279,17 @@ def test_the_dictionary_of_the_caller_is_not_changed():
     ("key", "hint"),
     [("learning_rte", "learning_rate"), ("mask_hystory", "mask_history"), ("learning-rate", "learning_rate")],
 )
-def test_unknown_key_is_reported_with_the_nearest(key, hint, caplog):
-    config = sasrec(**{key: 1})
-    assert config.notices == [f"The parameter {key!r} is not known and has no effect. Did you mean {hint!r}?"]
+def test_unknown_key_stops_the_run_with_the_nearest(key, hint):
+    with pytest.raises(ConfigError, match=f"The parameter '{key}' is not known. Did you mean '{hint}'"):
+        sasrec(**{key: 1})
+
+
+def test_unknown_keys_may_be_allowed(caplog):
+    config = sasrec(learning_rte=1, allow_unknown_keys=True)
+    assert config.notices == ["The parameter 'learning_rte' is not known. Did you mean 'learning_rate'?"]
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == config.notices
+    with pytest.raises(ConfigError, match="invalid value for allow_unknown_keys"):
+        sasrec(allow_unknown_keys=1)
 
 
 def test_key_of_another_model_is_reported():
@@ -252,40 +312,43 @@ def test_keys_that_only_code_reads_are_known():
         ({"model": "BPR"}, "model='BPR' is not a sequential recommender"),
         ({"model": 5}, "model=5 is neither a name nor a subclass"),
         ({"model": dict}, "is neither a name nor a subclass"),
-        ({"dataset": 1.5}, "text is needed"),
-        ({"metrics": ["Recal"]}, "metrics='Recal' is not known. Did you mean 'recall'?"),
-        ({"metrics": 5}, "metrics=5 must be a name or a list of names"),
-        ({"metrics": []}, "must be a name or a list"),
-        ({"metrics": "AUC"}, "metrics='AUC' is not known"),
+        ({"dataset": 1.5}, "invalid value for dataset: 1.5 (give text"),
+        ({"metrics": ["Recal"]}, "invalid value for metrics[0]: 'Recal' (give one of recall, mrr"),
+        ({"metrics": 5}, "invalid value for metrics: 5 (give one of recall"),
+        ({"metrics": []}, "a list of names"),
+        ({"metrics": "AUC"}, "invalid value for metrics: 'AUC'"),
         ({"valid_metric": "NDCG@7"}, "valid_metric='NDCG@7' is not among"),
         ({"valid_metric": "NDCG"}, "valid_metric='NDCG' is not among"),
         ({"valid_metric": "Hit@10"}, "Recall@10, Recall@20, NDCG@10"),
-        ({"topk": 0}, "topk=0 must be a positive whole number"),
-        ({"topk": [5, "x"]}, "topk=[5, 'x'] must be"),
-        ({"epochs": "many"}, "epochs='many' is of type str; int is needed"),
-        ({"epochs": 1.5}, "int is needed"),
-        ({"epochs": True}, "epochs=True is of type bool"),
-        ({"epochs": -1}, "epochs=-1 is too small"),
-        ({"train_batch_size": 0}, "train_batch_size=0 is too small: at least 1"),
-        ({"learning_rate": "fast"}, "float is needed"),
-        ({"mask_history": "perhaps"}, "bool is needed"),
-        ({"val_interval": "rating"}, "a mapping is needed"),
-        ({"state": "LOUD"}, "state='loud' is not a choice"),
+        ({"topk": 0}, "invalid value for topk: 0 (give a whole number of at least 1 or a list"),
+        ({"topk": [5, "x"]}, "invalid value for topk[1]: 'x'"),
+        ({"epochs": "many"}, "invalid value for epochs: 'many' (give a whole number of at least 0)"),
+        ({"epochs": 1.5}, "give a whole number"),
+        ({"epochs": True}, "invalid value for epochs: True"),
+        ({"epochs": -1}, "invalid value for epochs: -1 (give a whole number of at least 0)"),
+        ({"train_batch_size": 0}, "invalid value for train_batch_size: 0 (give a whole number of at least 1)"),
+        ({"learning_rate": "fast"}, "give a number of at least 0"),
+        ({"mask_history": "perhaps"}, "give True or False"),
+        ({"val_interval": "rating"}, "a mapping of names to an interval"),
+        ({"state": "LOUD"}, "invalid value for state: 'LOUD' (give one of debug, info"),
         ({"train_neg_sample_args": {"distribution": "uniform"}}, "contradicts loss_type='CE'"),
-        ({"loss_type": "BPR", "train_neg_sample_args": "uniform"}, "must be a mapping"),
-        ({"loss_type": "MSE"}, "loss_type='MSE' is not a choice. Allowed: 'CE', 'BPR'"),
-        ({"eval_args": "full"}, "must be a mapping"),
-        ({"eval_args": {"order": "RO"}}, "use 'TO'"),
-        ({"eval_args": {"mode": "labeled"}}, "Allowed: full, uniN, popN"),
-        ({"eval_args": {"mode": "uni0"}}, "Allowed: full, uniN, popN"),
-        ({"eval_args": {"mode": ["full"]}}, "is not a choice"),
-        ({"eval_args": {"splitt": {}}}, "'splitt' is not known. Did you mean 'split'?"),
-        ({"eval_args": {"split": {}}}, "eval_args.split={} is not a choice"),
-        ({"eval_args": {"split": {"XX": 1}}}, "Allowed: {LS: valid_and_test}"),
-        ({"eval_args": {"split": {"LS": "last"}}}, "is not a choice"),
-        ({"eval_args": {"split": {"RS": [0.8, 0.2]}}}, "three shares such as {RS: [0.8, 0.1, 0.1]}"),
-        ({"clip_grad_norm": "x"}, "must be a number or a mapping"),
-        ({"eval_args": {"group_by": "item"}}, "eval_args.group_by='item' is not a choice"),
+        ({"loss_type": "BPR", "train_neg_sample_args": "uniform"}, "a mapping with keys from distribution"),
+        ({"loss_type": "MSE"}, "invalid value for loss_type: 'MSE' (choose from 'CE', 'BPR')"),
+        ({"eval_args": "full"}, "a mapping with keys from split, order"),
+        ({"eval_args": {"order": "RO"}}, "eval_args.order: 'RO' (choose from 'TO'); sequences are ordered in time"),
+        ({"eval_args": {"mode": "labeled"}}, "full, uniN or popN"),
+        ({"eval_args": {"mode": "uni0"}}, "full, uniN or popN"),
+        ({"eval_args": {"mode": ["full"]}}, "invalid value for eval_args.mode"),
+        (
+            {"eval_args": {"splitt": {}}},
+            "unknown key in eval_args: 'splitt' (choose from split, order, group_by, mode). Did you mean 'split'?",
+        ),
+        ({"eval_args": {"split": {}}}, "invalid value for eval_args.split: {} (give {LS: valid_and_test}"),
+        ({"eval_args": {"split": {"XX": 1}}}, "unknown key in eval_args.split: 'XX' (choose from LS, RS)"),
+        ({"eval_args": {"split": {"LS": "last"}}}, "choose from 'valid_and_test'"),
+        ({"eval_args": {"split": {"RS": [0.8, 0.2]}}}, "three shares such as [0.8, 0.1, 0.1]"),
+        ({"clip_grad_norm": "x"}, "a number above 0, a mapping with keys from max_norm"),
+        ({"eval_args": {"group_by": "item"}}, "invalid value for eval_args.group_by: 'item'"),
     ],
 )
 def test_errors_name_key_value_and_what_is_allowed(settings, says):
@@ -307,7 +370,10 @@ def test_missing_model_or_dataset():
         ("a: [1", "not valid YAML"),
         ("- a\n- b\n", "must hold `key: value` lines, not a list"),
         ("1: 2\n", "has the key 1, which is no name"),
-        ("llm_revision: 1234567\n", "text is needed: quote it"),
+        (
+            "llm_revision: 1234567\n",
+            "invalid value for llm_revision: 1234567 (give text that is not blank or ~ (blank)); quote what",
+        ),
         (b"a: \xff\xfe", "cannot be read"),
     ],
 )
@@ -365,14 +431,16 @@ def test_every_stock_model_has_a_config(name):
         assert config["train_neg_sample_args"]["distribution"] == "none"
 
 
-def test_a_class_of_the_user(caplog):
+def test_a_class_of_the_user():
     class Mine(SequentialRecommender):
         input_type = InputType.POINTWISE
 
-    config = Config(Mine, "ml-100k", config_dict={"hidden_size": 8, "hiddn_size": 8})
+    config = Config(Mine, "ml-100k", config_dict={"hidden_size": 8})  # other models' keys may be its own
     assert config["model"] == "Mine"
     assert issubclass(config.model_class, Mine)
-    assert [notice.split("'")[1] for notice in config.notices] == ["hiddn_size"]  # other models' keys may be its own
+    assert config.notices == []
+    with pytest.raises(ConfigError, match="'hiddn_size' is not known"):
+        Config(Mine, "ml-100k", config_dict={"hiddn_size": 8})
 
     class WithKeys(Mine):
         config_keys = ("my_switch",)
@@ -498,13 +566,7 @@ def test_no_key_is_dead(path):
 def test_every_key_that_is_read_stands_in_a_property_file():
     ours, _ = _sources()
     read = set(re.findall(r"config\[\"(\w+)\"\]", ours))
-    known = set(config_module.UNLISTED_KEYS) | {"device", "valid_metric_bigger", "eval_type", "local_rank"}
-    known |= {"MODEL_TYPE", "MODEL_INPUT_TYPE"}
-    folders = [props_dir(), Path(recbole.__file__).parent / "properties"]
-    for folder in folders:
-        for path in [folder / "overall.yaml", *folder.glob("model/*.yaml"), folder / "dataset" / "sample.yaml"]:
-            if path.is_file():
-                known |= set(load_yaml(path))
+    known = {"device", "valid_metric_bigger", "eval_type", "MODEL_TYPE", "MODEL_INPUT_TYPE", *types_by_key()}
     assert read - known == set()
 
 

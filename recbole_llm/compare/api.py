@@ -29,8 +29,7 @@ from recbole_llm.compare.runs import (
     rows_from,
     split_by_language_models,
 )
-from recbole_llm.config.config import dataset_folder, listed_files
-from recbole_llm.config.registry import property_file, props_dir
+from recbole_llm.config.registry import dataset_folder, listed_files, property_file, props_dir
 from recbole_llm.config.values import SECRETS, load_yaml, nearest
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
 from recbole_llm.run.folder import run_lock

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.compare.statistics import TESTS
-from recbole_llm.config.config import Config, listed_files
-from recbole_llm.config.registry import property_file, props_dir
+from recbole_llm.config import Config
+from recbole_llm.config.registry import listed_files, property_file, props_dir
 from recbole_llm.config.values import choice, load_yaml, nearest
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError

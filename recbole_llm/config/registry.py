@@ -3,12 +3,10 @@
 import copy
 import functools
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import recbole
-import torch
 
 from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.errors import ConfigError
@@ -16,7 +14,16 @@ from recbole_llm.errors import ConfigError
 if TYPE_CHECKING:
     from recbole_llm.model.base import LLMRecommender
 
-RECBOLE_ROOT = Path(recbole.__file__).parent
+
+def _recbole_root() -> Path:
+    """Folder of RecBole, found without importing it."""
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("recbole is not installed: pip install --no-deps recbole==1.2.1", name="recbole")
+    return Path(spec.submodule_search_locations[0])
+
+
+RECBOLE_ROOT = _recbole_root()
 # Packages whose classes keep no settings beside their modules.
 FOREIGN = frozenset({"builtins", "torch", "recbole", "recbole_llm"})
 
@@ -35,13 +42,20 @@ def props_dir() -> Path:
 
 
 def property_file(path: Path) -> dict[str, Any]:
-    """One of the property files that ship with RecBole or with us; each is parsed once per process."""
+    """One of the property files that ship with RecBole or with us; each is parsed once per process.
+
+    ``include: [item_loss]`` in one of ours takes over ``props/common/item_loss.yaml``; what the file itself has wins.
+    """
     return copy.deepcopy(_parsed_property_file(path))
 
 
 @functools.cache
 def _parsed_property_file(path: Path) -> dict[str, Any]:
-    return load_yaml(path)
+    content = load_yaml(path)
+    included: dict[str, Any] = {}
+    for name in content.pop("include", ()):
+        included.update(_parsed_property_file(props_dir() / "common" / f"{name}.yaml"))
+    return {**included, **content}
 
 
 def own_models() -> list[str]:
@@ -58,6 +72,32 @@ def stock_models() -> list[str]:
     modules = {path.stem for path in folder.glob("*.py")}
     return sorted(
         path.stem for path in (RECBOLE_ROOT / "properties" / "model").glob("*.yaml") if path.stem.lower() in modules
+    )
+
+
+def known_models() -> list[str]:
+    """Names that ``--model`` may have, ours first."""
+    return own_models() + stock_models()
+
+
+def model_file(name: str) -> Path:
+    """Property file of a model by name: ours, or RecBole's.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name (with the nearest one) or a RecBole model that is not sequential.
+    """
+    theirs = RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml"
+    if name in own_models():
+        return props_dir() / "model" / f"{name}.yaml"
+    if name in stock_models():
+        return theirs
+    if theirs.is_file():
+        raise ConfigError(f"model={name!r} is not a sequential recommender; recbole-llm runs sequential models only.")
+    raise ConfigError(
+        f"model={name!r} is not known.{nearest(name, known_models())} Ours: {', '.join(own_models())}. RecBole's: "
+        f"{', '.join(stock_models())}. A class of your own is given as package.module:Class."
     )
 
 
@@ -80,26 +120,17 @@ def get_model(name: str) -> "type[LLMRecommender]":
 
     if ":" in name:
         return adapt(_import_class(name))
+    model_file(name)
     if name in own_models():
         return getattr(importlib.import_module(f"recbole_llm.model.{name.lower()}"), name)
-    if name in stock_models():
-        # RecBole's sine.py turns autograd's anomaly detection on for the whole process as it is imported, and every
-        # sequential model imports it: training then takes twice the time.
-        anomaly = torch.is_anomaly_enabled()
-        module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
-        torch.autograd.set_detect_anomaly(anomaly)
-        return adapt(getattr(module, name))
-    if (RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml").is_file():
-        raise ConfigError(f"model={name!r} is not a sequential recommender; recbole-llm runs sequential models only.")
-    known = own_models() + stock_models()
-    hint = nearest(name, known)
-    same = [model for model in known if model.lower() == name.lower()]
-    if same:
-        hint = f" Did you mean {same[0]!r}?"
-    raise ConfigError(
-        f"model={name!r} is not known.{hint} Ours: {', '.join(own_models())}. RecBole's: {', '.join(stock_models())}. "
-        "A class of your own is given as package.module:Class."
-    )
+    import torch
+
+    # RecBole's sine.py turns autograd's anomaly detection on for the whole process as it is imported, and every
+    # sequential model imports it: training then takes twice the time.
+    anomaly = torch.is_anomaly_enabled()
+    module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
+    torch.autograd.set_detect_anomaly(anomaly)
+    return adapt(getattr(module, name))
 
 
 def _import_class(reference: str) -> type:
@@ -187,3 +218,28 @@ def _own_settings(cls: type) -> dict[str, Any]:
         for path in dict.fromkeys((Path(source).with_suffix(".yaml"), Path(source).with_name(f"{cls.__name__}.yaml"))):
             settings.update(load_yaml(path) if path.is_file() else {})
     return settings | copy.deepcopy(dict(vars(cls).get("defaults", {})))
+
+
+def listed_files(value: Any) -> list[Path]:
+    """``--config_files="a.yaml b.yaml"`` as RecBole's scripts take it.
+
+    A bare name that is no file here is looked up in ``props/preset`` and ``props/paper``.
+    """
+    names = value.split() if isinstance(value, str) else list(value or [])
+    files = []
+    for name in names:
+        path = Path(name)
+        if not path.exists() and path.name == str(name):
+            ours = [props_dir() / folder / f"{path.name.removesuffix('.yaml')}.yaml" for folder in ("preset", "paper")]
+            path = next((file for file in ours if file.is_file()), path)
+        files.append(path)
+    return files
+
+
+def dataset_folder(data_path: str, dataset: str) -> Path:
+    """``data_path/<dataset>``; for ml-100k the copy inside RecBole where that folder does not exist."""
+    folder = Path(data_path).expanduser() / dataset
+    bundled = RECBOLE_ROOT / "dataset_example" / dataset
+    if not folder.exists() and bundled.is_dir():
+        return bundled
+    return folder

@@ -9,7 +9,6 @@ A type is an ordinary annotation: ``int``, ``float``, ``bool``, ``str``, ``Liter
 "invalid value for learner: 'gcd' (choose from 'sgd', 'adam'). Did you mean 'sgd'?"
 """
 
-import difflib
 import math
 import os
 import re
@@ -18,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from recbole_llm.config.values import nearest
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -54,6 +55,12 @@ class Rule:
 
     holds: Callable[[Any], bool]
     give: str
+    options: tuple[str, ...] = ()
+
+
+def one_of(options: tuple[str, ...]) -> Rule:
+    """Return the rule that text is one of these, whatever its case."""
+    return Rule(lambda value: str(value).lower() in options, f"one of {', '.join(options)}", options)
 
 
 @dataclass(frozen=True)
@@ -84,14 +91,6 @@ Name = Annotated[str, Rule(lambda value: bool(str(value).strip()), "text that is
 Text = Annotated[str, Verbatim()]
 TextName = Annotated[Name, Verbatim()]
 Interval = Annotated[Text, Rule(_is_interval, 'an interval such as "[5,inf)", or several: "[0,1];[3,4)"')]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"``, or nothing where no known name is close."""
-    known = list(known)
-    same = [other for other in known if other.lower() == name.lower()]
-    close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def shown(value: Any) -> str:
@@ -220,15 +219,19 @@ def _within(value: Any, extras: tuple[Any, ...]) -> bool:
 
 def _invalid(value: Any, kind: Any, path: str) -> str:
     text = f"invalid value for {path}: {'blank' if value is None else shown(value)} ({instruction(kind)})"
-    options = [str(option) for member in members(unwrap(kind)[0]) for option in _options(member)]
+    alternatives = [kind, *members(unwrap(kind)[0])]
+    options = [str(option) for member in alternatives for option in _options(member)]
     notes = "".join(f"; {extra.text}" for extra in unwrap(kind)[1] if isinstance(extra, Note))
+    if isinstance(value, (int, float)) and any(unwrap(member)[0] is str for member in alternatives):
+        notes += "; quote what looks like a number"
     hint = nearest(str(value), options) if isinstance(value, str) else ""
     return f"{text}{notes}{'.' + hint if hint else ''}"
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
-    bare = unwrap(kind)[0]
-    return get_args(bare) if get_origin(bare) is Literal else ()
+    bare, extras = unwrap(kind)
+    ruled = tuple(option for extra in extras if isinstance(extra, Rule) for option in extra.options)
+    return get_args(bare) if get_origin(bare) is Literal else ruled
 
 
 def instruction(kind: Any) -> str:
@@ -247,7 +250,7 @@ def describe(kind: Any) -> str:
     rules = [extra.give for extra in extras if isinstance(extra, Rule)]
     if rules:
         return rules[-1]
-    if _options(bare):
+    if get_origin(bare) is Literal:
         return f"choose from {', '.join(repr(option) for option in _options(bare))}"
     bounds = " and ".join(str(extra) for extra in extras if isinstance(extra, Bounds))
     return f"{_noun(bare)} {bounds}".rstrip()

@@ -11,41 +11,14 @@ import yaml
 
 from recbole_llm.errors import ConfigError
 
-# Never parsed: their values are text even when they look like a number or a mapping ("{movie_title}", "2020").
-TEXT_KEYS = frozenset(
-    {
-        "model",
-        "dataset",
-        "data_path",
-        "checkpoint_dir",
-        "item_text",
-        "item_vectors",
-        "item_title",
-        "prompt",
-        "llm",
-        "rec_llm",
-        "llm_revision",
-        "rec_llm_revision",
-        "llm_token",
-        "llm_cache_dir",
-        "embedding_cache_dir",
-        "field_separator",
-        "seq_separator",
-        "user_inter_num_interval",
-        "item_inter_num_interval",
-        "config_files",
-        "pre_model_path",
-        "init_from",
-        "rec_llm_token",
-        "rec_llm_cache_dir",
-    }
-)
-
-
 # Never printed or written.
 SECRETS = frozenset({"llm_token", "rec_llm_token"})
 # They let a model repository run code: they count from the command line or a dictionary, never from a file.
 CODE_KEYS = frozenset({"llm_trust_remote_code", "rec_llm_trust_remote_code"})
+# Of a list or mapping: far beyond any use, far below what Python's stack and a computer's memory bear.
+DEEPEST, MOST_VALUES = 30, 100_000
+# What PyYAML raises for a tag whose value is none, `!!bool maybe` or `!!timestamp x`, beside its own errors.
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 
 def without_code_keys(value: Any, dropped: list[str]) -> Any:
@@ -59,9 +32,30 @@ def without_code_keys(value: Any, dropped: list[str]) -> Any:
 
 
 class ParameterLoader(yaml.SafeLoader):
-    """YAML's core types only: no dates, no sexagesimal or octal numbers, no ``yes``/``no``; ``1e-3`` is a number."""
+    """YAML's core types only: no dates, no sexagesimal or octal numbers, no ``yes``/``no``; ``1e-3`` is a number.
+
+    A key that is given twice is an error, and so is a list or mapping that contains itself.
+    """
+
+    def _mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return self.construct_mapping(node, deep=True)
+
+    def _sequence(self, node: yaml.SequenceNode) -> list[Any]:
+        return self.construct_sequence(node, deep=True)
 
 
+# Not generators, as SafeLoader's are: a node that contains itself is then found out.
+ParameterLoader.add_constructor("tag:yaml.org,2002:map", ParameterLoader._mapping)
+ParameterLoader.add_constructor("tag:yaml.org,2002:seq", ParameterLoader._sequence)
 ParameterLoader.yaml_implicit_resolvers = {}
 
 
@@ -108,7 +102,7 @@ def parse_value(text: str) -> Any:
             return value
     try:
         value = yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, RecursionError, *_MALFORMED):
         return text
     if isinstance(value, (list, dict)):
         # Not YAML's block style (`- a`, `a: b`), and not `{a}`, which is a template and a mapping to nothing in YAML.
@@ -125,13 +119,18 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"There is no settings file {str(path)!r} (looked from {Path.cwd()}).") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The settings file {str(path)!r} cannot be read: {error}.") from error
+        raise ConfigError(f"There is no settings file {str(path)!r}. Relative paths start at {Path.cwd()}.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The settings file {str(path)!r} cannot be read: {error}") from error
     try:
         content = yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
     except yaml.YAMLError as error:
-        raise ConfigError(f"The settings file {str(path)!r} is not valid YAML: {error}") from error
+        raise ConfigError(
+            f"The settings file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
+    except (RecursionError, *_MALFORMED) as error:
+        what = "is nested too deeply" if isinstance(error, RecursionError) else f"has a value that is none: {error}"
+        raise ConfigError(f"The settings file {str(path)!r} {what}.") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -141,40 +140,41 @@ def load_yaml(path: Path) -> dict[str, Any]:
     for key in content:
         if not isinstance(key, str):
             raise ConfigError(f"The settings file {str(path)!r} has the key {key!r}, which is no name; quote it.")
-    return content
+    return {key: plain(value, f"{key} in {str(path)!r}") for key, value in content.items()}
 
 
-def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """``["--epochs=3", "--smoke"]`` -> ``{"epochs": 3, "smoke": True}``.
+def plain(value: Any, name: str) -> Any:
+    """Copy a value that a user gave, numpy's numbers as Python's.
 
-    Unlike RecBole, a value may contain ``=``, and ``--key value`` with a blank is an error, not silence.
+    Raises
+    ------
+    ConfigError
+        For a list or mapping that contains itself, is nested deeply, or holds more values than anybody writes (a few
+        lines of YAML aliases can stand for billions).
     """
-    parsed: dict[str, Any] = {}
-    bare = ""
-    for argument in arguments:
-        key, equals, text = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not key:
-            wanted = f"{bare}={argument.lstrip('=')}" if bare and argument != "=" else "--key=value"
-            raise ConfigError(
-                f"The argument {argument!r}{f' after {bare!r}' if bare else ''} is not understood: write {wanted}, "
-                'without blanks around "=" (quote values that contain blanks).'
-            )
-        bare = "" if equals else argument
-        is_text = key.rpartition(".")[2] in TEXT_KEYS  # --SASRec.data_path=...: for one row of a comparison
-        if is_text and not equals:
-            raise ConfigError(f'--{key} needs a value: write --{key}=VALUE, without blanks around "=".')
-        value = (text if is_text else parse_value(text)) if equals else True
-        if is_text and value in ("None", "~", "null"):
-            value = None
-        if key in parsed and parsed[key] != value:
-            raise ConfigError(f"The parameter --{key} is given twice: {parsed[key]!r} and {value!r}.")
-        parsed[key] = value
-    return parsed
+    return _plain(value, name, DEEPEST, [MOST_VALUES])
+
+
+def _plain(value: Any, name: str, levels: int, left: list[int]) -> Any:
+    left[0] -= 1
+    if levels < 0 or left[0] < 0:
+        what = (
+            f"is nested more than {DEEPEST} levels deep, or contains itself" if levels < 0 else "holds too many values"
+        )
+        raise ConfigError(f"The value of {name} {what}.")
+    if isinstance(value, Mapping):
+        return {key: _plain(entry, name, levels - 1, left) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        entries = [_plain(entry, name, levels - 1, left) for entry in value]
+        return tuple(entries) if isinstance(value, tuple) else entries
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"``, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """``" Did you mean 'x'?"``, or nothing where no known name is close; a difference of case is closest."""
+    known = list(known)
+    same = [other for other in known if other.lower() == name.lower()]
+    close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from recbole_llm.config.values import nearest, parse_arguments
+from recbole_llm.config.arguments import parse_arguments
+from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
 from recbole_llm.recommend import files

@@ -259,7 +259,7 @@ def test_a_process_that_dies_is_an_answer_too(monkeypatch):
 
 
 def _parsed(arguments):
-    from recbole_llm.config.values import parse_arguments
+    from recbole_llm.config.arguments import parse_arguments
 
     return parse_arguments(arguments)
 

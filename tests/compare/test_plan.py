@@ -1,8 +1,9 @@
 import pytest
 
 from recbole_llm.compare.plan import make_plan, options_of
+from recbole_llm.config.arguments import parse_arguments
 from recbole_llm.config.registry import props_dir
-from recbole_llm.config.values import load_yaml, parse_arguments
+from recbole_llm.config.values import load_yaml
 from recbole_llm.errors import ConfigError
 
 

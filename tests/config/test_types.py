@@ -22,10 +22,10 @@ from recbole_llm.config.types import (
     Seed,
     describe,
     is_verbatim,
-    nearest,
     problem,
     shown,
 )
+from recbole_llm.config.values import nearest
 
 
 class Pair(TypedDict, total=False):

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_origin
 
+from recbole_llm.config.registry import known_models, model_file, property_file, stock_models
 from recbole_llm.config.schema.general import GENERAL, Comparison
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.schema.recbole import RECBOLE, STOCK_MODELS, derived_types
 from recbole_llm.config.schema.section import InnerSettings, Section
 from recbole_llm.config.types import is_verbatim, members, problem, unwrap
+from recbole_llm.config.values import nearest
 
 __all__ = [
     "Comparison",
@@ -21,6 +23,7 @@ __all__ = [
     "general_sections",
     "is_text",
     "sections_of",
+    "types_by_key",
     "types_of",
     "value_problem",
 ]
@@ -45,12 +48,10 @@ def types_of(model: str | None, defaults: Mapping[str, Any] | None = None) -> di
     model : str or None
         Name of the model; for None the general settings alone.
     defaults : dict, optional
-        Property file of a model that has no section, RecBole's or a user's own: types follow from the defaults.
+        Settings of the model with their defaults. From these follow the types of those that no section declares, of
+        RecBole's models and of users' own.
     """
-    declared = _declared(model)
-    if model in MODELS or not defaults:
-        return dict(declared)
-    return {**derived_types(defaults), **declared}
+    return {**derived_types(defaults or {}, ranges=model in stock_models()), **_declared(model)}
 
 
 @cache
@@ -59,15 +60,20 @@ def _declared(model: str | None) -> dict[str, Any]:
 
 
 @cache
-def _text_keys() -> frozenset[str]:
-    types = [section.types() for section in (*general_sections(), Comparison, *MODELS.values())]
-    types.append(STOCK_MODELS)
-    return frozenset(key for each in types for key, kind in each.items() if is_verbatim(kind))
+def types_by_key() -> dict[str, list[Any]]:
+    """Every setting, also of every model, with its types: they may differ between models."""
+    types: dict[str, list[Any]] = {}
+    sections = [section.types() for section in (*general_sections(), Comparison, *MODELS.values())]
+    for each in (*sections, STOCK_MODELS):
+        for key, kind in each.items():
+            if kind not in types.setdefault(key, []):
+                types[key].append(kind)
+    return types
 
 
 def is_text(key: str) -> bool:
     """Return whether a setting's value is text as it stands, also where it looks like a number or a mapping."""
-    return key in _text_keys()
+    return any(is_verbatim(kind) for kind in types_by_key().get(key, ()))
 
 
 def value_problem(
@@ -90,12 +96,22 @@ def value_problem(
     if text is not None:
         return text
     for each, inner in _inner_settings(value, types[key]):
-        named = each.get("model") if inner.named_by is None else (settings or {}).get(inner.named_by)
-        inner_types = types_of(named if isinstance(named, str) else inner.model)
-        for name, entry in each.items():
-            text = value_problem(name, entry, inner_types)
+        named = each.get("model", inner.model) if inner.named_by is None else (settings or {}).get(inner.named_by)
+        if named in known_models():  # not a run directory; a name of nothing is an error of its own
+            text = _problem_of_inner({name: entry for name, entry in each.items() if name != "model"}, str(named))
             if text is not None:
                 return f"{key}: {text}"
+    return None
+
+
+def _problem_of_inner(settings: Mapping[str, Any], model: str) -> str | None:
+    types = types_of(model, property_file(model_file(model)))
+    for name, value in settings.items():
+        if name not in types:
+            return f"{model} has no parameter {name!r}.{nearest(str(name), types)}"
+        text = value_problem(name, value, types, settings)
+        if text is not None:
+            return text
     return None
 
 

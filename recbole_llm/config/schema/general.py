@@ -120,9 +120,10 @@ class Smoke(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Section):
-    """Which settings files are read."""
+    """Which settings files are read, and what becomes of keys that nothing reads."""
 
     config_files: Text | list[Any] | None
+    allow_unknown_keys: bool
 
 
 @dataclass(frozen=True, kw_only=True)

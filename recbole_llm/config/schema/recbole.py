@@ -25,6 +25,7 @@ from recbole_llm.config.types import (
     Text,
     TextName,
     Verbatim,
+    one_of,
 )
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
@@ -44,11 +45,7 @@ Mode = Annotated[
         lambda value: re.fullmatch(r"full|(?:uni|pop)[1-9]\d{0,8}", value) is not None, "full, uniN or popN (uni100)"
     ),
 ]
-Metric = Annotated[Name, Rule(lambda value: value.lower() in METRICS, f"one of {', '.join(METRICS)}")]
-
-
-def _is_one_of(options: tuple[str, ...]) -> Rule:
-    return Rule(lambda value: str(value).lower() in options, f"one of {', '.join(options)}")
+Metric = Annotated[str, one_of(METRICS)]
 
 
 class Split(TypedDict, total=False):
@@ -112,7 +109,7 @@ class Environment(Section):
     worker: Count
     use_gpu: bool
     seed: Seed
-    state: Annotated[str, _is_one_of(LOG_LEVELS)]
+    state: Annotated[str, one_of(LOG_LEVELS)]
     reproducibility: bool
     data_path: TextName
     checkpoint_dir: TextName
@@ -132,7 +129,7 @@ class Optimisation(Section):
 
     epochs: Count
     train_batch_size: Positive
-    learner: Annotated[str, _is_one_of(LEARNERS)]
+    learner: Annotated[str, one_of(LEARNERS)]
     learning_rate: NonNegative
     train_neg_sample_args: NegativeSampling | None
     eval_step: Count
@@ -152,8 +149,8 @@ class Evaluation(Section):
 
     eval_args: EvalArgs
     repeatable: Annotated[Literal[True], Note("mask_history decides whether items are recommended again")]
-    metrics: Metric | Annotated[list[Metric], Rule(bool, "a name or a list of names")]
-    topk: Positive | Annotated[list[Positive], Rule(bool, "a whole number of at least 1 or a list of them")]
+    metrics: Metric | Annotated[list[Metric], Rule(bool, "a list of names")]
+    topk: Positive | Annotated[list[Positive], Rule(bool, "a list of such numbers")]
     valid_metric: Name
     valid_metric_bigger: bool
     eval_batch_size: Positive
@@ -208,7 +205,7 @@ class AtomicFiles(Section):
 
 RECBOLE: tuple[type[Section], ...] = (Environment, Optimisation, Evaluation, AtomicFiles)
 
-Features = Name | Annotated[list[Name], Rule(bool, "a field name or a list of them")]
+Features = Name | Annotated[list[Name], Rule(bool, "a list of such names")]
 # Settings of RecBole's sequential models whose range their default does not show.
 STOCK_MODELS: dict[str, Any] = {
     **dict.fromkeys(("n_layers", "n_heads", "num_layers", "hidden_size", "inner_size", "embedding_size"), Positive),
@@ -249,12 +246,20 @@ STOCK_MODELS: dict[str, Any] = {
 }
 
 
-def derived_types(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Types of the settings in a property file that the schema does not declare, from their defaults.
+def derived_types(defaults: Mapping[str, Any], ranges: bool) -> dict[str, Any]:
+    """Types of settings that no section declares, from their defaults.
 
-    A setting without a default may be anything. Whole numbers are wanted where the default is one.
+    Parameters
+    ----------
+    defaults : dict
+        A setting without a default may be anything. Whole numbers are wanted where the default is one.
+    ranges : bool
+        Whether these are RecBole's models, whose ranges :data:`STOCK_MODELS` has. Those of other classes are their
+        own affair, and blank may mean something to them.
     """
-    return {key: STOCK_MODELS.get(key, _type_of(value)) for key, value in defaults.items()}
+    if ranges:
+        return {key: STOCK_MODELS.get(key, _type_of(value)) for key, value in defaults.items()}
+    return {key: _type_of(value) | None if value is not None else Any for key, value in defaults.items()}
 
 
 def _type_of(default: Any) -> Any:

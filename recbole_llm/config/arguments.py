@@ -1,0 +1,89 @@
+"""Settings on a command line: ``--key=value``, ``--key value``, ``--switch``, ``-m SASRec -d ml-100k``."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from recbole_llm.config.schema import is_text, types_by_key
+from recbole_llm.config.types import members, unwrap
+from recbole_llm.config.values import parse_value
+from recbole_llm.errors import ConfigError
+
+SHORT = {"m": "model", "d": "dataset"}
+_BLANK = ("None", "~", "null")
+_TRUTH = ("true", "false", "True", "False", "TRUE", "FALSE")
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse the settings of a command line; anything else on it is an error.
+
+    >>> parse_arguments(["-m", "SASRec", "--epochs=3", "--topk", "[5,10]", "--smoke"])
+    {'model': 'SASRec', 'epochs': 3, 'topk': [5, 10], 'smoke': True}
+
+    Raises
+    ------
+    ConfigError
+        For what is no setting, a text without its value, or a key that is given twice with different values.
+    """
+    settings, rest = split_arguments(arguments)
+    if rest:
+        raise ConfigError(
+            f"The argument {rest[0]!r} is not understood: write --key=value or --key value, without spaces around "
+            '"=" (quote values that contain spaces).'
+        )
+    return settings
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split a command line into settings and the rest, such as run directories.
+
+    Unlike RecBole, a value may contain ``=``, and what is not understood is an error, not silence.
+    """
+    settings: dict[str, Any] = {}
+    rest: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        key, equals, text = _name(argument)
+        if not key:
+            rest.append(argument)
+            continue
+        value: str | bool = text
+        if not equals:
+            value = left.pop(0) if left and _is_value_of(key, left[0]) else True
+        _add(settings, key, value)
+    return settings, rest
+
+
+def _name(argument: str) -> tuple[str, str, str]:
+    """``--key=value`` -> key, "=" and value; the key is empty for what is no option."""
+    if argument.startswith("--"):
+        return argument[2:].partition("=")
+    key, equals, text = argument[1:].partition("=")
+    return (SHORT[key], equals, text) if argument.startswith("-") and key in SHORT else ("", "", "")
+
+
+def _is_value_of(key: str, text: str) -> bool:
+    """Whether what follows ``--key`` is its value: not another option, and of a switch only True or False."""
+    if text.startswith("=") or (text.startswith("-") and not isinstance(parse_value(text), (int, float))):
+        return False
+    return text in _TRUTH if _kinds(key) >= {bool} and str not in _kinds(key) else True
+
+
+@cache
+def _kinds(key: str) -> frozenset[Any]:
+    """Kinds of value that a setting has; none for a key that no section declares."""
+    key = key.rpartition(".")[2]  # --SASRec.data_path=...: for one row of a comparison
+    return frozenset(unwrap(member)[0] for kind in types_by_key().get(key, ()) for member in members(kind))
+
+
+def _add(settings: dict[str, Any], key: str, given: str | bool) -> None:
+    if given is True and _kinds(key) and bool not in _kinds(key):
+        raise ConfigError(f'--{key} needs a value: write --{key}=VALUE, without spaces around "=".')
+    value: Any = given
+    if isinstance(given, str):
+        verbatim = is_text(key.rpartition(".")[2])
+        value = (None if given in _BLANK else given) if verbatim else parse_value(given)
+    if key in settings and settings[key] != value:
+        raise ConfigError(f"The parameter --{key} is given twice: {settings[key]!r} and {value!r}.")
+    settings[key] = value

@@ -1,0 +1,351 @@
+"""Which settings apply and whether they may: ``command line > dictionary > user's files > our props > RecBole's``.
+
+Nothing here needs torch or RecBole's code, so that a mistake is said in a fraction of a second.
+:class:`recbole_llm.config.Config` hands the outcome to RecBole.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.config.registry import (
+    RECBOLE_ROOT,
+    known_models,
+    listed_files,
+    model_file,
+    property_file,
+    props_dir,
+)
+from recbole_llm.config.schema import is_text, types_of, value_problem
+from recbole_llm.config.values import load_yaml, nearest, parse_value, plain, without_code_keys
+from recbole_llm.errors import ConfigError
+
+# What RecBole's batch transforms read where `transform` names one.
+TRANSFORM_KEYS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
+LEAVE_ONE_OUT = {"LS": "valid_and_test"}
+NEGATIVES = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+
+
+@dataclass
+class Given:
+    """What the user set, by where it was said; later ones win.
+
+    Attributes
+    ----------
+    files, dictionary, arguments : dict
+        From settings files, from a dictionary of the caller, from the command line.
+    notices : list of str
+        Warnings about them.
+    """
+
+    files: dict[str, Any]
+    dictionary: dict[str, Any]
+    arguments: dict[str, Any]
+    notices: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(
+        cls,
+        files: Sequence[str | Path | Mapping[str, Any]] | None,
+        dictionary: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any] | None,
+    ) -> "Given":
+        """Read the files, and parse the strings of the dictionary; those of the command line are parsed already.
+
+        Raises
+        ------
+        ConfigError
+            For a file that cannot be read, a key that is no name, or a value that is nested without end.
+        """
+        parsed = {
+            key: parse_value(value) if isinstance(value, str) and not is_text(str(key)) else value
+            for key, value in dict(dictionary or {}).items()
+        }
+        given = cls({}, _plain(parsed), _plain(dict(arguments or {})))
+        named = {**given.dictionary, **given.arguments}.get("config_files")
+        dropped: list[str] = []
+        for file in [*(files or []), *listed_files(named)]:
+            content = _plain(file) if isinstance(file, Mapping) else load_yaml(Path(file))
+            given.files.update(without_code_keys(content, dropped))
+        for key in dict.fromkeys(key for key in dropped if key not in {**given.dictionary, **given.arguments}):
+            given.notices.append(
+                f"{key} lets a model repository run code and does not count from a settings file: give --{key}=True "
+                "on the command line, or in a dictionary, if you trust the repository."
+            )
+        return given
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All of them, the stronger ones on top."""
+        return {**self.files, **self.dictionary, **self.arguments}
+
+    def strength(self, key: str) -> int:
+        """0 for a key that is not set, 1 in a file, 2 in a dictionary, 3 on the command line."""
+        return max(
+            (i for i, each in enumerate((self.files, self.dictionary, self.arguments), 1) if key in each), default=0
+        )
+
+
+def _plain(settings: Mapping[Any, Any]) -> dict[str, Any]:
+    for key in settings:
+        if not isinstance(key, str):
+            raise ConfigError(f"The key {key!r} of a dictionary of settings is not a name.")
+    return {key: plain(value, key) for key, value in settings.items()}
+
+
+@dataclass
+class Defaults:
+    """What applies where the user says nothing.
+
+    Attributes
+    ----------
+    values : dict
+        Every setting of the run.
+    model_keys : set of str
+        Those that the property files of the model name.
+    types : dict
+        Types of all settings.
+    """
+
+    values: dict[str, Any]
+    model_keys: set[str]
+    types: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: str, dataset: str, of_model: Mapping[str, Any], declares: str | None = None) -> "Defaults":
+        """Read the property files of RecBole and of this package, ours last.
+
+        Parameters
+        ----------
+        model, dataset : str
+        of_model : dict
+            Settings of the model with their defaults.
+        declares : str, optional
+            Model whose section of the schema applies, where it is another: what a class of the user's derives from.
+        """
+        theirs, ours = RECBOLE_ROOT / "properties", props_dir()
+        files = (
+            theirs / "overall.yaml",
+            theirs / "dataset" / "sample.yaml",
+            theirs / "dataset" / f"{dataset}.yaml",
+            theirs / "quick_start_config" / "sequential.yaml",
+            ours / "overall.yaml",
+            None,
+            ours / "dataset" / f"{dataset}.yaml",
+        )
+        values: dict[str, Any] = {}
+        for path in files:
+            if path is None:
+                values.update(of_model)
+            elif path.is_file():
+                values.update(property_file(path))
+        # RecBole's `load_col` names two ids and no time: a default that suits no sequential model, so not a choice.
+        own_dataset = ours / "dataset" / f"{dataset}.yaml"
+        if not own_dataset.is_file() or "load_col" not in property_file(own_dataset):
+            values["load_col"] = None
+        return cls(values, set(of_model), types_of(declares or model, of_model))
+
+
+def no_effect(key: str, model: str, defaults: Defaults, given: Mapping[str, Any]) -> str | None:
+    """Say why setting a parameter would change nothing, with the nearest name; None for one that is read."""
+    known = {*defaults.values, *defaults.types, *(TRANSFORM_KEYS if given.get("transform") else ())}
+    if key in known:
+        return None
+    elsewhere = keys_of_models()
+    if key in elsewhere:
+        if not defaults.model_keys:
+            return None  # a class of the user's own, which may well read it
+        others = elsewhere[key]
+        text = f"The parameter {key!r} has no effect on {model}; it belongs to {', '.join(others[:4])}"
+        return text + (" and others." if len(others) > 4 else ".")
+    # A key that this model reads is the better guess.
+    hint = nearest(key, known) or nearest(key, elsewhere)
+    if not defaults.model_keys:
+        return (
+            f"The parameter {key!r} is not known.{hint} If {model} reads it, list it with its default in the class "
+            "attribute `defaults`."
+        )
+    return f"The parameter {key!r} is not known.{hint}"
+
+
+def keys_of_models() -> dict[str, list[str]]:
+    """Every parameter of every model's property file, with the models that have it."""
+    keys: dict[str, list[str]] = {}
+    for name in known_models():
+        for key in property_file(model_file(name)):
+            keys.setdefault(key, []).append(name)
+    return keys
+
+
+def check(model: str, defaults: Defaults, given: Given, declared: Iterable[str] = ()) -> None:
+    """Check the name and the value of everything the user set.
+
+    Parameters
+    ----------
+    model : str
+    defaults : Defaults
+    given : Given
+        Gets notices about keys that other models have.
+    declared : iterable of str
+        Keys that a class of the user's own reads.
+
+    Raises
+    ------
+    ConfigError
+        For a key that is not known (unless ``allow_unknown_keys`` is set) or a value that is not allowed.
+    """
+    settings = given.settings
+    for key in settings:
+        text = no_effect(key, model, defaults, settings) if key not in declared else None
+        if text is None:
+            continue
+        if "is not known" in text and settings.get("allow_unknown_keys") is not True:
+            raise ConfigError(
+                f"{text} (`recbole-llm help` lists the parameters; --allow_unknown_keys=True ignores this.)"
+            )
+        given.notices.append(text)
+    for key, value in settings.items():
+        check_value(key, value, defaults.types, {**defaults.values, **settings})
+
+
+def check_value(key: str, value: Any, types: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    """Raise ConfigError for a value that the type of its key does not allow."""
+    text = value_problem(key, value, types, settings)
+    if text is not None:
+        raise ConfigError(f"{text}.".replace("..", ".").replace("?.", "?"))
+
+
+def merge(model: str, dataset: str, defaults: Defaults, given: Given) -> dict[str, Any]:
+    """Every setting of the run, before RecBole derives others from them."""
+    settings = given.settings
+    final = {**defaults.values, **settings}
+    final.pop("config_files", None)
+    final["model"], final["dataset"] = model, dataset
+    if given.strength("warmup_ratio") > given.strength("warmup_updates"):
+        final["warmup_updates"] = None  # it may have a default, and would win
+    if final.get("load_col") is None:
+        final["load_col"] = _default_columns(final, defaults.model_keys)
+    if final.get("smoke"):
+        trains = final["epochs"] != 0  # LLMSeqSim does not, not even in a smoke run
+        # What the user typed on the command line or in a dictionary still wins.
+        for key, value in final["smoke_settings"].items():
+            if key in defaults.values and given.strength(key) < 2 and (trains or key != "epochs"):
+                check_value(key, value, defaults.types)
+                final[key] = value
+        final["smoke_settings"] = {}  # applied: the merged settings, read from a file, must not apply them again
+    return final
+
+
+def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str, list[str]]:
+    """Load what is read and nothing else: ids, time, and the item fields that a feature model names."""
+    item, user = final["ITEM_ID_FIELD"], final["USER_ID_FIELD"]
+    columns = {"inter": [user, item, final["TIME_FIELD"]]}
+    features: list[str] = []
+    for key in ("selected_features", "item_attribute"):
+        value = final.get(key) if key in model_keys else None
+        features += [value] if isinstance(value, str) else list(value or [])
+    filtered = list(final.get("val_interval") or {}) + list(final.get("threshold") or {})
+    columns["inter"] += [field for field in filtered if field not in columns["inter"]]
+    if features:
+        columns["item"] = [item, *dict.fromkeys(features)]
+    return columns
+
+
+def complete(final: dict[str, Any], defaults: Defaults, given: Given) -> None:
+    """Fill in what mappings and lists leave out, and check settings against one another; ``final`` is changed.
+
+    Raises
+    ------
+    ConfigError
+        For settings that contradict one another.
+    """
+    metrics, topk = final["metrics"], final["topk"]
+    final["metrics"] = [metrics] if isinstance(metrics, str) else list(metrics)
+    final["topk"] = [topk] if isinstance(topk, int) else list(topk)
+    computed = [f"{metric}@{k}" for metric in final["metrics"] for k in final["topk"]]
+    if str(final["valid_metric"]).lower() not in [name.lower() for name in computed]:
+        raise ConfigError(
+            f"valid_metric={final['valid_metric']!r} is not among what metrics and topk ask for: "
+            f"{', '.join(computed)}. Choose one of these, or add to metrics or topk."
+        )
+    final["eval_args"] = _evaluation_arguments(final["eval_args"])
+    negatives = final.get("train_neg_sample_args")
+    if negatives is not None:
+        if final.get("loss_type") == "CE" and "train_neg_sample_args" in given.settings:
+            raise ConfigError(
+                f"train_neg_sample_args={negatives!r} contradicts loss_type='CE', which uses every item: drop it, or "
+                "set loss_type=BPR where the model has it."
+            )
+        final["train_neg_sample_args"] = {**NEGATIVES, **negatives}
+    _check_protocol(final, defaults, given)
+    if final.get("r_min", 0) > final.get("r_max", 1):
+        raise ConfigError(f"r_min={final['r_min']!r} must not be above r_max={final['r_max']!r}.")
+    same = given.strength("warmup_ratio") == given.strength("warmup_updates") > 0
+    if same and final["warmup_updates"] and final["warmup_ratio"]:
+        raise ConfigError(
+            f"warmup_ratio={final['warmup_ratio']!r} and warmup_updates={final['warmup_updates']!r} both say how long "
+            "the warm-up is: drop one of them."
+        )
+
+
+def _evaluation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``eval_args`` with what is left out filled in."""
+    full: dict[str, Any] = {
+        "split": dict(LEAVE_ONE_OUT),
+        "order": "TO",
+        "group_by": "user",
+        "mode": "full",
+        **arguments,
+    }
+    mode = full["mode"] if isinstance(full["mode"], Mapping) else {"valid": full["mode"], "test": full["mode"]}
+    default = mode.get("valid", mode.get("test", "full"))
+    full["mode"] = {"valid": mode.get("valid", default), "test": mode.get("test", default)}
+    return full
+
+
+def _check_protocol(final: dict[str, Any], defaults: Defaults, given: Given) -> None:
+    protocol, split = final["protocol"], final["eval_args"]["split"]
+    if protocol == "loo" and split != LEAVE_ONE_OUT:
+        raise ConfigError(
+            f"protocol=loo contradicts eval_args.split={split!r}: drop one of them (protocol=eval_args takes the "
+            "split of eval_args)."
+        )
+    if protocol != "temporal_session":
+        for key, value in given.settings.items():
+            if key.startswith("temporal_session_") and value != defaults.values.get(key):
+                given.notices.append(f"{key} has no effect without protocol=temporal_session.")
+        return
+    if split != LEAVE_ONE_OUT:
+        raise ConfigError(
+            f"protocol=temporal_session makes a split of its own, and eval_args.split={split!r} asks for another: "
+            "leave split out of eval_args, or set protocol=eval_args."
+        )
+    fold, folds = final["temporal_session_fold"], final["temporal_session_folds"]
+    if fold is not None and fold > folds:
+        raise ConfigError(
+            f"invalid value for temporal_session_fold: {fold!r} (choose ~, the test sessions, or 1 to {folds}, the "
+            "value of temporal_session_folds)."
+        )
+    final["eval_args"]["split"] = {"temporal_session": final["temporal_session_test_ratio"]}
+
+
+def precheck(
+    files: Sequence[str | Path | Mapping[str, Any]] | None,
+    dictionary: Mapping[str, Any] | None,
+    arguments: Mapping[str, Any] | None,
+) -> None:
+    """Check the settings of a run without importing torch; what needs a class is left to :class:`Config`.
+
+    Raises
+    ------
+    ConfigError
+        As :class:`Config`.
+    """
+    given = Given.read(files, dictionary, arguments)
+    model, dataset = given.settings.get("model"), given.settings.get("dataset")
+    if not isinstance(model, str) or dataset is None or ":" in model:
+        return
+    defaults = Defaults.of(model, str(dataset), property_file(model_file(model)))
+    check(model, defaults, given)
+    complete(merge(model, str(dataset), defaults, given), defaults, given)
