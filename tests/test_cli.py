@@ -82,7 +82,7 @@ def test_other_commands_have_their_own_help(command, capsys):
         (["--dataset=ml-100k"], "No model is given"),
         (["--model=SASRec"], "No dataset is given"),
         (["--model=SASRek", "--dataset=ml-100k"], "Did you mean 'SASRec'?"),
-        (["--model=SASRec", "--dataset=ml-100k", "--epochs=many"], "int is needed"),
+        (["--model=SASRec", "--dataset=ml-100k", "--epochs=many"], "invalid value for epochs: 'many'"),
         (["--model=SASRec", "--dataset=nosuch"], "nosuch"),
         (["--model=SASRec", "--dataset=ml-100k", "--config_files=a.yaml"], "There is no settings file 'a.yaml'"),
         (["--resume=nowhere"], "is it a run directory?"),
@@ -107,10 +107,13 @@ def test_a_run(shop):
     assert report["epochs"] == 1
 
 
-def test_run_is_the_default_command_and_a_misspelt_key_is_reported_twice(shop, caplog):
-    assert main(["run", "--model=SASRec", "--dataset=shop", "--learning_rte=1", *TINY]) == 0
+def test_run_is_the_default_command_and_an_allowed_unknown_key_is_reported_twice(shop, caplog):
+    arguments = ["run", "--model=SASRec", "--dataset=shop", "--learning_rte=1", *TINY]
+    assert main(arguments) == 2
+    assert not Path("saved").exists()
+    assert main([*arguments, "--allow_unknown_keys"]) == 0
     said = [record.message for record in caplog.records if "learning_rte" in record.message]
-    assert said == ["The parameter 'learning_rte' is not known and has no effect. Did you mean 'learning_rate'?"] * 2
+    assert said == ["The parameter 'learning_rte' is not known. Did you mean 'learning_rate'?"] * 2
     assert said[0] in (only_run_dir() / "run.log").read_text(encoding="utf-8")
     assert json.loads((only_run_dir() / "results.json").read_text(encoding="utf-8"))["notices"] == said[:1]
 

@@ -184,12 +184,12 @@ def choice(config: Any, key: str, allowed: Sequence[Any]) -> Any:
     if value not in allowed:
         hint = nearest(str(value), [str(option) for option in allowed])
         options = ", ".join(repr(option) for option in allowed)
-        raise ConfigError(f"{key}={value!r} is not a choice.{hint} Allowed: {options}.")
+        raise ConfigError(f"invalid value for {key}: {value!r} (choose from {options}).{hint}")
     return value
 
 
 def at_least(config: Any, key: str, least: int) -> int:
     """``config[key]`` as a whole number, or ConfigError where it is below ``least``."""
     if int(config[key]) < least:
-        raise ConfigError(f"{key}={config[key]!r} must be at least {least}.")
+        raise ConfigError(f"invalid value for {key}: {config[key]!r} (give a whole number of at least {least}).")
     return int(config[key])

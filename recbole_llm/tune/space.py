@@ -325,6 +325,6 @@ def check_space(space: Sequence[Parameter], config: Config, typed: Mapping[str, 
                 config.check_value(key, value)
             except ConfigError as error:
                 hint = ""
-                if isinstance(value, float) and "int is needed" in str(error):
+                if isinstance(value, float) and "whole number" in str(error):
                     hint = f" For whole numbers write `{key} quniform {parameter.low:g},{parameter.high:g},1`."
                 raise ConfigError(f"{where}: {error}{hint}") from error

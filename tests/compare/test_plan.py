@@ -110,10 +110,10 @@ def test_a_key_that_only_some_rows_read_is_given_to_those(caplog):
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "seeds=1,1"], "different whole numbers"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "seeds=a"], "different whole numbers"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "baselines=GRU"], "'GRU' is no row"),
-        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "significance_test=z"], "Allowed: 't-test', 'permutation'"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "significance_test=z"], "choose from 't-test', 'permutation'"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "significance_level=5"], "between 0 and 1"),
-        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "reuse=maybe"], "reuse='maybe'"),
-        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "epochs=many"], "SASRec: epochs='many'"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "reuse=maybe"], "'maybe'"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "epochs=many"], "SASRec: invalid value for epochs: 'many'"),
         (
             ["model=SASRec,GRU4Rec", "dataset=ml-100k", "GRU4Rec.mask_history=False"],
             "would not be evaluated alike: mask_history=True and False",

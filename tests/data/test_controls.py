@@ -180,7 +180,7 @@ def test_a_control_that_does_nothing_is_an_error(tmp_path, model, more):
 
 
 def test_an_unknown_control(tmp_path):
-    with pytest.raises(ConfigError, match="control='shuffled_texts' is not a choice. Did you mean 'shuffled_text'"):
+    with pytest.raises(ConfigError, match="invalid value for control: 'shuffled_texts'.*Did you mean 'shuffled_text'"):
         Config("LLMSeqSim", "cycle", config_dict={"control": "shuffled_texts"})
 
 

@@ -241,15 +241,21 @@ def test_rank_times_are_refused_also_after_a_filter(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"protocol": "temporal"}, "protocol='temporal' is not a choice.*'temporal_session'"),
+        ({"protocol": "temporal"}, "invalid value for protocol: 'temporal'"),
         ({**TEMPORAL, "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}}}, "leave split out of eval_args"),
         ({"protocol": "loo", "eval_args": {"split": {"LS": "test_only"}}}, "protocol=loo contradicts"),
-        ({**TEMPORAL, "temporal_session_test_ratio": 0}, "must lie between 0 and 1"),
-        ({**TEMPORAL, "temporal_session_test_ratio": 1.0}, "must lie between 0 and 1"),
+        (
+            {**TEMPORAL, "temporal_session_test_ratio": 0},
+            "invalid value for temporal_session_test_ratio: .* above 0 and below 1",
+        ),
+        (
+            {**TEMPORAL, "temporal_session_test_ratio": 1.0},
+            "invalid value for temporal_session_test_ratio: .* above 0 and below 1",
+        ),
         ({**TEMPORAL, "temporal_session_valid_ratio": 1}, "at least 0 and below 1"),
-        ({**TEMPORAL, "temporal_session_fold": 4}, "temporal_session_fold=4 is not a choice.*1 to 3"),
-        ({**TEMPORAL, "temporal_session_fold": 0}, "is not a choice"),
-        ({**TEMPORAL, "temporal_session_valid_max": 0}, "too small"),
+        ({**TEMPORAL, "temporal_session_fold": 4}, "invalid value for temporal_session_fold: 4.*1 to 3"),
+        ({**TEMPORAL, "temporal_session_fold": 0}, "invalid value for temporal_session_fold: 0"),
+        ({**TEMPORAL, "temporal_session_valid_max": 0}, "at least 1"),
     ],
 )
 def test_wrong_combinations_are_refused(settings, says):

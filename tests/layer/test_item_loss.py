@@ -333,9 +333,9 @@ def test_autocast(problem, loss, negatives):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"loss": "bpr"}, "loss='bpr' is not a choice. Allowed: 'ce', 'sampled_softmax', 'gbce'"),
-        ({"negatives": "each"}, "negatives='each' is not a choice"),
-        ({"negative_distribution": "pop"}, "negative_distribution='pop' is not a choice"),
+        ({"loss": "bpr"}, "invalid value for loss: 'bpr' (choose from 'ce', 'sampled_softmax', 'gbce'"),
+        ({"negatives": "each"}, "invalid value for negatives: 'each'"),
+        ({"negative_distribution": "pop"}, "invalid value for negative_distribution: 'pop'"),
         ({"num_negatives": 0}, "num_negatives=0 is too small"),
         ({"gbce_t": 1.5}, "gbce_t=1.5 must lie between 0"),
         ({"loss": "gbce", "negative_distribution": "popularity"}, "contradicts loss='gbce'"),

@@ -147,11 +147,11 @@ def test_without_user_ids(folder):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"neighbors": 0}, "neighbors=0 must be at least 1"),
-        ({"sample_size": 0}, "sample_size=0 must be at least 1"),
-        ({"sampling": "newest"}, "sampling='newest' is not a choice"),
-        ({"similarity": "euclidean"}, "similarity='euclidean' is not a choice"),
-        ({"decay": "half"}, "decay='half' is not a choice"),
+        ({"neighbors": 0}, "invalid value for neighbors: 0"),
+        ({"sample_size": 0}, "invalid value for sample_size: 0"),
+        ({"sampling": "newest"}, "invalid value for sampling: 'newest'"),
+        ({"similarity": "euclidean"}, "invalid value for similarity: 'euclidean'"),
+        ({"decay": "half"}, "invalid value for decay: 'half'"),
     ],
 )
 def test_what_is_refused(folder, settings, says):
