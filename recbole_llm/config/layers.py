@@ -156,7 +156,7 @@ def no_effect(key: str, model: str, defaults: Defaults, given: Mapping[str, Any]
     if key in elsewhere:
         if not defaults.model_keys:
             return None  # a class of the user's own, which may well read it
-        others = elsewhere[key]
+        others = sorted(elsewhere[key])
         text = f"The parameter {key!r} has no effect on {model}; it belongs to {', '.join(others[:4])}"
         return text + (" and others." if len(others) > 4 else ".")
     # A key that this model reads is the better guess.

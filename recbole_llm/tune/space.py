@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_llm.config import Config
 from recbole_llm.config.registry import props_dir
-from recbole_llm.config.values import TEXT_KEYS, nearest, parse_value
+from recbole_llm.config.schema import is_text
+from recbole_llm.config.values import nearest, parse_value
 from recbole_llm.errors import ConfigError
 from recbole_llm.extras import optional
 from recbole_llm.run.identity import CIRCUMSTANCES
@@ -282,7 +283,7 @@ def _choice(name: str, values: Any, where: str) -> Parameter:
             f"{where}: {values!r} is not a list of options, such as [1,2] or ['pca','none'] (quote words that hold "
             "commas or blanks)."
         )
-    if name not in TEXT_KEYS:
+    if not is_text(name):
         values = [parse_value(value) if isinstance(value, str) else value for value in values]
     if len({repr(value) for value in values}) < len(values):
         raise ConfigError(f"{where}: {name} has an option twice: {list(values)!r}.")
