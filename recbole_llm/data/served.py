@@ -10,6 +10,8 @@ import torch
 from recbole.utils.enum_type import FeatureType
 
 from recbole_llm.data.dataset import HistoryDataset, take
+from recbole_llm.data.filters import parse_intervals, within
+from recbole_llm.data.histories import Histories
 from recbole_llm.data.trained import TrainedData
 from recbole_llm.errors import CheckpointError
 
@@ -41,7 +43,7 @@ class ServedDataset(HistoryDataset):
 
     def __init__(self, config: Any, trained: TrainedData) -> None:
         self.trained = trained
-        self._unsettled: tuple[Any, np.ndarray, np.ndarray] | None = None
+        self._unsettled: tuple[Histories, np.ndarray, np.ndarray] | None = None
         super().__init__(config)
 
     # ---- reading
@@ -71,11 +73,11 @@ class ServedDataset(HistoryDataset):
 
     def _filter_by_inter_num(self) -> None:
         """Items are settled; users whom the run did not have must have enough interactions with them."""
-        intervals = self._parse_intervals_str(self.config["user_inter_num_interval"])
+        intervals = parse_intervals("user_inter_num_interval", self.config["user_inter_num_interval"])
         if intervals:
             users = self.inter_feat[self.uid_field]
             codes, unique = pd.factorize(users)
-            enough = np.asarray(self._within_intervals(np.bincount(codes, minlength=len(unique)), intervals))
+            enough = within(np.bincount(codes, minlength=len(unique)), intervals)
             kept = enough[codes] | users.isin(self.trained.tokens[self.uid_field][1:]).to_numpy()
             self.inter_feat = self.inter_feat[kept]
 
@@ -102,12 +104,12 @@ class ServedDataset(HistoryDataset):
     def _settled(self, times: np.ndarray) -> np.ndarray:
         """Go back to the interactions of the run in its order."""
         trained = self.trained
-        places = trained.places(self.flat[self.uid_field].numpy(), self.flat[self.iid_field].numpy())
+        places = trained.places(self.histories.users.numpy(), self.histories.items.numpy())
         self._check_complete(places)
         known = np.flatnonzero(places >= 0)
         order = known[np.argsort(places[known])]
         self._check_order(times[order])
-        self._unsettled = self.flat, places, times
+        self._unsettled = self.histories, places, times
         self.grown = copy.copy(self)
         for name in ("field2id_token", "field2token_id"):
             setattr(self.grown, name, dict(getattr(self, name)))
@@ -115,7 +117,7 @@ class ServedDataset(HistoryDataset):
         self._set_tokens(self.uid_field, self.field2id_token[self.uid_field][:users])
         if self.user_feat is not None:
             self.user_feat = take(self.user_feat, torch.arange(users))
-        self._set_flat(take(self.flat, torch.from_numpy(order)))
+        self._set_histories(self.histories.take(torch.from_numpy(order)))
         return times[order]
 
     def _check_complete(self, places: np.ndarray) -> None:
@@ -152,7 +154,7 @@ class ServedDataset(HistoryDataset):
     def _grow(self) -> None:
         """Histories of :attr:`grown`: those of the run, without what its protocol took out, and new interactions."""
         assert self._unsettled is not None
-        flat, places, times = self._unsettled
+        histories, places, times = self._unsettled
         self._unsettled = None
         new = places < 0
         if self.config["smoke"]:  # it had left out older ones
@@ -161,8 +163,9 @@ class ServedDataset(HistoryDataset):
         index = np.flatnonzero(new | ((places >= 0) & kept[places]))
         # Equal times stand in the order of the run, new interactions behind them.
         rank = np.where(places < 0, len(kept), places)[index]
-        owners = flat[self.uid_field].numpy()
-        self.grown._set_flat(take(flat, torch.from_numpy(index[np.lexsort((rank, times[index], owners[index]))])))
+        owners = histories.users.numpy()
+        order = torch.from_numpy(index[np.lexsort((rank, times[index], owners[index]))])
+        self.grown._set_histories(histories.take(order))
         if new.any():
             strangers = len(np.unique(owners[new & (owners >= len(self.trained.lengths))]))
             self.logger.warning(

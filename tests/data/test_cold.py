@@ -118,7 +118,7 @@ def test_the_draw_depends_on_its_own_seed_only(settings):
 def test_without_cold_items_nothing_changes(settings):
     dataset, loaders = build(settings)
     assert dataset.cold is None
-    assert all(loader.dataset.flat is dataset.flat for loader in loaders)
+    assert all(loader.dataset.histories is dataset.histories for loader in loaders)
 
 
 @pytest.mark.parametrize("model", ["SASRec", "LLMSeqSim", "FPMC"])

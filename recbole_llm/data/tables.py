@@ -1,0 +1,282 @@
+"""Atomic files -> tables with integer ids: RecBole's reading and filtering, on whole columns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils.enum_type import FeatureSource, FeatureType
+from torch.nn.utils.rnn import pad_sequence
+
+from recbole_llm import distributed
+from recbole_llm.data.atomic import AtomicFormat, read_table, read_types
+from recbole_llm.data.download import download
+from recbole_llm.data.fields import check_columns, check_field_settings, check_suffixes, columns_of, source_name
+from recbole_llm.data.filters import first_users, k_core, parse_intervals, within, without_repeated_pairs
+from recbole_llm.errors import DataError
+
+
+class TableDataset(SequentialDataset):
+    """The part of RecBole's dataset that ends with a table of interactions, of users and of items.
+
+    Ids, field names and filters are RecBole's; ids are the texts of the files.
+
+    Parameters
+    ----------
+    config : recbole_llm.config.Config
+
+    Attributes
+    ----------
+    source_files : list of pathlib.Path
+        The atomic files that were read.
+    inter_feat, user_feat, item_feat : pandas.DataFrame
+    newest_time : float
+        Newest time in the file, before any filter.
+
+    Raises
+    ------
+    ConfigError, DataError
+        For a missing or damaged file, a missing field, or filters that leave nothing.
+    """
+
+    inter_feat: Any  # a DataFrame while it is filtered, an Interaction of rows after `build`
+    newest_time: float
+
+    def __init__(self, config: Any) -> None:
+        self.source_files: list[Path] = []
+        super().__init__(config)
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        with distributed.main_of_machine_first():
+            if not Path(dataset_path).exists():
+                self._download()
+        super()._load_data(token, dataset_path)
+
+    def _download(self) -> None:
+        url = self._get_download_url("url", allow_none=True)
+        download(self.dataset_name, url, Path(self.dataset_path), self.logger)
+
+    def _load_user_or_item_feat(self, token: str, dataset_path: str, source: FeatureSource, field_name: str) -> Any:
+        path = Path(dataset_path) / f"{token}.{source.value}"
+        needed = [field for field in (self.config["load_col"] or {}).get(source.value, ()) if field != "*"]
+        if needed and not path.is_file():
+            raise DataError(
+                f"There is no file {str(path)!r}, but load_col or the model {self.config['model']} asks for its "
+                f"fields {', '.join(needed)}."
+            )
+        return super()._load_user_or_item_feat(token, dataset_path, source, field_name)
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        if not (Path(dataset_path) / f"{token}.inter").is_file():
+            found = sorted(path.name for path in Path(dataset_path).glob("*.inter"))
+            raise DataError(
+                f"There is no file {token}.inter in {dataset_path!r} (found: {', '.join(found) or 'no .inter file'}). "
+                "The dataset name, the folder and the file must have the same name."
+            )
+        super()._load_inter_feat(token, dataset_path)
+
+    def _load_feat(self, filepath: str, source: FeatureSource | str) -> pd.DataFrame | None:
+        """Read an atomic file and note the types of its fields."""
+        load_col, unload_col = columns_of(self.config, source_name(source))
+        if load_col == set():
+            return None
+        path, form = Path(filepath), AtomicFormat.of(self.config)
+        header = read_types(path, form)
+        check_columns(self.config, path, source_name(source), header, load_col, unload_col, self._needed(source))
+        names = [field for field in header if (load_col is None or field in load_col) and field not in unload_col]
+        if not names:
+            self.logger.warning(f"No field of {path} is loaded.")
+            return None
+        frame = read_table(path, form, header, names)
+        for field in names:
+            ftype = header[field]
+            sequence = ftype.value.endswith("seq")
+            if isinstance(source, FeatureSource) or source != "link":
+                self.field2source[field], self.field2type[field] = source, ftype
+                if not sequence:
+                    self.field2seqlen[field] = 1
+                if "float" in ftype.value:
+                    self.field2bucketnum[field] = 2
+            if sequence:
+                longest = max(map(len, frame[field]), default=0)
+                limit = (self.config["seq_len"] or {}).get(field)
+                self.field2seqlen[field] = longest if limit is None else min(int(limit), longest)
+                if limit is not None:
+                    frame[field] = pd.Series([part[:limit] for part in frame[field]], frame.index, dtype=object)
+        self.source_files.append(path)
+        return frame
+
+    def _needed(self, source: FeatureSource | str) -> dict[str, str]:
+        """Parameters that name a field of a file, and the fields."""
+        user, item = {"USER_ID_FIELD": self.uid_field}, {"ITEM_ID_FIELD": self.iid_field}
+        needed = {FeatureSource.USER: user, FeatureSource.ITEM: item}
+        needed[FeatureSource.INTERACTION] = user | item | {"TIME_FIELD": self.time_field}
+        return needed.get(source, {})  # type: ignore[call-overload]
+
+    def _load_additional_feat(self, token: str, dataset_path: str) -> None:
+        check_suffixes(self.config, Path(dataset_path), token)
+        super()._load_additional_feat(token, dataset_path)
+
+    def _init_alias(self) -> None:
+        ids = {"user": self.uid_field, "item": self.iid_field, "time": self.time_field}
+        check_field_settings(self.config, self.field2type, self.field2source, ids)
+        super()._init_alias()
+
+    # ---- filtering, ids
+
+    def _data_filtering(self) -> None:
+        self.newest_time = float(self.inter_feat[self.time_field].max())
+        self._cut()
+        super()._data_filtering()
+
+    def _cut(self) -> None:
+        """What is read of the file: all of it, or the little that a smoke run takes."""
+        if self.config["smoke"]:
+            users, interactions = int(self.config["smoke_users"]), int(self.config["smoke_interactions"])
+            self.inter_feat = first_users(self.inter_feat, self.uid_field, users, interactions)
+
+    def _filter_nan_user_or_item(self) -> None:
+        """Drop rows without an id (RecBole's version drops others where a feature file has repeated ids)."""
+        for name, field in (("user", self.uid_field), ("item", self.iid_field), ("inter", None)):
+            feat = getattr(self, f"{name}_feat")
+            if feat is None:
+                continue
+            ids = [field] if field else [self.uid_field, self.iid_field]
+            missing = feat[ids].isna().any(axis=1)
+            if missing.any():
+                self.logger.warning(
+                    f"{int(missing.sum())} lines of the .{name} file have no {' or '.join(ids)} and are left out."
+                )
+                setattr(self, f"{name}_feat", feat[~missing].reset_index(drop=True))
+
+    def _filter_by_field_value(self) -> None:
+        """Keep the rows whose values ``val_interval`` allows: numbers in intervals, ids in lists."""
+        for field, allowed in (self.config["val_interval"] or {}).items():
+            for name in self.feat_name_list:
+                feat = getattr(self, name)
+                if field not in feat:
+                    continue
+                if self.field2type[field] == FeatureType.FLOAT:
+                    intervals = parse_intervals(f"val_interval of {field}", allowed)
+                    kept = within(feat[field].to_numpy(), intervals or [])
+                else:
+                    kept = feat[field].isin([str(value) for value in allowed]).to_numpy()
+                setattr(self, name, feat[kept])
+
+    def _reset_index(self) -> None:
+        for name in self.feat_name_list:
+            if getattr(self, name).empty:
+                kind = name.removesuffix("_feat")
+                raise DataError(
+                    f"Nothing is left of the .{kind} data of {self.dataset_name!r} after filtering. Loosen "
+                    f"user_inter_num_interval={self.config['user_inter_num_interval']!r}, "
+                    f"item_inter_num_interval={self.config['item_inter_num_interval']!r} or "
+                    f"val_interval={self.config['val_interval']!r}."
+                )
+        super()._reset_index()
+
+    def _remove_duplication(self) -> None:
+        keep = self.config["rm_dup_inter"]
+        if keep is not None:
+            pair = [self.uid_field, self.iid_field]
+            self.inter_feat = without_repeated_pairs(self.inter_feat, pair, self.time_field, keep)
+
+    def _filter_by_inter_num(self) -> None:
+        """Filter on the number of interactions (k-core), on integer codes."""
+        keys = [f"{kind}_inter_num_interval" for kind in ("user", "item")]
+        intervals = [parse_intervals(key, self.config[key]) for key in keys]
+        fields = [self.uid_field, self.iid_field]
+        codes, tokens = zip(*(pd.factorize(self.inter_feat[field]) for field in fields), strict=True)
+        kept, allowed = k_core(codes, [len(unique) for unique in tokens], intervals)
+        self.inter_feat = self.inter_feat[kept]
+        for name, field, interval, unique, ok in zip(
+            ("user_feat", "item_feat"), fields, intervals, tokens, allowed, strict=True
+        ):
+            feat = getattr(self, name)
+            if feat is not None and interval:
+                # Rows of .user/.item without any interaction go only where the lower bound excludes zero.
+                banned = feat[field].isin(np.asarray(unique)[~ok])
+                if not within(np.zeros(1), interval)[0]:
+                    banned |= ~feat[field].isin(np.asarray(unique)[ok])
+                setattr(self, name, feat[~banned])
+
+    def _remap(self, remap_list: Sequence[tuple[pd.DataFrame, str, FeatureType]]) -> None:
+        """Internal ids in order of first appearance, as RecBole gives them; 0 is padding and missing."""
+        if not remap_list:
+            return
+        coded = []
+        for feat, field, ftype in remap_list:
+            values = feat[field] if ftype == FeatureType.TOKEN else _concatenate(feat[field].tolist())
+            codes, unique = pd.factorize(values)
+            coded.append((codes, np.asarray(unique, dtype=object)))
+        merged, tokens = pd.factorize(np.concatenate([unique for _, unique in coded]))
+        id_token = np.array(["[PAD]", *tokens])
+        token_id = {token: i for i, token in enumerate(id_token)}
+        start = 0
+        for (feat, field, ftype), (codes, unique) in zip(remap_list, coded, strict=True):
+            # The last entry serves code -1, a missing value.
+            lookup = np.append(merged[start : start + len(unique)] + 1, 0).astype(np.int64)
+            start += len(unique)
+            ids = lookup[codes]
+            if field not in self.field2id_token:
+                self.field2id_token[field] = id_token
+                self.field2token_id[field] = token_id
+            if ftype == FeatureType.TOKEN:
+                feat[field] = ids
+            else:
+                lengths = np.fromiter(map(len, feat[field]), dtype=np.int64, count=len(feat))
+                parts = np.split(ids, np.cumsum(lengths)[:-1])
+                feat[field] = pd.Series(parts, index=feat.index, dtype=object)
+
+    def _fill_nan(self) -> None:
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                ftype = self.field2type[field]
+                if name == "inter_feat" and field == self.time_field and feat[field].isna().any():
+                    row = int(np.flatnonzero(feat[field].isna())[0])
+                    raise DataError(
+                        f"{int(feat[field].isna().sum())} interactions of {self.dataset_name!r} have no {field!r}, "
+                        f"the first in row {row + 1} after filtering. Without a time there is no order: complete or "
+                        "drop them."
+                    )
+                if ftype == FeatureType.TOKEN:
+                    feat[field] = feat[field].fillna(0).astype(np.int64)
+                elif ftype == FeatureType.FLOAT:
+                    feat[field] = feat[field].fillna(feat[field].mean())
+                else:
+                    dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float64
+                    feat[field] = pd.Series(
+                        [
+                            value if isinstance(value, np.ndarray) else np.array([], dtype=dtype)
+                            for value in feat[field]
+                        ],
+                        index=feat.index,
+                        dtype=object,
+                    )
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        tensors = {}
+        for field in data:
+            ftype = self.field2type[field]
+            plain = field not in self.config["numerical_features"]
+            if ftype == FeatureType.TOKEN:
+                tensors[field] = torch.from_numpy(data[field].to_numpy(np.int64, copy=True))
+            elif ftype == FeatureType.FLOAT and plain:
+                tensors[field] = torch.from_numpy(data[field].to_numpy(np.float32, copy=True))
+            elif plain:
+                width = self.field2seqlen[field]
+                dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float32
+                rows = [torch.from_numpy(np.array(row[:width], dtype=dtype)) for row in data[field]]
+                tensors[field] = pad_sequence(rows, batch_first=True)
+            else:
+                return super()._dataframe_to_interaction(data)
+        return Interaction(tensors)
+
+
+def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.array([], dtype=object)
