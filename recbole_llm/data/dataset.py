@@ -193,10 +193,8 @@ class HistoryDataset(TableDataset):
         self.inter_feat = HistoryRows(columns, self)
 
     def _notice(self, texts: Iterable[str]) -> None:
-        for text in texts:
-            if text not in self.config.notices:
-                self.config.notices.append(text)
-                self.logger.warning(text)
+        """Add to what the end of a run says beside its results."""
+        self.config.notices += [text for text in texts if text not in self.config.notices]
 
     @property
     def flat(self) -> Interaction:

@@ -80,8 +80,6 @@ class TimeReport:
         The first and the last time.
     tied_last : int
         Users whose last two interactions have one time: which one is tested depends on the order of the file.
-    tied_before_last : int
-        Users whose last but one interaction has the time of the one before it: likewise the validation item.
     below : int
         Interactions whose time is another unit than that of the others, or none: times come in two groups, this many
         in the lower one.
@@ -94,7 +92,6 @@ class TimeReport:
     low: float
     high: float
     tied_last: int
-    tied_before_last: int
     below: int = 0
     below_high: float = 0.0
     above_low: float = 0.0
@@ -123,11 +120,11 @@ class TimeReport:
                 f"{self.interactions:,} times go up to {self.below_high:.10g}, the others start at "
                 f"{self.above_low:.10g}. Which item is tested depends on it; convert all of them to one unit."
             )
-        if self.tied_last or self.tied_before_last:
+        if self.tied_last:
             texts.append(
                 f"Equal values of {field}: for {self.tied_last:,} of {self.users:,} users "
-                f"({self.tied_last / self.users:.1%}) the order of the file decides which item is the last, for "
-                f"{self.tied_before_last:,} which is the last but one."
+                f"({self.tied_last / self.users:.1%}) the order of the file decides which item is the last, the one "
+                "that is tested."
             )
         return texts
 
@@ -142,12 +139,12 @@ def examine_times(users: np.ndarray, times: np.ndarray) -> TimeReport:
         Finite. Both in the order of :func:`history_order`.
     """
     if len(times) == 0:
-        return TimeReport(0, 0, 0.0, 0.0, 0, 0)
+        return TimeReport(0, 0, 0.0, 0.0, 0)
     same_user = users[1:] == users[:-1]
     tied = same_user & (times[1:] == times[:-1])
     ends = np.flatnonzero(np.r_[users[1:] != users[:-1], True])
     lengths = np.diff(np.r_[-1, ends])
-    last, before = ends[lengths > 1], ends[lengths > 2]
+    last = ends[lengths > 1]
     size = np.sort(np.abs(times.astype(np.float64)))
     gaps = np.flatnonzero((size[1:] >= _DATES_FROM) & (size[1:] >= _UNIT_GAP * size[:-1]))
     low = int(gaps[0]) if len(gaps) else -1
@@ -157,7 +154,6 @@ def examine_times(users: np.ndarray, times: np.ndarray) -> TimeReport:
         low=float(times.min()),
         high=float(times.max()),
         tied_last=int(tied[last - 1].sum()),
-        tied_before_last=int(tied[before - 2].sum()),
         below=low + 1,
         below_high=float(size[low]) if len(gaps) else 0.0,
         above_low=float(size[low + 1]) if len(gaps) else 0.0,
