@@ -1,3 +1,4 @@
+import functools
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from recbole_llm.cli import main
 from recbole_llm.compare import NothingToCompareError, compare, compare_runs, execution, worker
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.run.folder import is_running
+from tests.killing import kill_at_random, needs_fork, seconds_of
 from tests.worlds import write_cycle
 
 ROOT = Path(__file__).parent.parent.parent
@@ -250,6 +252,27 @@ def test_killed_and_started_again(here, caplog):
         ]
     tables = [Path(made.directory / "table.txt").read_text(encoding="utf-8") for made in (comparison, undisturbed)]
     assert tables[0].partition("seconds")[0].partition("trained")[0] == tables[1].partition("trained")[0]
+
+
+@needs_fork
+def test_any_number_of_kills(here):
+    arguments = ["--model=SASRec,LRURec,LLMSeqSim", "--llm=tiny-random-bert", "--seeds=1,2", *QUICK, "--epochs=3"]
+    arguments.remove("--epochs=1")
+
+    def call(folder):
+        return compare(arguments=_parsed([*arguments, f"--checkpoint_dir={folder}"]))
+
+    seconds = seconds_of(functools.partial(call, "whole"))
+    kill_at_random(functools.partial(call, "killed"), seconds)
+    whole, killed = call("whole"), call("killed")
+    assert killed.cells == whole.cells and killed.tests == whole.tests
+    for row, other in zip(killed.rows, whole.rows, strict=True):
+        for one, two in zip(row.runs, other.runs, strict=True):
+            assert all(np.array_equal(one.ranks[name], two.ranks[name]) for name in two.ranks)
+            assert [line.get("train_loss") for line in one.curve] == [line.get("train_loss") for line in two.curve]
+    for folder in ("whole", "killed"):
+        assert len(list(Path(folder).glob("*/results.json"))) == len(list(Path(folder).glob("*/config.yaml"))) == 6
+        assert len(list(Path(folder).iterdir())) == 7  # and the comparison: left-overs are gone
 
 
 def test_a_process_that_dies_is_an_answer_too(monkeypatch):

@@ -1,6 +1,7 @@
 """Studies on made-up data: what is tried, kept, continued and tested."""
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from recbole_llm.trainer.trainer import RunTrainer
 from recbole_llm.tune import StudyError, resume_study, tune
 from recbole_llm.tune.study import JOURNAL, STARTS
 from recbole_llm.tune.trial import _free_memory
+from tests.killing import kill_at_random, needs_fork, seconds_of
 
 SPACE = {"choice": {"hidden_size": [8, 16], "learning_rate": [0.1, 0.001]}}
 
@@ -263,6 +265,23 @@ def test_kill_9(settings, trained):
     assert table(resume_study(folder)) == table(whole)
     one, other = ((Path(f) / "best.yaml").read_text(encoding="utf-8") for f in (folder, "saved/whole"))
     assert one.split("\n", 2)[2] == other.split("\n", 2)[2]
+
+
+@needs_fork
+@pytest.mark.parametrize("algo", ["exhaustive", "bayes"])
+def test_any_number_of_kills(algo, settings):
+    options = {"algo": algo, "max_evals": 4, "pruner": "median", "prune_after": 1, "prune_trials": 1}
+    call = functools.partial(
+        tune, "SASRec", "shop", params_dict=SPACE, config_dict={**settings, "epochs": 3}, **options, random_trials=2
+    )
+    seconds = seconds_of(functools.partial(call, study="whole"))
+    kill_at_random(functools.partial(call, study="killed"), seconds)
+    whole, killed = call(study="whole"), call(study="killed")
+    assert table(killed) == table(whole)
+    one, other = ((Path(r["study_dir"]) / "best.yaml").read_text(encoding="utf-8") for r in (whole, killed))
+    assert one.partition("\n")[2].partition("\n")[2] == other.partition("\n")[2].partition("\n")[2]
+    names = [{path.name.split(".tfevents.")[0] for path in Path(r["study_dir"]).rglob("*")} for r in (whole, killed)]
+    assert names[0] == names[1]  # nothing half-written is left
 
 
 def test_two_processes_do_not_share_a_study(settings, monkeypatch):
