@@ -89,7 +89,12 @@ def evaluate(folder: Path, case: str) -> dict[str, Any]:
         network.item_embedding.weight.mul_(50)  # scores that differ
     trainer = RunTrainer(config, network, train_counts=loader.dataset.train_counts)
     masked = trainer.evaluate(test, load_best_model=False)
-    return {"masked": masked, "unmasked": trainer.unmasked_result, "ranks": trainer.ranks, "batches": len(test)}
+    return {
+        "masked": masked,
+        "unmasked": trainer.evaluation.unmasked,
+        "ranks": trainer.evaluation.ranks,
+        "batches": len(test),
+    }
 
 
 class Stop(Exception):

@@ -77,7 +77,7 @@ def test_a_run_has_one_directory_and_the_metrics_of_its_weights(two, folder):
     assert loaded.trainer.evaluate(loaded.test_data, load_best_model=False) == report["test_result"]
     assert two["whole"]["test_result"] == report["test_result"]
     ranks = np.load(run_dir / "test_ranks.npz")
-    assert np.array_equal(ranks["rank_masked"], loaded.trainer.ranks.masked)
+    assert np.array_equal(ranks["rank_masked"], loaded.trainer.evaluation.ranks.masked)
     assert len(np.unique(ranks["user"])) == 41
 
 

@@ -16,9 +16,9 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
-from torch.nn import functional
 
 from recbole_llm.errors import ConfigError, UnsupportedError
+from recbole_llm.layer.precision import product
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 
@@ -121,7 +121,7 @@ class LLMRecommender(SequentialRecommender):
         """Return the scores of the whole catalogue, shape (B, n_items); padding (item 0) is ``-inf``."""
         if self.scores_are_products is not True:
             raise NotImplementedError(f"{type(self).__name__} defines neither full_sort_predict nor vectors.")
-        scores = functional.linear(self.user_vectors(interaction), self.catalogue_vectors(), self.catalogue_bias())
+        scores = product(self.user_vectors(interaction), self.catalogue_vectors(), self.catalogue_bias())
         return self.mask_padding(scores)
 
     def predict(self, interaction: Interaction) -> torch.Tensor:
@@ -129,7 +129,7 @@ class LLMRecommender(SequentialRecommender):
         item = interaction[self.ITEM_ID]
         if self.scores_are_products is not True:
             return self.full_sort_predict(interaction).gather(1, item[:, None])[:, 0]
-        scores = (self.user_vectors(interaction) * self.catalogue_vectors()[item]).sum(-1)
+        scores = (self.user_vectors(interaction).float() * self.catalogue_vectors()[item].float()).sum(-1)
         bias = self.catalogue_bias()
         return scores if bias is None else scores + bias[item]
 
@@ -138,6 +138,10 @@ class LLMRecommender(SequentialRecommender):
         """Set the scores (..., n_items) of the padding item to ``-inf``, in place."""
         scores[..., 0] = -torch.inf
         return scores
+
+    evaluates_in_amp: ClassVar[bool] = False
+    """Whether ``amp`` holds in evaluation, too: for models whose scores come out of it in float32, through
+    ``recbole_llm.layer.precision.product`` or ``recbole_llm.llm.head.float32_logits``. 16 bits are refused."""
 
     reads_excluded: ClassVar[bool] = False
     """Whether the model chooses items before it scores: batches then have the field

@@ -24,7 +24,9 @@ from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded
+from recbole_llm.layer.precision import product
 from recbole_llm.llm.backbone import load_encoder, load_seq2seq, load_tokenizer
+from recbole_llm.llm.head import float32_logits
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import LLMRecommender
@@ -62,6 +64,7 @@ class GenerativeRecommender(LLMRecommender):
 
     needs_item_text = True
     reads_excluded = True
+    evaluates_in_amp = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -316,7 +319,7 @@ class GenerativeRecommender(LLMRecommender):
 
     def _project(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         weight = mask[..., None].to(hidden.dtype)
-        return self.projection((hidden * weight).sum(1) / weight.sum(1))
+        return product((hidden * weight).sum(1) / weight.sum(1), self.projection.weight)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items).
@@ -336,20 +339,22 @@ class GenerativeRecommender(LLMRecommender):
         if self.head_kind == "projection":
             scores = self.mask_padding(self._project(hidden, mask))
         elif self.decoding == "exact":
-            scores = exact_scores(self.t5, hidden, mask, self.codes)
+            with float32_logits(self.t5):
+                scores = exact_scores(self.t5, hidden, mask, self.codes)
         else:
             assert self.trie is not None
-            item, score = beam_search(
-                self.t5,
-                hidden,
-                mask,
-                self.trie,
-                self.beams,
-                constrained=self.decoding == "trie",
-                max_length=self.max_new_tokens,
-                length_penalty=self.length_penalty,
-                early_stopping=self.early_stopping,
-            )
+            with float32_logits(self.t5):
+                item, score = beam_search(
+                    self.t5,
+                    hidden,
+                    mask,
+                    self.trie,
+                    self.beams,
+                    constrained=self.decoding == "trie",
+                    max_length=self.max_new_tokens,
+                    length_penalty=self.length_penalty,
+                    early_stopping=self.early_stopping,
+                )
             history = interaction[self.ITEM_SEQ]
             left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
             count_beams(self.counts, item, history, left_out, self.k)

@@ -24,6 +24,7 @@ from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss
+from recbole_llm.layer.precision import product
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -64,6 +65,7 @@ class LiteLLM4Rec(LLMRecommender):
 
     needs_item_text = True
     accepts_new_items = True
+    evaluates_in_amp = True
     rec_llm: Any
     item_llm: Any
     item_vectors: torch.Tensor
@@ -366,7 +368,7 @@ class LiteLLM4Rec(LLMRecommender):
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items); padding and, in the top-N task, other items are "
         "``-inf``."""
-        logits = self.mask_padding(self.head(self._sequence_vectors(interaction)))
+        logits = self.mask_padding(product(self._sequence_vectors(interaction), self.head.weight))
         if self.task == "topn":
             candidates = interaction[CANDIDATES]
             rest = torch.full_like(logits, -torch.inf)

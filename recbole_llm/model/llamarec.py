@@ -10,7 +10,6 @@ Trained on prompts with the next item among 19 random ones, by cross-entropy on 
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
+from recbole_llm.layer.precision import full_precision
 from recbole_llm.layer.ranking import reorder
 from recbole_llm.llm.backbone import (
     causal_lm_skeleton,
@@ -34,6 +34,7 @@ from recbole_llm.llm.backbone import (
     position_limit,
     require_bitsandbytes,
 )
+from recbole_llm.llm.head import float32_logits
 from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
@@ -79,6 +80,7 @@ class LlamaRec(Reranker):
     needs_item_text = True
     draws_negatives = True
     reads_excluded = True
+    evaluates_in_amp = True
     stages_start_afresh = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -251,7 +253,8 @@ class LlamaRec(Reranker):
 
     def _letters(self, ids: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
         """Logits of the first letters behind left-padded texts, (B, count); of no other word."""
-        with only_logits_of(self.ranker, self.letter_ids[:count]):
+        of = only_logits_of if torch.is_grad_enabled() else float32_logits
+        with of(self.ranker, self.letter_ids[:count]):
             return self._logits(ids, mask, 1)[:, -1]
 
     def _logits(self, ids: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
@@ -320,7 +323,7 @@ class LlamaRec(Reranker):
     def retriever_scores(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the retriever, shape (B, n_items), padding ``-inf``; in full precision."""
         recent = submodel.newest(interaction, self.ITEM_SEQ_LEN, int(self.retriever.max_seq_length))
-        with torch.autocast(self.device.type, enabled=False) if self.ranker is not None else nullcontext():
+        with full_precision(self.device):
             scores = self.retriever.full_sort_predict(recent)
         return self.mask_padding(scores.view(len(interaction), self.n_items).float())
 

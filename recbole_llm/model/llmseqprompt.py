@@ -25,6 +25,7 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm.backbone import load_tokenizer, position_limit
+from recbole_llm.llm.head import float32_logits
 from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -84,6 +85,7 @@ class LLMSeqPrompt(LLMRecommender):
     train_view = "prefix"
     needs_item_text = True
     reads_excluded = True
+    evaluates_in_amp = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -339,11 +341,13 @@ class LLMSeqPrompt(LLMRecommender):
         texts, sizes = self.prompts.with_answers(
             interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates, answers
         )
-        return self.answer_loss(texts, sizes * self.named[interaction[self.POS_ITEM_ID]])
+        sizes = sizes * self.named[interaction[self.POS_ITEM_ID]]
+        self._answer_tokens = sizes.sum()
+        return self.answer_loss(texts, sizes)
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor:
-        """How many tokens the mean of :meth:`calculate_loss` is over."""
-        return self.prompts.answer_sizes(self.teacher(interaction))[self.named[interaction[self.POS_ITEM_ID]]].sum()
+        """Number of tokens that the last :meth:`calculate_loss` was a mean over."""
+        return self._answer_tokens
 
     def answer_loss(self, texts: Prompts, sizes: torch.Tensor) -> torch.Tensor:
         """Mean negative log-likelihood of the last ``sizes`` (B,) tokens of left-padded texts."""
@@ -383,7 +387,8 @@ class LLMSeqPrompt(LLMRecommender):
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             width = widths[start + len(rows) - 1]
-            texts = self._continued(prompts.ids[rows, -width:], prompts.mask[rows, -width:], keys[rows])
+            with float32_logits(self.lm):
+                texts = self._continued(prompts.ids[rows, -width:], prompts.mask[rows, -width:], keys[rows])
             for row, text in zip(rows.tolist(), texts, strict=True):
                 answers[row] = text
         return answers

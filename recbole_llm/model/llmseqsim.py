@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
+from recbole_llm.layer.precision import full_precision
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
@@ -111,6 +112,11 @@ def similarity(sessions: torch.Tensor, items: torch.Tensor, kind: str) -> torch.
     -------
     torch.Tensor, shape (..., B, n)
     """
+    with full_precision(sessions.device):
+        return _similarity(sessions, items, kind)
+
+
+def _similarity(sessions: torch.Tensor, items: torch.Tensor, kind: str) -> torch.Tensor:
     if kind == "cosine":
         sessions, items = functional.normalize(sessions, dim=-1), functional.normalize(items, dim=-1)
     if kind != "euclidean":

@@ -314,7 +314,7 @@ def item_scores(item: torch.Tensor, score: torch.Tensor, fill: torch.Tensor, shi
     torch.Tensor, shape (B, n_items)
         Column 0 is ``-inf``.
     """
-    rank = (fill + shift[:, None]) % len(fill)
+    rank, score = (fill + shift[:, None]) % len(fill), score.float()
     scores = functional.pad(UNREACHED - rank.to(score.dtype), (1, 0), value=-torch.inf)
     reached = torch.where(item > 0, score, -torch.inf)
     best = torch.full_like(scores, -torch.inf).scatter_reduce(1, item, reached, "amax", include_self=True)

@@ -548,7 +548,9 @@ class Recommender:
         )
 
     def _scores(self, rows: Interaction) -> torch.Tensor:
-        return self._run_model(lambda batch: self.run.trainer.scores(batch, self.dataset, len(self._tokens)), rows)
+        return self._run_model(
+            lambda batch: self.run.trainer.evaluator.scores(self.model, batch, self.dataset, len(self._tokens)), rows
+        )
 
     @cached_property
     def _products(self) -> Products | None:
@@ -557,7 +559,7 @@ class Recommender:
             users = torch.from_numpy(np.flatnonzero(np.diff(dataset.offsets))[:32])
             return self._transformed(*dataset.after_last(users)).to(self.device)
 
-        return products_of(self.model, probe, self._scores, self.run.trainer.autocast)
+        return products_of(self.model, probe, self._scores, lambda: self.run.trainer.evaluator.precision(self.model))
 
     def _needed_products(self) -> Products:
         if self._products is None:

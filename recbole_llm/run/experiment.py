@@ -211,6 +211,7 @@ def _experiment(
         test_result, members = evaluate_on_test(trainer, test_data, config["show_progress"])
         times = _time_inference(config, trainer, test_data)
 
+    unmasked = trainer.evaluation.unmasked if trainer.evaluation and test_result is not None else None
     meter.merge_peaks()
     trainer.meter.merge_peaks()
     if distributed.world().is_main:
@@ -223,7 +224,7 @@ def _experiment(
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": trainer.best_valid_result,
         "test_result": test_result,
-        "test_result_unmasked": trainer.unmasked_result if evaluate_test else None,
+        "test_result_unmasked": unmasked,
         "stages": trainer.stage_results,
         "members": members,
         "run_dir": None if run_dir is None else str(run_dir),
@@ -267,7 +268,7 @@ def _check_timing(config: Config) -> None:
 def _time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict[str, float] | None:
     if not config["timing_batches"] or test_data is None:
         return None
-    with trainer.autocast():
+    with trainer.evaluator.precision(trainer.model):
         return inference_times(
             trainer.model,
             test_data,

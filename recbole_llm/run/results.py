@@ -67,7 +67,7 @@ def results_of(
             "epochs": len(trainer.curve),
             "updates": sum(stage["updates"] for stage in trainer.stage_results),
             "batch": {
-                "rows_per_update": config["train_batch_size"] * trainer.accumulate,
+                "rows_per_update": config["train_batch_size"] * trainer.stage.accumulate,
                 "processes": trainer.world.size,
                 "rows_per_process": -(-config["train_batch_size"] // trainer.world.size),
             },
@@ -102,14 +102,15 @@ def test_figures(
     trainer: Any, test_result: Mapping[str, float] | None, members: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
     """What a report says about the last evaluation, that of the test set; None throughout where there was none."""
-    ranks = trainer.ranks if test_result is not None else None
-    cold = trainer.test_dataset.cold if ranks else None
+    found = trainer.evaluation if test_result is not None else None
+    ranks = found.ranks if found else None
+    cold = found.dataset.cold if found else None
     return {
         "test_result": test_result,
-        "test_masked": trainer.masked_result if ranks else None,
-        "test_unmasked": trainer.unmasked_result if ranks else None,
-        "model_report": trainer.model_report if ranks else None,
-        "retrieval": trainer.retrieval if ranks else None,
+        "test_masked": found.masked if found else None,
+        "test_unmasked": found.unmasked if found else None,
+        "model_report": found.report if found else None,
+        "retrieval": found.retrieval if found else None,
         "members": members,
         "cold_items": cold_report(trainer.config, ranks, cold) if ranks and cold else None,
         "tied_targets": ranks.tied if ranks else None,
@@ -120,7 +121,7 @@ def test_figures(
 def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> None:
     """``test_ranks.npz`` and then ``results.json``, whose presence says that the run is finished."""
     if results["test_result"] is not None:
-        ranks, dataset = trainer.ranks, trainer.test_dataset
+        ranks, dataset = trainer.evaluation.ranks, trainer.evaluation.dataset
         counts = trainer.train_counts
         np.savez_compressed(
             run_dir / "test_ranks.npz",

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -46,12 +45,3 @@ def parameter_groups(model: nn.Module, decay_groups: str, weight_decay: float) -
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]
-
-
-def autocast_dtype(amp: str | None, enable_amp: bool, device: torch.device) -> torch.dtype | None:
-    """Dtype of mixed precision, or None for full precision."""
-    if amp is None:
-        if not enable_amp:
-            return None
-        return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp]

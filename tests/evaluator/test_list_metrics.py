@@ -133,7 +133,7 @@ def test_a_run_reports_them_with_either_popularity(shop, tiny):
 
     loaded = load_run(train["run_dir"])
     loaded.trainer.evaluate(loaded.test_data)
-    ranks, items = loaded.trainer.ranks, loaded.dataset.flat["item_id"].numpy()
+    ranks, items = loaded.trainer.evaluation.ranks, loaded.dataset.flat["item_id"].numpy()
     assert len(items) == 14 * 8
     counts = np.bincount(items)
     for result, popularity in ((train, loaded.train_data.dataset.train_counts), (everything, counts)):

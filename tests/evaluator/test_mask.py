@@ -87,7 +87,7 @@ def lists_of(recommender, **how):
 def test_recommended_lists_are_those_of_the_evaluator(name, length, folder):
     made = untrained(name, folder, MAX_ITEM_LIST_LENGTH=length)
     made.trainer.evaluate(made.test_data, load_best_model=False)
-    ranks, dataset = made.trainer.ranks, made.dataset
+    ranks, dataset = made.trainer.evaluation.ranks, made.dataset
     users = dataset.id2token("user_id", ranks.user)
     for masked, lists in ((True, ranks.masked_lists), (False, ranks.unmasked_lists)):
         expected = {

@@ -393,7 +393,7 @@ def second_edition_hits(tmp_path, **more):
 
     loaded = load_run(result["run_dir"])
     loaded.trainer.evaluate(loaded.valid_data, load_best_model=False)
-    ranks = loaded.trainer.ranks
+    ranks = loaded.trainer.evaluation.ranks
     users = loaded.dataset.id2token("user_id", ranks.user)
     second = np.char.startswith(users.astype(str), "b")
     return (ranks.unmasked[second] == 1).mean(), (ranks.unmasked[~second] == 1).mean()

@@ -157,7 +157,7 @@ def evaluated(settings, patch=None, **more):
         patch(model)
     trainer = RunTrainer(model.config, model, None, train.dataset.train_counts, finished=True)
     masked = trainer.evaluate(test, load_best_model=False)
-    return masked, trainer.unmasked_result, trainer.retrieval
+    return masked, trainer.evaluation.unmasked, trainer.evaluation.retrieval
 
 
 @pytest.mark.parametrize("mask_history", [True, False])
@@ -208,7 +208,7 @@ def test_one_step_changes_adapters_only(settings, llama):
     trainer = RunTrainer(model.config, model, None, train.dataset.train_counts)
     assert trainer.stages == ["retriever", "ranker"]
     trainer._start_stage(1)
-    trainer._total_steps = 100
+    trainer._total_updates = 100
     model.train()
     assert not model.retriever.training
     trainer.model.calculate_loss(batch_of(train)).backward()

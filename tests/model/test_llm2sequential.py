@@ -444,7 +444,7 @@ def second_edition_hits(tmp_path, **more):
     result = run("LLM2SASRec", "twins", config_dict={**settings, **more})
     finished = load_run(result["run_dir"])
     finished.trainer.evaluate(finished.valid_data, load_best_model=False)
-    ranks = finished.trainer.ranks
+    ranks = finished.trainer.evaluation.ranks
     tokens = finished.dataset.field2id_token["user_id"][ranks.user]
     second = np.array([token.startswith("b") for token in tokens])
     assert second.sum() == len(WORDS)

@@ -128,8 +128,8 @@ def test_an_oracle_is_always_right(settings, variant):
     model, train, _, test = prepare(settings, variant=variant, topk=[1, 5], valid_metric="NDCG@5")
     oracle(model)
     result, trainer = evaluated(model, train, test)
-    assert result["recall@1"] == 1 == trainer.unmasked_result["recall@1"]
-    assert trainer.model_report["exact_rate"] == 1 and trainer.model_report["hallucination_rate"] == 0
+    assert result["recall@1"] == 1 == trainer.evaluation.unmasked["recall@1"]
+    assert trainer.evaluation.report["exact_rate"] == 1 and trainer.evaluation.report["hallucination_rate"] == 0
 
 
 @pytest.mark.parametrize("mask_history", [True, False])
@@ -141,7 +141,7 @@ def test_no_ranking_of_candidates_finds_more_than_llmseqsim(settings, mask_histo
     assert similar < 1 and (similar > 0 or not mask_history)
     oracle(model)
     result, trainer = evaluated(model, train, test)
-    reachable = trainer.model_report["reachable_rate"]
+    reachable = trainer.evaluation.report["reachable_rate"]
     assert result["recall@5"] == reachable
     # Without a mask LLMSeqSim also finds items of the history, which rank does not offer.
     assert reachable == similar if mask_history else reachable >= similar

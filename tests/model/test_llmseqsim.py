@@ -302,7 +302,7 @@ def test_a_run_without_training(tmp_path):
     assert {"ndcg@10", "serendipity@10", "novelty@20", "catalogcoverage@20"} <= set(result["test_result"])
     again = load_run(result["run_dir"])
     assert again.trainer.evaluate(again.test_data) == result["test_result"]
-    ranks = again.trainer.ranks
+    ranks = again.trainer.evaluation.ranks
     users = again.dataset.flat["user_id"].numpy()
     items = again.dataset.flat["item_id"].numpy()
     for user, target, recommended in zip(ranks.user, ranks.target, ranks.masked_lists, strict=True):

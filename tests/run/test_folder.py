@@ -155,7 +155,7 @@ def test_load_run_gives_the_same_numbers(finished):
     run_dir, result = finished
     loaded = load_run(run_dir)
     assert loaded.trainer.evaluate(loaded.test_data, load_best_model=False) == result["test_result"]
-    assert loaded.trainer.unmasked_result == result["test_result_unmasked"]
+    assert loaded.trainer.evaluation.unmasked == result["test_result_unmasked"]
     assert loaded.model.training is False
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recbole_llm.evaluator.ranks import RankCollector
+from recbole_llm.evaluator.retrieval import Retrieved, summary
 from recbole_llm.layer.ranking import reorder
-from recbole_llm.trainer.retrieval import Retrieved, summary
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lru_eval"
 CONFIG = {"metrics": ["Recall", "MRR", "NDCG", "ItemCoverage"], "topk": [1, 5, 10, 20, 50], "mask_history": True}

@@ -1,0 +1,120 @@
+"""Settings of one stage of training, read once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recbole_llm.config.values import choice
+from recbole_llm.errors import ConfigError
+from recbole_llm.layer.precision import autocast_dtype
+from recbole_llm.trainer.schedule import SCHEDULES, learning_rate_factor
+
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a stage trains and what it is validated by.
+
+    Attributes
+    ----------
+    number, name : int, str
+        Place among the stages, from 0, and name.
+    settings : Config
+        The run's, or the stage's own (``stage_config`` of the model).
+    own_settings : bool
+        Whether they are the stage's own, with batches of its own.
+    epochs, learning_rate
+        Those of ``<name>_epochs`` and ``<name>_learning_rate`` where the run has such keys.
+    eval_step, eval_updates : int
+        Epochs and optimizer steps between validations; 0: none by that count.
+    accumulate : int
+        Batches to an optimizer step.
+    clip_grad_norm : dict, optional
+        Arguments of ``torch.nn.utils.clip_grad_norm_``.
+    amp_dtype : torch.dtype, optional
+        Of mixed precision.
+    """
+
+    number: int
+    name: str
+    settings: Any
+    own_settings: bool
+    epochs: int
+    learning_rate: float
+    eval_step: int
+    eval_updates: int
+    stopping_step: int
+    valid_metric: str
+    valid_metric_bigger: bool
+    learner: str
+    weight_decay: float
+    decay_groups: str
+    adam_eps: float
+    accumulate: int
+    clip_grad_norm: dict[str, Any] | None
+    amp_dtype: torch.dtype | None
+    lr_schedule: str
+    warmup_updates: int | None
+    warmup_ratio: float
+
+    @classmethod
+    def of(cls, config: Any, model: Any, number: int) -> "Stage":
+        """Read the settings of a model's stage.
+
+        Raises
+        ------
+        ConfigError
+            For a value that is not allowed.
+        """
+        name = model.training_stages[number]
+        own = model.stage_config(name)
+        settings = config if own is None else own
+
+        def of_stage(key: str) -> Any:
+            value = config[f"{name}_{key}"]
+            return settings[key] if value is None else value
+
+        accumulate = int(settings["accumulate_grad_batches"])
+        if accumulate < 1:
+            raise ConfigError(f"accumulate_grad_batches={accumulate!r} must be at least 1.")
+        clip = settings["clip_grad_norm"]
+        if isinstance(clip, (int, float)) and not isinstance(clip, bool):
+            clip = {"max_norm": clip}
+        epochs = int(of_stage("epochs"))
+        warmup = settings["warmup_updates"]
+        return cls(
+            number=number,
+            name=name,
+            settings=settings,
+            own_settings=own is not None,
+            epochs=epochs,
+            learning_rate=float(of_stage("learning_rate")),
+            eval_step=min(int(settings["eval_step"]), epochs),
+            eval_updates=int(settings["eval_updates"] or 0),
+            stopping_step=int(settings["stopping_step"]),
+            valid_metric=settings["valid_metric"].lower(),
+            valid_metric_bigger=bool(settings["valid_metric_bigger"]),
+            learner=str(choice({"learner": str(settings["learner"]).lower()}, "learner", LEARNERS)),
+            weight_decay=settings["weight_decay"],
+            decay_groups=str(choice(settings, "decay_groups", ["all", "no_bias_norm"])),
+            adam_eps=settings["adam_eps"],
+            accumulate=accumulate,
+            clip_grad_norm=clip or None,
+            amp_dtype=autocast_dtype(settings["amp"], settings["enable_amp"], settings["device"]),
+            lr_schedule=str(choice(settings, "lr_schedule", SCHEDULES)),
+            warmup_updates=None if warmup is None else int(warmup),
+            warmup_ratio=settings["warmup_ratio"],
+        )
+
+    def total_updates(self, batches: int) -> int:
+        """Optimizer steps of the whole stage, with so many batches to an epoch."""
+        return -(-batches // self.accumulate) * self.epochs
+
+    def learning_rate_at(self, update: int, total_updates: int) -> float:
+        """Learning rate of an optimizer step, counted from 0."""
+        warmup = self.warmup_updates
+        if warmup is None:
+            warmup = int(self.warmup_ratio * total_updates)
+        return self.learning_rate * learning_rate_factor(update, self.lr_schedule, warmup, total_updates)
