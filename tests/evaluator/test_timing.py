@@ -20,6 +20,15 @@ class Clockwork:
     def __init__(self, items, seconds):
         self.items, self.seconds, self.users = items, seconds, []
 
+    def prepare(self, interaction):
+        return None
+
+    def scores_of(self, prepared, interaction):
+        return self.full_sort_predict(interaction)
+
+    def input_length(self, interaction):
+        return int(interaction[self.ITEM_SEQ_LEN].max())
+
     def full_sort_predict(self, interaction):
         assert torch.is_inference_mode_enabled()
         time.sleep(self.seconds)
@@ -30,12 +39,12 @@ class Clockwork:
 class Prompted(Clockwork):
     """Prompts are slow, and outside the clock."""
 
-    def prompts(self, interaction):
+    def prepare(self, interaction):
         time.sleep(0.2)
         return "prompts"
 
-    def scores_of(self, prompts, interaction):
-        assert prompts == "prompts"
+    def scores_of(self, prepared, interaction):
+        assert prepared == "prompts"
         return self.full_sort_predict(interaction)
 
     def input_length(self, interaction):
