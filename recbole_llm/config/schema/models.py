@@ -42,7 +42,6 @@ Decay = Literal[
 InnerModel = TextName | Annotated[dict[str, Any], InnerSettings("LLMSeqSim")]
 Grid = Share | Annotated[list[Share], Rule(bool, "a list of numbers from 0 to 1, one at least")] | None
 # What trains nothing.
-NoEpochs = Annotated[Literal[0], Note("there is nothing to train")]
 NoNegatives = Annotated[None, Note("there is nothing to train")]
 
 
@@ -125,7 +124,6 @@ class LoRA(Section):
 class Untrained(Section):
     """Models without a parameter to train."""
 
-    epochs: NoEpochs
     train_neg_sample_args: NoNegatives
 
 
