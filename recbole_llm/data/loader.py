@@ -10,22 +10,20 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader, TrainDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.transform import construct_transform
-from recbole.data.utils import create_samplers
+from recbole.sampler import RepeatableSampler
+from recbole.sampler import Sampler as SequenceSampler
 from recbole.utils import InputType, ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recbole_llm import distributed
 from recbole_llm.config.values import choice
-from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives
+from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives, every_item, ranked_negatives
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset, take
 from recbole_llm.data.views import WINDOWS, TrainRows, view_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import mask
 from recbole_llm.model.base import Reranker
-
-# Rows whose sampled items are drawn together: RecBole's sampler makes Python objects of every draw.
-DRAWN_AT_ONCE = 4096
 
 
 class _Batches(Sampler):
@@ -263,25 +261,30 @@ class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):
     """Evaluation batches ``(interaction, row, row of each target, target)``: a target among sampled items.
 
     The interaction holds the B targets and then N times B items, in the order of the rows. Unlike RecBole's, which
-    draws at every evaluation, the items of a row are drawn once, from the seed: every epoch and every model rank the
-    same ones.
+    draws at every evaluation and repeats items, the N items of a row are distinct and drawn once, from the seed: every
+    epoch and every model rank the same ones. Under ``mask_history`` none of them is in the row's whole history.
+
+    Parameters
+    ----------
+    config : Config
+    dataset : HistoryDataset
+        The split.
+    phase : {'valid', 'test'}
+    train_counts : numpy.ndarray, shape (item_num,)
+        Popularity of the items in training, from which ``popN`` draws.
     """
 
-    def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = False) -> None:
-        arguments = config[f"{sampler.phase}_neg_sample_args"]
+    def __init__(self, config: Any, dataset: HistoryDataset, phase: str, train_counts: np.ndarray) -> None:
+        arguments = config[f"{phase}_neg_sample_args"]
         self._set_neg_sample_args(config, dataset, InputType.POINTWISE, arguments)
         self.sample_size = len(dataset)
-        self._set_up(config, dataset, sampler, shuffle=False)
-        state = np.random.get_state()  # noqa: NPY002 - RecBole samples from it
-        np.random.seed([config["seed"] % 2**32, sampler.phases.index(sampler.phase)])  # noqa: NPY002
-        self._sampled = torch.cat([self._draw(rows) for rows in torch.arange(self.sample_size).split(DRAWN_AT_ONCE)])
-        np.random.set_state(state)  # noqa: NPY002
-
-    def _draw(self, rows: torch.Tensor) -> torch.Tensor:
-        """Items of so many rows, (rows, N)."""
-        users, targets = (self._dataset.inter_feat[field][rows].numpy() for field in (self.uid_field, self.iid_field))
-        items = self._sampler.sample_by_user_ids(users, targets, self.neg_sample_num)
-        return items.view(self.neg_sample_num, len(rows)).T.to(torch.int32)
+        self._set_up(config, dataset, None, shuffle=False)
+        popular = arguments["distribution"] == "popularity"
+        weights = torch.from_numpy(train_counts) if popular else every_item(dataset.item_num)
+        seeds = np.random.SeedSequence([config["seed"] % 2**32, ("valid", "test").index(phase)])
+        generator = torch.Generator().manual_seed(int(seeds.generate_state(1, np.uint64)[0]) >> 1)
+        outside = bool(config["mask_history"])
+        self._sampled = ranked_negatives(dataset, self.neg_sample_num, weights, outside, generator)
 
     def collate_fn(self, index: torch.Tensor) -> tuple[Interaction, torch.Tensor, torch.Tensor, torch.Tensor]:
         """One batch."""
@@ -292,10 +295,18 @@ class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):
         return interaction, number.repeat(self.times), number, target
 
 
+def _training_sampler(config: Any, dataset: HistoryDataset, train: HistoryDataset) -> Any:
+    """RecBole's sampler of training negatives; None for a model that draws none."""
+    arguments = config["train_neg_sample_args"]
+    if arguments["distribution"] == "none":
+        return None
+    kind, data = (RepeatableSampler, dataset) if config["repeatable"] else (SequenceSampler, [train])
+    return kind(["train"], data, arguments["distribution"], arguments["alpha"]).set_phase("train")
+
+
 def train_loader(config: Any, dataset: HistoryDataset) -> TrainLoader:
     """Training batches of a split under other settings than those that it was made with."""
-    sampler, _, _ = create_samplers(config, dataset, [dataset])
-    return TrainLoader(config, dataset, sampler, shuffle=config["shuffle"])
+    return TrainLoader(config, dataset, _training_sampler(config, dataset, dataset), shuffle=config["shuffle"])
 
 
 def prepare_data(
@@ -317,16 +328,16 @@ def prepare_data(
     """
     splits = _controlled(config, dataset.build() if splits is None else splits)
     splits[1] = _sampled(config, splits[1])
-    samplers = create_samplers(config, dataset, splits)
-    train = TrainLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])
-    loaders = []
-    for phase, split, sampler in zip(("valid", "test"), splits[1:], samplers[1:], strict=True):
-        full = config["eval_args"]["mode"][phase] == "full"
-        loader = FullSortLoader if full else SampledLoader
-        made: Any = loader(config, split, sampler, shuffle=False) if len(split) else None
-        if full and made is not None:
-            made.phase = phase
-        loaders.append(made)
+    train = TrainLoader(config, splits[0], _training_sampler(config, dataset, splits[0]), shuffle=config["shuffle"])
+    loaders: list[Any] = []
+    for phase, split in zip(("valid", "test"), splits[1:], strict=True):
+        if len(split) == 0:
+            loaders.append(None)
+        elif config["eval_args"]["mode"][phase] == "full":
+            loaders.append(FullSortLoader(config, split, None))
+            loaders[-1].phase = phase
+        else:
+            loaders.append(SampledLoader(config, split, phase, splits[0].train_counts))
     return train, loaders[0], loaders[1]
 
 

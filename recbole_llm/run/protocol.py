@@ -28,7 +28,9 @@ def evaluation_text(config: Config) -> str:
     split = "leave-one-out" if kind == "LS" and how == "valid_and_test" else f"{kind}={how}"
     if kind == "temporal_session":
         split = _temporal_session(config)
-    ranking = "full ranking" if arguments["mode"]["test"] == "full" else f"sampled ({arguments['mode']['test']})"
+    ranking = _ranking(arguments["mode"]["test"], config["mask_history"])
+    if arguments["mode"]["valid"] != arguments["mode"]["test"]:
+        ranking = f"test: {ranking}, validation: {_ranking(arguments['mode']['valid'], config['mask_history'])}"
     if config["task"] == "topn":
         ranking = f"ranked among {config['topn_negatives']} sampled items (top-N task)"
     if config["cold_items"]:
@@ -38,6 +40,15 @@ def evaluation_text(config: Config) -> str:
             f"{config['cold_items_seed']}, {kept} evaluated histories)"
         )
     return f"{split}, {ranking}, time order {config['time_order']}"
+
+
+def _ranking(mode: str, mask_history: bool) -> str:
+    """What targets of a phase are ranked among: ``full``, ``uni100`` or ``pop100`` in words."""
+    if mode == "full":
+        return "full ranking"
+    drawn = "uniformly" if mode.startswith("uni") else "by popularity in training"
+    where = "outside the history, so masked and unmasked agree" if mask_history else "in or outside the history"
+    return f"ranked among {mode[3:]} distinct items sampled {drawn} {where}"
 
 
 def _temporal_session(config: Config) -> str:

@@ -55,6 +55,15 @@ def test_evaluation_negatives_are_fixed_per_user_and_seed(dataset):
     assert not torch.equal(*draws)
 
 
+def test_the_order_of_evaluated_candidates_tells_nothing(dataset):
+    users = torch.arange(1, dataset.user_num)
+    candidates = CandidateSampler(dataset, 9, seed=1).draw(users, torch.ones_like(users), fixed=True)
+    places = torch.arange(10).expand(len(users), 10)
+    assert abs(torch.corrcoef(torch.stack([candidates.flatten(), places.flatten()]).float())[0, 1]) < 0.15
+    assert len((candidates == 1).int().argmax(1).unique()) == 10
+    assert not torch.equal(candidates, candidates.sort(1).values)
+
+
 def test_too_many_negatives(dataset):
     histories = had(dataset)
     most = dataset.item_num - 1 - max(map(len, histories))

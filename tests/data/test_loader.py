@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recbole.data.dataloader import NegSampleEvalDataLoader
 
+from recbole_llm.data.candidates import DistinctSampler
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import FullSortLoader, prepare_data
+from recbole_llm.errors import DataError
+from recbole_llm.run.protocol import protocol_text
 
 
 @pytest.fixture
@@ -185,3 +190,98 @@ def test_a_batch_is_a_copy(shop, loaders):
     assert torch.equal(train.dataset.flat["item_id"], before)
     assert np.all(train.dataset.train_counts.sum() > 0)
     assert next(iter(train))["item_id"].all()
+
+
+# ---- sampled ranking
+
+
+def negatives(loader, count):
+    """Targets and negatives of every row."""
+    items = torch.cat([batch[0]["item_id"].view(count + 1, -1).T for batch in loader])
+    return items[:, 0], items[:, 1:]
+
+
+@pytest.mark.parametrize("mode", ["uni9", "pop9", "uni16"])
+def test_negatives_are_distinct_and_outside_the_whole_history(shop, loaders, mode):
+    for loader in loaders(eval_args={"mode": mode}, MAX_ITEM_LIST_LENGTH=2)[1:]:
+        targets, items = negatives(loader, int(mode[3:]))
+        history = loader.dataset.history(torch.arange(len(targets)))
+        assert torch.bincount(history[0]).max() > 2
+        for row, (target, drawn) in enumerate(zip(targets.tolist(), items.tolist(), strict=True)):
+            assert len(set(drawn)) == len(drawn)
+            assert not set(drawn) & {0, target, *history[1][history[0] == row].tolist()}
+
+
+def test_without_a_mask_negatives_may_be_in_the_history(shop, loaders):
+    test = loaders(eval_args={"mode": "uni20"}, mask_history=False)[2]
+    targets, items = negatives(test, 20)
+    row, item = test.dataset.history(torch.arange(len(targets)))
+    assert any(item[row == n].tolist() and set(items[n].tolist()) & set(item[row == n].tolist()) for n in range(10))
+    assert all(len(set(drawn)) == 20 for drawn in items.tolist())
+    assert not (items == targets[:, None]).any()
+
+
+def test_every_model_ranks_the_same_negatives(shop, loaders):
+    mode = {"eval_args": {"mode": {"valid": "uni5", "test": "pop7"}}}
+    for phase, count in ((1, 5), (2, 7)):
+        known = None
+        for model, more in (("SASRec", {}), ("GRU4Rec", {"eval_batch_size": 9}), ("FPMC", {})):
+            found = negatives(loaders(model=model, **mode, **more)[phase], count)[1]
+            assert known is None or torch.equal(found, known)
+            known = found
+
+
+def test_popular_items_are_drawn_more_often(shop, loaders):
+    train, _, test = loaders(eval_args={"mode": "pop3"}, mask_history=False)
+    counts = train.dataset.train_counts
+    drawn = np.bincount(negatives(test, 3)[1].flatten().numpy(), minlength=len(counts))
+    assert drawn[counts == 0].sum() == 0
+    assert np.corrcoef(drawn[1:], counts[1:])[0, 1] > 0.3
+
+
+@pytest.mark.parametrize("mode", ["uni34", "pop31", "uni1000"])
+def test_more_negatives_than_there_are(shop, loaders, mode):
+    with pytest.raises(DataError, match=rf"eval_args.mode asks for {mode[3:]} sampled items, but of .* mode=full"):
+        loaders(eval_args={"mode": mode})
+
+
+@pytest.mark.parametrize(
+    ("mode", "masked", "label"),
+    [
+        ("full", True, "full ranking,"),
+        ("uni9", True, "ranked among 9 distinct items sampled uniformly outside the history"),
+        ("pop9", False, "ranked among 9 distinct items sampled by popularity in training in or outside the history"),
+        ({"valid": "uni5", "test": "full"}, True, "test: full ranking, validation: ranked among 5 distinct items"),
+    ],
+)
+def test_the_protocol_says_what_each_phase_ranks(shop, make_config, mode, masked, label):
+    assert label in protocol_text(make_config(eval_args={"mode": mode}, mask_history=masked))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 12), st.integers(0, 2**31), st.booleans())
+def test_distinct_draws_up_to_the_last_item(n_items, seed, popular):
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randint(0, 3, (n_items,), generator=generator) * 10.0 ** torch.arange(n_items)
+    weights = weights if popular else torch.ones(n_items)
+    weights[0] = 0
+    taken = (torch.rand(4 * n_items, generator=generator) < 0.4).nonzero()[:, 0]
+    sampler = DistinctSampler(weights)
+    possible = sampler.possible(taken, 4)
+    for owner in range(4):
+        allowed = [i for i in range(1, n_items) if weights[i] > 0 and owner * n_items + i not in taken.tolist()]
+        assert int(possible[owner]) == len(allowed)
+        items = sampler.draw(taken, torch.full((3,), owner), len(allowed), generator)
+        assert all(sorted(row) == allowed for row in items.tolist())
+
+
+def test_draws_without_replacement_have_the_right_chances():
+    # Of weights 1, 2, 3, the pair (first, second) has chance w_i / 6 * w_j / (6 - w_i); the set is its two orders.
+    weights = torch.tensor([0.0, 1, 2, 3])
+    generator = torch.Generator().manual_seed(0)
+    empty = torch.zeros(0, dtype=torch.long)
+    items = DistinctSampler(weights).draw(empty, torch.zeros(40_000, dtype=torch.long), 2, generator)
+    pairs = torch.bincount((1 << items).sum(1), minlength=16) / len(items)
+    for i, j in ((1, 2), (1, 3), (2, 3)):
+        chance = sum(float(weights[a] / 6 * weights[b] / (6 - weights[a])) for a, b in ((i, j), (j, i)))
+        assert pairs[(1 << i) + (1 << j)] == pytest.approx(chance, abs=0.015)
