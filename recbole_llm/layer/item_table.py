@@ -116,7 +116,7 @@ def item_classes(dataset: Any, config: Any) -> list[str]:
     return [" ".join(sorted(set(text.split()))) for text in texts[1:]]
 
 
-class ItemTable(nn.Module):
+class TiedItemTable(nn.Module):
     """Vectors of all items, read as input and tied to the output.
 
     A new table is a table of ids, with the parameter name of an ``nn.Embedding``. :meth:`start_from` brings text

@@ -416,11 +416,10 @@ def _reshaped(config: Any, shape: Mapping[str, Any] | None, pretrained: bool, na
     for key in shape:
         if key not in entries:
             raise ConfigError(f"scratch_shape: {name} ({config.model_type}) has no {key!r}.{nearest(key, entries)}")
-    both = (
-        {"num_decoder_layers": shape["num_layers"]}
-        if {"num_layers", "num_decoder_layers"} <= {*entries, *shape}
-        else {}
-    )
+    # A T5's decoder has as many layers as its encoder, unless both are given.
+    both = {}
+    if "num_layers" in shape and "num_decoder_layers" in entries:
+        both = {"num_decoder_layers": shape["num_layers"]}
     return type(config).from_dict({**entries, **both, **shape})
 
 

@@ -18,7 +18,7 @@ from recbole_llm.data.dataset import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss
-from recbole_llm.layer.item_table import ItemTable, TextVectors, text_vectors
+from recbole_llm.layer.item_table import TextVectors, TiedItemTable, text_vectors
 from recbole_llm.layer.packing import Packing
 from recbole_llm.model.base import LLMRecommender
 
@@ -69,7 +69,7 @@ class LLM2Sequential(LLMRecommender):
     train_view = "sequence"
     has_mask_token = False
     recbole_has_head = False  # whether RecBole's network has a layer between sequence and item table
-    item_embedding: ItemTable
+    item_embedding: TiedItemTable
     position_embedding: nn.Embedding
     trm_encoder: TransformerEncoder
     LayerNorm: nn.LayerNorm
@@ -142,9 +142,9 @@ class LLM2Sequential(LLMRecommender):
 
     # ---- sequences
 
-    def new_table(self, width: int) -> ItemTable:
+    def new_table(self, width: int) -> TiedItemTable:
         """A table of random ids, with a row for the mask token, or for the padding of the authors, after the items."""
-        return ItemTable(self.n_items, width, extra_rows=int(self.has_mask_token or self.unmasked_padding))
+        return TiedItemTable(self.n_items, width, extra_rows=int(self.has_mask_token or self.unmasked_padding))
 
     def table(self) -> torch.Tensor:
         """All item vectors, shape (n_items + extra rows, d); in evaluation those of texts are kept."""
@@ -259,7 +259,7 @@ def transformer_encoder(config: Any) -> TransformerEncoder:
 def initialise_transformer(model: nn.Module, std: float, paper: bool) -> None:
     """Weights as RecBole's SASRec and BERT4Rec draw them, or as Keras does for the authors; biases are 0."""
     for module in model.modules():
-        if isinstance(module, (nn.Embedding, ItemTable)):
+        if isinstance(module, (nn.Embedding, TiedItemTable)):
             assert module.weight is not None
             if paper:
                 nn.init.uniform_(module.weight, -0.05, 0.05)

@@ -26,7 +26,7 @@ from recbole_llm.llm.backbone import (
     resolve_llm,
 )
 from recbole_llm.text.cache import EmbeddingCache, text_digest
-from recbole_llm.text.pooling import pool_tokens, resolve_pooling
+from recbole_llm.text.pooling import pool_tokens, resolve_pooling, special_ids
 
 MAX_TOKENS = 128
 SAVE_EVERY = 16384  # texts: an interrupted run loses at most these
@@ -126,7 +126,7 @@ class TextEncoder:
             self.tokenizer = load_tokenizer(resolved)
             self.model = load_encoder(resolved, dtype=dtype).to(self.device)
             self.dim = hidden_size(self.model)
-            self._special_ids = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+            self._special_ids = special_ids(self.tokenizer)
             self.max_tokens = min(max_tokens, _position_limit(self.model, self.tokenizer))
             if self.pooling == "pooler" and getattr(self.model, "pooler", None) is None:
                 raise ConfigError(f"item_pooling: {resolved.name} has no trained pooler; choose cls or mean.")

