@@ -92,7 +92,7 @@ def _name(tokenizer: Any) -> str:
 
 @contextmanager
 def only_logits_of(lm: Any, tokens: torch.Tensor) -> Iterator[None]:
-    """Inside, a causal language model computes the logits of these tokens only, in their order.
+    """Inside, a causal language model computes the logits of these tokens only, in their order and in 32 bits.
 
     The rest of the vocabulary costs as much as a layer or more: at d = 256 and 32,000 words, a third of a Llama of 6
     layers at 300 tokens on a CPU. Whatever the model does to its logits after its head, it does to these.
@@ -125,5 +125,7 @@ class _Rows(nn.Module):
         (head,) = self.head
         if type(head) is not nn.Linear:  # quantized, or with adapters
             return head(hidden)[..., self.tokens]
-        bias = None if head.bias is None else head.bias[self.tokens]
-        return functional.linear(hidden, head.weight[self.tokens], bias)
+        bias = None if head.bias is None else head.bias[self.tokens].float()
+        # In 16 bits a quarter of 20 letters would be tied.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return functional.linear(hidden.float(), head.weight[self.tokens].float(), bias)

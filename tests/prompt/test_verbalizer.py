@@ -53,3 +53,16 @@ def test_the_head_comes_back_after_an_error():
     with pytest.raises(IndexError), only_logits_of(lm, torch.tensor([50])):
         lm(input_ids=IDS)
     assert lm.get_output_embeddings() is head
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_logits_of_letters_are_told_apart_in_32_bits_whatever_the_model_computes_in(amp):
+    torch.manual_seed(0)
+    config = LlamaConfig(**{**SMALL, "vocab_size": 600}, **{**WIDE, "hidden_size": 64}, initializer_range=0.02)
+    lm = AutoModelForCausalLM.from_config(config).to(torch.float32 if amp else torch.bfloat16).eval()
+    letters = torch.arange(100, 126)
+    ids = torch.randint(0, 600, (64, 30), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), only_logits_of(lm, letters), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        logits = lm(input_ids=ids, logits_to_keep=1).logits[:, -1]
+    assert logits.dtype == torch.float32
+    assert sum(len(row.unique()) == len(letters) for row in logits) >= 62
