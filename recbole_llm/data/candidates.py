@@ -199,6 +199,56 @@ def every_item(n_items: int) -> torch.Tensor:
     return weights
 
 
+class UnseenNegatives:
+    """Draws items that a user has not had in training, for training rows of any kind.
+
+    Parameters
+    ----------
+    dataset : HistoryDataset
+        The training split.
+    negatives : int
+        How many per row; fewer where the catalogue has no more.
+    """
+
+    ROUNDS = 64
+
+    def __init__(self, dataset: HistoryDataset, negatives: int) -> None:
+        self.negatives, self.item_num = min(negatives, dataset.item_num - 1), dataset.item_num
+        fields = (dataset.uid_field, dataset.iid_field)
+        users, items = (dataset.flat[field][dataset.train_positions] for field in fields)
+        self._had = torch.unique(users * self.item_num + items)
+
+    def draw(self, user: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Draw distinct items for users (B,), none of them the target (B,), from torch's global generator.
+
+        Returns
+        -------
+        torch.LongTensor, shape (B, negatives)
+            In random order; 0 at the end where there are fewer.
+        """
+        device = user.device
+        user, target = user.cpu(), target.cpu()
+        if self.item_num < 4 * self.negatives:  # most draws would be refused: order the whole catalogue instead
+            items = torch.arange(self.item_num).expand(len(user), -1)
+            key = torch.rand(items.shape).masked_fill(self._refused(user, target, items), 2.0)
+            key, order = key.sort(dim=1)
+            return torch.where(key < 2, order, 0)[:, : self.negatives].to(device)
+        drawn = torch.randint(1, self.item_num, (len(user), self.negatives))
+        bad = self._refused(user, target, drawn)
+        for _ in range(self.ROUNDS):
+            if not bool(bad.any()):
+                break
+            drawn[bad] = torch.randint(1, self.item_num, (int(bad.sum()),))
+            bad = self._refused(user, target, drawn)
+        drawn = drawn.masked_fill(bad, 0)
+        return drawn.gather(1, (drawn == 0).byte().argsort(dim=1, stable=True)).to(device)
+
+    def _refused(self, user: torch.Tensor, target: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        pair = user[:, None] * self.item_num + items
+        at = torch.searchsorted(self._had, pair).clamp(max=len(self._had) - 1)
+        return (self._had[at] == pair) | (items == target[:, None]) | (items == 0) | _repeated(items)
+
+
 class PrefixNegatives:
     """Draws negatives outside the history before a training row's target; later items of the user may be among them.
 

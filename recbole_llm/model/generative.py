@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_llm.config.values import choice
-from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.candidates import CANDIDATES, UnseenNegatives
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded
 from recbole_llm.layer.precision import product
@@ -39,10 +39,11 @@ from recbole_llm.prompt.decoding import (
     item_scores,
 )
 from recbole_llm.prompt.item_index import SCHEMES, Histories, ItemIndex, build_item_index
-from recbole_llm.prompt.p5 import RULES, PromptTable, WordPrompts
+from recbole_llm.prompt.p5 import RULES, PromptTable, Templates, WordPrompts
 from recbole_llm.text.item_text import item_text_of
 
 PAPER_LLM = "google-t5/t5-small"
+AROUND_CANDIDATES = 128  # tokens of a prompt that are kept for words and history beside candidates
 CODE_BYTES = 64  # codes are stored in rows of a multiple of this many bytes
 
 
@@ -87,20 +88,10 @@ class GenerativeRecommender(LLMRecommender):
         self.mask_history = bool(config["mask_history"])
         if self.head_kind == "decoder" and self.beams < self.k and self.decoding != "exact":
             raise ConfigError(f"beams={self.beams} give no list of topk={self.k} items; set beams={self.k} or more.")
-        templates = list(config["topn_templates"] if self.task == "topn" else config["templates"])
-        self.n_templates, self.n_separators = len(templates), len(config["separators"])
-        test = config["topn_test_template"] if self.task == "topn" else config["test_template"]
-        if isinstance(test, str):
-            templates.append(test)
-            self.test_template = self.n_templates
-        elif isinstance(test, int) and 0 <= test < self.n_templates:
-            self.test_template = test
-        else:
-            raise ConfigError(
-                f"test_template={test!r} is neither a template nor the number of one of the {self.n_templates} "
-                f"templates (0 to {self.n_templates - 1})."
-            )
-        self._templates, self._separators = templates, list(config["separators"])
+        self.tasks = self.train_tasks(config)
+        key = "topn_test_template" if self.task == "topn" else "test_template"
+        self.templates = Templates.of(self.templates_of(config), self.task, self.test_template_of(config, key), key)
+        self._separators = list(config["separators"])
         self._item_prefix, self._target_prefix = str(config["item_prefix"] or ""), str(config["target_prefix"] or "")
 
         spec = LLMSpec.from_config(config, key="llm", preferred=PAPER_LLM)
@@ -142,15 +133,47 @@ class GenerativeRecommender(LLMRecommender):
             self._redraw_digits(float(config["digit_embedding_range"]))
         self.whole_word_embedding = nn.Embedding(int(config["whole_word_size"]), self.d)
         nn.init.normal_(self.whole_word_embedding.weight, std=float(config["whole_word_std"]))
-        count = int(config["soft_prompts"])
-        self.soft_prompt = nn.Parameter(torch.empty(count, self.d).uniform_(-0.1, 0.1)) if count else None
+        shape = (len(self.tasks), int(config["soft_prompts"]), self.d)
+        self.soft_prompt = nn.Parameter(torch.empty(shape).uniform_(-0.1, 0.1)) if shape[1] else None
         self.register_buffer("index_codes", self._as_bytes(index))
         self._use_index(index)
+        self.negatives = self._negatives(config, dataset)
         self.counts = DecodingCounts()
         # A draw of its own, so that a model's random numbers do not depend on the tail of its lists.
         fill = torch.randperm(self.n_items - 1, generator=torch.Generator().manual_seed(int(config["seed"])))
         self.register_buffer("fill", fill, persistent=False)
         self.to(self.device)
+
+    # ---- tasks: what the subclasses differ in
+
+    def train_tasks(self, config: Any) -> list[str]:
+        """Return the tasks that training takes in turn, each with soft prompts of its own: the evaluated one alone."""
+        return [self.task]
+
+    def templates_of(self, config: Any) -> dict[str, list[str]]:
+        """Return the training templates of every task."""
+        keys = {"sequential": "templates", "topn": "topn_templates"}
+        return {task: list(config[keys[task]]) for task in self.tasks}
+
+    def test_template_of(self, config: Any, key: str) -> int | str:
+        """Return the template that is used in evaluation: the number of one, or a text."""
+        return config[key]
+
+    def n_negatives(self, config: Any) -> int:
+        """Return how many items that a user has not had a training row comes with; 0: none."""
+        return int(config["topn_negatives"]) if "topn" in self.tasks and self.task != "topn" else 0
+
+    def _negatives(self, config: Any, dataset: Any) -> UnseenNegatives | None:
+        wanted = self.n_negatives(config)
+        if not wanted:
+            return None
+        room = (self.max_prompt_tokens - AROUND_CANDIDATES) // self.prompt_table.longest_item
+        if room <= wanted:
+            self.logger.info(
+                f"max_prompt_tokens={self.max_prompt_tokens} holds {max(room, 2)} of {wanted + 1} candidates in "
+                "training prompts."
+            )
+        return UnseenNegatives(dataset, min(wanted, max(room - 1, 1)))
 
     @staticmethod
     def _index_options(config: Any) -> dict[str, Any]:
@@ -188,7 +211,7 @@ class GenerativeRecommender(LLMRecommender):
         mark = (self._item_prefix, "") if self.item_repr == "index" else ("[", "]")
         self.prompt_table = PromptTable(
             self.tokenizer,
-            self._templates,
+            self.templates.texts,
             [mark[0] + text + mark[1] for text in shown],
             [f"user_{code}" for code in index.users],
             separators=self._separators,
@@ -231,22 +254,42 @@ class GenerativeRecommender(LLMRecommender):
 
     # ---- prompts
 
-    def prompts(self, interaction: Interaction) -> WordPrompts:
-        """WordPrompts of a batch: a random template each in training, ``test_template`` in evaluation."""
-        if self.task == "topn":
-            items = interaction[CANDIDATES]
-            length = torch.full((len(items),), items.shape[1], device=items.device)
+    def prompts(self, interaction: Interaction, task: str | None = None) -> WordPrompts:
+        """Return prompts of a batch: a random template each in training, ``test_template`` in evaluation.
+
+        The top-N task shows its candidates, the others the history. ``task``: default the evaluated one.
+        """
+        task = task or self.task
+        if task == "topn":
+            items = self.candidates_of(interaction)
+            length = (items > 0).sum(1)
         else:
             items, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         if self.training:
-            template = torch.randint(self.n_templates * self.n_separators, (len(items),))
+            template = self.templates.draw(task, len(items), len(self._separators))
         else:
-            template = torch.full((len(items),), self.test_template * self.n_separators)
+            template = torch.full((len(items),), self.templates.test * len(self._separators))
         user = interaction[self.USER_ID]
         return self.prompt_table.build(user, items, length, template, self.max_prompt_tokens, self.prompt_cut)
 
-    def forward(self, prompts: WordPrompts) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encoder states and what the decoder may attend to.
+    def candidates_of(self, interaction: Interaction) -> torch.Tensor:
+        """Return the items to choose from, (B, C), 0 at the end where there are fewer: the batch's, or drawn ones."""
+        if CANDIDATES not in interaction:
+            assert self.negatives is not None
+            user, target = interaction[self.USER_ID], interaction[self.POS_ITEM_ID]
+            drawn = torch.cat([target[:, None], self.negatives.draw(user, target)], dim=1)
+            order = torch.rand(drawn.shape, device=drawn.device).masked_fill(drawn == 0, 2.0).argsort(dim=1)
+            interaction.update(Interaction({CANDIDATES: drawn.gather(1, order)}))
+        return interaction[CANDIDATES]
+
+    def forward(self, prompts: WordPrompts, task: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return encoder states and what the decoder may attend to.
+
+        Parameters
+        ----------
+        prompts : WordPrompts
+        task : str, optional
+            Whose soft prompts stand before them; default the evaluated one's.
 
         Returns
         -------
@@ -259,8 +302,9 @@ class GenerativeRecommender(LLMRecommender):
             x = x + self.whole_word_embedding(ids)
         mask = prompts.attention_mask
         if self.soft_prompt is not None:
-            x = torch.cat([self.soft_prompt.expand(len(x), -1, -1), x], dim=1)
-            mask = functional.pad(mask, (len(self.soft_prompt), 0), value=1)
+            soft = self.soft_prompt[self.tasks.index(task or self.task)]
+            x = torch.cat([soft.expand(len(x), -1, -1), x], dim=1)
+            mask = functional.pad(mask, (len(soft), 0), value=1)
         encoder = self.t5.get_encoder() if self.head_kind == "decoder" else self.t5
         hidden = encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
         return hidden, torch.ones_like(mask) if self.unmasked_cross_attention else mask
@@ -292,19 +336,27 @@ class GenerativeRecommender(LLMRecommender):
 
     # ---- training
 
+    def next_task(self) -> str:
+        """Return the task of the next batch."""
+        return self.task
+
+    def training_rows(self, interaction: Interaction, task: str) -> tuple[WordPrompts, torch.Tensor]:
+        """Return the prompts of a batch, and the tokens of the answers, (B, T), -100 behind their end."""
+        return self.prompts(interaction, task), self.labels[interaction[self.POS_ITEM_ID]]
+
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """Negative log-likelihood of the target's code, or cross-entropy over the catalogue (``head: projection``)."""
-        hidden, mask = self.forward(self.prompts(interaction))
-        target = interaction[self.POS_ITEM_ID]
+        task = self.next_task()
+        prompts, labels = self.training_rows(interaction, task)
+        hidden, mask = self.forward(prompts, task)
         if self.head_kind == "projection":
+            target = interaction[self.POS_ITEM_ID]
             scores = self._project(hidden, mask)
-            if self.task == "topn":
+            if task == "topn":
                 candidates = interaction[CANDIDATES]
-                return functional.cross_entropy(
-                    scores.gather(1, candidates), (candidates == target[:, None]).long().argmax(1)
-                )
+                listed = scores.gather(1, candidates).masked_fill(candidates == 0, -torch.inf)
+                return functional.cross_entropy(listed, (candidates == target[:, None]).long().argmax(1))
             return functional.cross_entropy(scores[:, 1:], target - 1)
-        labels = self.labels[target]
         labels = labels[:, : int((labels != -100).sum(1).max())]
         return self.code_loss(hidden, mask, labels)
 

@@ -2,8 +2,10 @@
 
 The inner width of the feed-forward networks shrinks to 16 (Sec. 3.1), items and users have codes of spectral (SCI) or
 collaborative (GCI) indexing (Sec. 3.2), and decoding never leaves the catalogue (Sec. 3.3). As released the prompt
-names the user only; the second template list of the property file adds the history.
+names the user only; with ``with_history`` the templates of ``history_templates`` show the history, too.
 """
+
+from typing import Any
 
 from recbole_llm.model.generative import GenerativeRecommender
 
@@ -12,3 +14,15 @@ class LightLM(GenerativeRecommender):
     """A narrow T5 over users, decoding along a trie; keys in ``props/model/LightLM.yaml``."""
 
     train_view = "prefix"
+
+    def templates_of(self, config: Any) -> dict[str, list[str]]:
+        """Return the templates of users, or of users and their histories."""
+        templates = super().templates_of(config)
+        if config["with_history"] and "sequential" in templates:
+            templates["sequential"] = list(config["history_templates"])
+        return templates
+
+    def test_template_of(self, config: Any, key: str) -> int | str:
+        """Return the template that is used in evaluation, of the list that training draws from."""
+        with_history = config["with_history"] and key == "test_template"
+        return config["history_test_template"] if with_history else config[key]

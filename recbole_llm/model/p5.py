@@ -1,15 +1,113 @@
-"""P5 (Geng et al., arXiv 2203.13366), its sequential task: recommendation as language processing.
+"""P5 (Geng et al., arXiv 2203.13366), its sequential task family: recommendation as language processing.
 
-History and target are item codes in plain words: the prompt lists the history after a sentence, the decoder writes the
-code of the next item. Whole-word embeddings number the words (Sec. 3.2); a training row is drawn as the released code
-draws it (``train_view: p5``). The four other task families of the paper (rating, explanation, review, direct) are not
-here, so a row is not the multi-task model of its tables.
+Prompts are sentences with item codes in plain words, and a T5 writes the answer (Sec. 3, appendix):
+
+* 2-1 to 2-6: the history; the answer is the code of the next item. 2-13 is held out of training: the unseen prompt.
+* 2-7 to 2-10: the history and candidates to choose from; the answer is the next item's code.
+* 2-11 and 2-12: the history and an item; the answer is yes or no.
+
+Whole-word embeddings number the words (Sec. 3.2); a training row is drawn as the released code draws it
+(``train_view: p5``). The other task families of the paper (rating, explanation, review, direct) are left out, so that
+a row is not the multi-task model of its tables.
 """
 
+from typing import Any
+
+import torch
+from recbole.data.interaction import Interaction
+from torch.nn.utils.rnn import pad_sequence
+
+from recbole_llm.errors import ConfigError
 from recbole_llm.model.generative import GenerativeRecommender
+from recbole_llm.prompt.p5 import WordPrompts
+
+KINDS = ("sequential", "choice", "yes_no")
+YES, NO = "yes", "no"
+UNSEEN = "unseen"
 
 
 class P5(GenerativeRecommender):
-    """P5's sequential prompts, on a T5 that generates item codes; keys in ``props/model/P5.yaml``."""
+    """P5's sequential prompts, on a T5 that writes item codes; keys in ``props/model/P5.yaml``."""
 
     train_view = "p5"
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        self.kinds = self._weights(config)
+        super().__init__(config, dataset)
+        end = [self.tokenizer.eos_token_id]
+        answers = [self.tokenizer(word, add_special_tokens=False).input_ids + end for word in (NO, YES)]
+        table = pad_sequence([torch.tensor(answer) for answer in answers], batch_first=True, padding_value=-100)
+        self.register_buffer("answers", table.to(self.device), persistent=False)
+
+    @staticmethod
+    def _weights(config: Any) -> dict[str, float]:
+        """Share of each kind of prompt in training; kinds without any are left out."""
+        given = dict(config["prompt_weights"])
+        unknown = sorted(set(given) - set(KINDS))
+        weights = {kind: float(given.get(kind, 0)) for kind in KINDS}
+        if unknown or not weights["sequential"] > 0:
+            raise ConfigError(
+                f"prompt_weights={given!r}: give the kinds {', '.join(KINDS)} a weight, and sequential, which is "
+                "evaluated, one above 0."
+            )
+        weights = {kind: weight / sum(weights.values()) for kind, weight in weights.items() if weight > 0}
+        if len(weights) > 1 and (config["task"] == "topn" or config["head"] == "projection"):
+            key = "task=topn" if config["task"] == "topn" else "head=projection"
+            raise ConfigError(
+                f"prompt_weights={given!r} contradicts {key}, which has prompts of one kind only. Set "
+                "prompt_weights={sequential: 1}."
+            )
+        return weights
+
+    def templates_of(self, config: Any) -> dict[str, list[str]]:
+        """Return the training templates of every kind of prompt."""
+        more = {"choice": ("choice_templates", "candidates"), "yes_no": ("yes_no_templates", "item")}
+        templates = super().templates_of(config)
+        for kind, (key, field) in more.items():
+            if kind in self.kinds:
+                templates[kind] = list(config[key])
+                for text in templates[kind]:
+                    if f"{{{field}}}" not in text:
+                        raise ConfigError(f"{key}: {text!r} must hold {{{field}}}.")
+        return templates
+
+    def test_template_of(self, config: Any, key: str) -> int | str:
+        """Return the template that is used in evaluation; ``unseen`` is the one that training never shows."""
+        chosen = super().test_template_of(config, key)
+        return str(config["unseen_template"]) if chosen == UNSEEN else chosen
+
+    def n_negatives(self, config: Any) -> int:
+        """Return how many items beside the target there are to choose from, or to ask about."""
+        return max(int(config["choice_candidates"]) - 1 if "choice" in self.kinds else 0, int("yes_no" in self.kinds))
+
+    def training_rows(self, interaction: Interaction, task: str) -> tuple[WordPrompts, torch.Tensor]:
+        """Return prompts of a random kind each, and the tokens of their answers, (B, T), -100 behind their end."""
+        if len(self.kinds) == 1:
+            return super().training_rows(interaction, task)
+        target = interaction[self.POS_ITEM_ID]
+        rows, device = len(target), target.device
+        kind = torch.multinomial(torch.tensor([*self.kinds.values()]), rows, replacement=True)
+        separators = len(self._separators)
+        drawn = torch.stack([self.templates.draw(name, rows, separators) for name in self.kinds], dim=1)
+        template = drawn.gather(1, kind[:, None])[:, 0]
+        candidates = self.candidates_of(interaction)
+        yes = torch.rand(rows, device=device) < 0.5
+        other = torch.where(candidates[:, 0] == target, candidates[:, 1], candidates[:, 0])
+        # A user who has had everything is never asked about anything else.
+        item = torch.where(yes | (other == 0), target, other)
+        prompts = self.prompt_table.build(
+            interaction[self.USER_ID],
+            interaction[self.ITEM_SEQ],
+            interaction[self.ITEM_SEQ_LEN],
+            template,
+            self.max_prompt_tokens,
+            self.prompt_cut,
+            candidates,
+            item,
+        )
+        width = max(self.labels.shape[1], self.answers.shape[1])
+        labels = torch.nn.functional.pad(self.labels[target], (0, width - self.labels.shape[1]), value=-100)
+        asked = torch.tensor([name == "yes_no" for name in self.kinds], device=device)[kind.to(device)]
+        answers = self.answers[(item == target).long()]
+        answers = torch.nn.functional.pad(answers, (0, width - answers.shape[1]), value=-100)
+        return prompts, torch.where(asked[:, None], answers, labels)

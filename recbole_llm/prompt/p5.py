@@ -8,7 +8,7 @@ side by side; the last item of a list takes the punctuation with it, because a t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,6 +76,53 @@ class WordPrompts:
     dropped: int
 
 
+@dataclass(frozen=True)
+class Templates:
+    """Templates of several tasks in one list.
+
+    Attributes
+    ----------
+    texts : list of str
+    of_task : dict of str to range
+        Numbers of the templates that training draws from, by task.
+    test : int
+        Number of the template that is used in evaluation.
+    """
+
+    texts: list[str]
+    of_task: dict[str, range]
+    test: int
+
+    @classmethod
+    def of(cls, by_task: Mapping[str, Sequence[str]], task: str, test: int | str, key: str) -> Templates:
+        """Join the templates of tasks; ``test`` is the number of one of the evaluated ``task``, or another template.
+
+        Raises
+        ------
+        ConfigError
+            Naming the setting ``key``, where ``test`` is neither.
+        """
+        texts: list[str] = []
+        of_task = {}
+        for name, templates in by_task.items():
+            of_task[name] = range(len(texts), len(texts) + len(templates))
+            texts += templates
+        known = of_task[task]
+        if isinstance(test, str):
+            return cls([*texts, test], of_task, len(texts))
+        if type(test) is not int or not 0 <= test < len(known):
+            raise ConfigError(
+                f"{key}={test!r} is neither a template nor the number of one of the {len(known)} templates (0 to "
+                f"{len(known) - 1})."
+            )
+        return cls(texts, of_task, known[test])
+
+    def draw(self, task: str, rows: int, separators: int) -> torch.Tensor:
+        """Draw a template with a separator for each row, from torch's global generator; (rows,)."""
+        known = self.of_task[task]
+        return torch.randint(len(known) * separators, (rows,)) + known.start * separators
+
+
 class _Part(NamedTuple):
     """A part of a template: a text or a field; ``end`` is the group of a list's last entry."""
 
@@ -101,6 +148,11 @@ class PromptTable:
         Whole-word ids: POD's, P5's, or all 0.
     items_are_entities : bool
         With ``entity``: each item is one entity whatever its text is made of (titles).
+
+    Attributes
+    ----------
+    longest_item : int
+        Tokens of the longest item with a separator behind it.
 
     Raises
     ------
@@ -129,7 +181,14 @@ class PromptTable:
         self.pieces = PieceTable(self._groups)
         starts, inside = self._marks(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
         self.starts, self.inside = torch.tensor(starts, dtype=torch.bool), torch.tensor(inside, dtype=torch.bool)
+        self.longest_item = self._longest_item()
         del self._groups, self._whole, self._words
+
+    def _longest_item(self) -> int:
+        """Tokens of the longest item with the longest separator behind it."""
+        items = max((max(map(len, rows)) for (kind, *_), rows in self._groups.items() if kind == "item"), default=1)
+        separators = max((len(self._groups[group][0]) for _, group in self.templates if group is not None), default=0)
+        return items + separators
 
     def _parse(self, template: str) -> list[_Part]:
         found = [field[1:-1] for field in _FIELD.findall(template)]

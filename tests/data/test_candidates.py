@@ -1,7 +1,12 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from recbole_llm.data.candidates import CandidateSampler, PrefixNegatives
+from recbole_llm.data.candidates import CandidateSampler, PrefixNegatives, UnseenNegatives
 from recbole_llm.data.dataset import POSITION
 from recbole_llm.errors import DataError
 
@@ -113,3 +118,23 @@ def test_a_small_catalogue_gives_fewer_negatives(dataset):
         assert row == kept + [0] * (len(row) - len(kept))  # none stands before one
         expected = set(range(1, dataset.item_num)) - history | {target}
         assert set(kept) <= expected and len(set(kept)) == len(kept) >= len(expected) - 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 60), st.integers(1, 59), st.integers(0, 2**31))
+def test_unseen_negatives_are_distinct_and_as_many_as_there_are(n_items, wanted, seed):
+    draw = torch.Generator().manual_seed(seed)
+    users = torch.randint(1, 5, (40,), generator=draw)
+    items = torch.randint(1, n_items, (40,), generator=draw)
+    torch.manual_seed(seed)
+    world = SimpleNamespace(
+        item_num=n_items, uid_field="u", iid_field="i", flat={"u": users, "i": items}, train_positions=np.arange(40)
+    )
+    negatives = UnseenNegatives(world, wanted)
+    user, target = torch.arange(1, 5), torch.randint(1, n_items, (4,), generator=draw)
+    drawn = negatives.draw(user, target)
+    for row in range(4):
+        had = {*items[users == user[row]].tolist(), int(target[row])}
+        got = [item for item in drawn[row].tolist() if item]
+        assert drawn[row].tolist() == got + [0] * (drawn.shape[1] - len(got))
+        assert len(set(got)) == len(got) == min(wanted, n_items - 1 - len(had)) and not had & set(got)

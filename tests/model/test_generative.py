@@ -82,7 +82,7 @@ def forward(model, soft, arrays):
         if soft is not None:
             del model.soft_prompt
             model._parameters.pop("soft_prompt", None)
-            model.__dict__["soft_prompt"] = soft.view(3, 4, -1)[task]
+            model.__dict__["soft_prompt"] = soft.view(3, 4, -1)[task][None]
         prompts = WordPrompts(
             arrays["input_ids"][part], arrays["attention_mask"][part], arrays["whole_word_ids"][part], dropped=0
         )
@@ -161,10 +161,10 @@ def test_codes_of_a_batch_may_be_shorter_than_the_longest(settings):
 # ---- known answers
 
 LEARNT = {
-    "P5": ("P5", {"templates": ["{user} {history}"]}),
-    "P5 w/o_d": ("P5", {"head": "projection"}),
-    "POD": ("POD", {"templates": ["{user} {history}"]}),
-    "POD w/o_d_TID": ("POD", {"head": "projection", "item_repr": "title"}),
+    "P5": ("P5", {"templates": ["{user} {history}"], "prompt_weights": {"sequential": 1}}),
+    "P5 w/o_d": ("P5", {"head": "projection", "prompt_weights": {"sequential": 1}}),
+    "POD": ("POD", {"templates": ["{user} {history}"], "train_tasks": None}),
+    "POD w/o_d_TID": ("POD", {"head": "projection", "item_repr": "title", "train_tasks": None}),
     "LightLM": ("LightLM", {"digit_embedding_range": None, "feed_forward_size": None}),
 }
 
@@ -211,7 +211,7 @@ def test_internal_ids_are_not_shown(settings):
 def test_soft_prompts_and_whole_words_learn(settings):
     model, train, _ = build("POD", settings)
     model.train().calculate_loss(next(iter(train))).backward()
-    assert model.soft_prompt.grad.abs().sum() > 0 and model.soft_prompt.shape == (10, 32)
+    assert model.soft_prompt.grad.abs().sum() > 0 and model.soft_prompt.shape == (2, 10, 32)
     used = model.whole_word_embedding.weight.grad.abs().sum(1) > 0
     assert used[:3].all() and not used[100:].any()
 
@@ -306,3 +306,94 @@ def test_rule_of_the_largest_id(settings):
     best = model.full_sort_predict(interaction).argmax(1)
     top = interaction[model.ITEM_SEQ].amax(1)
     assert best.tolist() == [item % (model.n_items - 1) + 1 for item in top.tolist()]
+
+
+# ---- tasks and kinds of prompts
+
+
+def words_of(model, ids):
+    return model.tokenizer.decode([token for token in ids.tolist() if token > 1])
+
+
+def test_p5_asks_in_three_ways_and_each_answer_is_right(settings):
+    templates = {
+        "templates": ["next {user} {history}"],
+        "choice_templates": ["choose {user} {history} of {candidates}"],
+        "yes_no_templates": ["ask {user} {history} about {item}"],
+    }
+    model, train, _ = build("P5", settings, choice_candidates=5, separators=[" "], test_template=0, **templates)
+    codes = model.index.items
+    answers = {"next": set(), "choose": set(), "ask": set()}
+    for batch in train:
+        prompts, labels = model.train().training_rows(batch, "sequential")
+        for row, target in enumerate(batch["item_id"].tolist()):
+            kind, _, *shown = words_of(model, prompts.input_ids[row]).split()
+            answer, history = words_of(model, labels[row]), batch["item_id_list"][row][: batch["item_length"][row]]
+            assert shown[: len(history)] == [codes[item] for item in history.tolist()]
+            if kind == "next":
+                assert answer == codes[target] and len(shown) == len(history)
+            elif kind == "choose":
+                candidates = shown[len(history) + 1 :]
+                assert answer == codes[target] and answer in candidates and len(set(candidates)) == 5
+            else:
+                assert answer == ("yes" if shown[-1] == codes[target] else "no")
+            answers[kind].add(answer if kind == "ask" else kind)
+    assert answers == {"next": {"next"}, "choose": {"choose"}, "ask": {"yes", "no"}}
+
+
+def test_p5_the_unseen_prompt_is_evaluated_and_never_trained_on(settings):
+    unseen = "Unseen {user} took {history} and?"
+    model, train, test = build("P5", settings, test_template="unseen", unseen_template=unseen)
+    interaction = next(iter(test))[0]
+    with torch.no_grad():
+        assert words_of(model, model.eval().prompts(interaction).input_ids[0]).startswith("Unseen user_")
+    for batch in train:
+        for ids in model.train().training_rows(batch, "sequential")[0].input_ids:
+            assert not words_of(model, ids).startswith("Unseen")
+
+
+def test_pod_takes_its_tasks_in_turn_each_with_its_own_soft_prompts(settings):
+    model, train, test = build("POD", settings)
+    batches = list(train)[:2]
+    for number, task in enumerate(("sequential", "topn")):
+        model.zero_grad()
+        model.train().calculate_loss(batches[number]).backward()
+        touched = model.soft_prompt.grad.abs().sum((1, 2)) > 0
+        assert touched.tolist() == [task == name for name in model.tasks]
+    assert int(model.batches) == 2
+    candidates = batches[1]["candidate_id_list"]
+    assert (candidates == batches[1]["item_id"][:, None]).any(1).all()
+    # A resumed run goes on with the task whose turn it is; evaluation takes no turn.
+    again, *_ = build("POD", settings)
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        again.eval().full_sort_predict(next(iter(test))[0])
+    assert int(again.batches) == 2 and again.train().next_task() == "sequential"
+
+
+def test_lightlm_with_the_history_has_templates_of_its_own(settings):
+    for with_history in (False, True):
+        model, train, test = build("LightLM", settings, with_history=with_history)
+        interaction = next(iter(test))[0]
+        history = interaction["item_id_list"][0][: interaction["item_length"][0]].tolist()
+        text = words_of(model, model.eval().prompts(interaction).input_ids[0])
+        shown = [f"item_{model.index.items[item]}" in text for item in history]
+        assert all(shown) if with_history else not any(shown)
+        assert torch.isfinite(model.train().calculate_loss(next(iter(train))))
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [
+        ("P5", {"prompt_weights": {"sequential": 0, "choice": 1}}, "sequential, which is evaluated, one above 0"),
+        ("P5", {"prompt_weights": {"sequential": 1, "direct": 1}}, "give the kinds sequential, choice, yes_no"),
+        ("P5", {"head": "projection"}, "contradicts head=projection"),
+        ("P5", {"choice_templates": ["{history} and?"]}, r"choice_templates: .* must hold \{candidates\}"),
+        ("P5", {"yes_no_templates": ["{history} and?"]}, r"yes_no_templates: .* must hold \{item\}"),
+        ("POD", {"train_tasks": ["topn"]}, "leaves out the task that is evaluated: add sequential"),
+        ("LightLM", {"with_history": True, "history_test_template": 7}, "test_template=7 is neither"),
+    ],
+)
+def test_tasks_that_are_not_allowed(settings, model, more, message):
+    with pytest.raises(ConfigError, match=message):
+        build(model, settings, **more)

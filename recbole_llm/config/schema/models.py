@@ -316,6 +316,33 @@ class Generative(Section):
     unmasked_cross_attention: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class P5(Generative):
+    """P5, with its kinds of prompts."""
+
+    unseen_template: Name
+    prompt_weights: dict[str, NonNegative]
+    choice_templates: SomeTexts
+    yes_no_templates: SomeTexts
+    choice_candidates: AtLeastTwo
+
+
+@dataclass(frozen=True, kw_only=True)
+class POD(Generative):
+    """POD, with its tasks."""
+
+    train_tasks: list[Literal["sequential", "topn"]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightLM(Generative):
+    """LightLM, with or without the history."""
+
+    with_history: bool
+    history_templates: SomeTexts
+    history_test_template: Count | Name
+
+
 # ---- models without training
 
 
@@ -401,11 +428,10 @@ class ScoreEnsemble(Untrained):
 
 
 MODELS: dict[str, type[Section]] = {
-    **{name: Generative for name in ("P5", "POD", "LightLM")},
     **{
         section.__name__: section
         for section in (
-            *(LLM2SASRec, LLM2BERT4Rec, LLM2GRU4Rec, LRURec, LiteLLM4Rec, LlamaRec, LLMSeqPrompt),
+            *(LLM2SASRec, LLM2BERT4Rec, LLM2GRU4Rec, LRURec, LiteLLM4Rec, LlamaRec, LLMSeqPrompt, P5, POD, LightLM),
             *(LLMSeqSim, VSKNN, MaxIdRule, EmbeddingEnsemble, LLMSeqSimPopularity, LLMSeqSimSequential, ScoreEnsemble),
         )
     },
