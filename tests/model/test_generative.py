@@ -290,7 +290,7 @@ def test_a_narrow_t5_keeps_the_rest_of_its_weights(settings):
         ({"beams": 5, "topk": [10]}, "beams=5 give no list of topk=10"),
         ({"test_template": 9}, "test_template=9 is neither"),
         ({"llm": "tiny-random-bert"}, "tiny-random-bert is no T5"),
-        ({"item_index": "sequential"}, "item_index='sequential'"),
+        ({"item_index": "sequential"}, "item_index: 'sequential'"),
         ({"max_prompt_tokens": 8}, "max_prompt_tokens=8 does not hold"),
     ],
 )
