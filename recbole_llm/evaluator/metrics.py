@@ -116,6 +116,8 @@ def _distinct(items: np.ndarray) -> np.ndarray:
     return result
 
 
+# Of RecBole's, those of all lists together.
+OF_ALL_LISTS = ("itemcoverage", "shannonentropy", "giniindex")
 BEYOND_ACCURACY = ("serendipity", "novelty", "catalogcoverage")
 
 
@@ -151,8 +153,9 @@ def compute(
         ``metrics`` and ``topk``.
     rank : numpy.ndarray, shape (rows,)
         Rank of the target, 1 = first.
-    lists : numpy.ndarray, shape (rows, max(topk)), optional
-        Recommended items; needed for the list metrics only.
+    lists : numpy.ndarray, shape (rows, at most max(topk)), optional
+        Recommended items, 0 for none; needed for the list metrics only. As for the metrics of ranks, places that no
+        item takes, with k above the catalogue for instance, count as places without a hit.
     train_counts : numpy.ndarray, shape (item_num,), optional
         Training interactions per item; needed for the list metrics only.
     target : numpy.ndarray, shape (rows,), optional
@@ -192,10 +195,20 @@ def _beyond_accuracy(
 
 
 def _recbole_list_metric(name: str, config: Any, lists: np.ndarray, train_counts: np.ndarray) -> Mapping[str, float]:
-    settings = {"metric_decimal_place": 12, "topk": config["topk"], "tail_ratio": config["tail_ratio"]}
     data = DataStruct()
-    data.set("rec.items", torch.from_numpy(lists))
     data.set("data.num_items", len(train_counts))
     data.set("data.count_items", {item: int(count) for item, count in enumerate(train_counts) if count})
-    values = metrics_dict[name](settings).calculate_metric(data)
-    return {key: float(value) for key, value in values.items()}
+    result = {}
+    for k in config["topk"]:
+        items, places = lists[:, :k], k
+        if name in OF_ALL_LISTS:
+            # All that was recommended, in one row: RecBole would count 0 as an item.
+            items = items[items > 0][None]
+            places = items.shape[1]
+        else:
+            items = np.pad(items, ((0, 0), (0, k - items.shape[1])))
+        data.set("rec.items", torch.from_numpy(items))
+        settings = {"metric_decimal_place": 12, "topk": [places], "tail_ratio": config["tail_ratio"]}
+        values = metrics_dict[name](settings).calculate_metric(data) if places else {}
+        result[f"{name}@{k}"] = float(values.get(f"{name}@{places}", 0.0))
+    return result

@@ -12,6 +12,10 @@ from recbole_llm.evaluator.topk import top_items
 
 # Scores that are ranked at once on a CPU.
 CPU_SCORES = 2**17
+# Rank of a target that cannot be recommended: no list is long enough to hold it.
+NEVER = 2**31 - 1
+# From here on the share of tied targets is said beside the figures: their order decides these.
+MANY_TIES = 0.05
 
 
 class ScoreError(RecBoleLLMError, ArithmeticError):
@@ -25,8 +29,9 @@ class Ranks:
     Attributes
     ----------
     user, target : internal ids.
-    masked, unmasked : rank of the target (1 = first) with the user's whole history excluded, and without. A masked
-        target that is itself in the history has rank ``item_num``: it can never be recommended.
+    masked, unmasked : rank of the target (1 = first) with the user's whole history excluded, and without.
+        :data:`NEVER` where it can never be recommended: its score is ``-inf``, or it is itself in the history that is
+        excluded.
     history_length : distinct items the user had before the target.
     masked_lists, unmasked_lists : recommended items, shape (rows, k), where they were asked for.
     tied : share of targets with the same score as another item that could stand in their place.
@@ -137,7 +142,9 @@ class RankCollector:
         masked = unmasked - torch.zeros_like(unmasked).index_add_(0, rows, above.long())
         is_target = (items == target_seen).long()
         repeated = torch.zeros_like(unmasked).index_add_(0, rows, is_target)
-        masked = torch.where(repeated > 0, scores.shape[1], masked)
+        possible = own[:, 0] > -torch.inf  # NaN neither
+        unmasked = unmasked.where(possible, NEVER)
+        masked = masked.where(possible & (repeated == 0), NEVER)
 
         self._add(
             user=user,
@@ -145,7 +152,7 @@ class RankCollector:
             masked=masked,
             unmasked=unmasked,
             history_length=torch.zeros_like(unmasked).index_add_(0, rows, torch.ones_like(rows)),
-            tied=equal > 1,
+            tied=(equal > 1) & possible,
             repeated=repeated,
             broken=broken,
             number=torch.full_like(unmasked, number),
@@ -156,6 +163,7 @@ class RankCollector:
             inside = scores[:, group]
             rank = 1 + (inside > own).sum(1) + ((inside == own) & (group < target[:, None])).sum(1)
             rank = rank - torch.zeros_like(rank).index_add_(0, rows, (above & member[items]).long())
+            rank = rank.where(possible, NEVER)
             self._add(among=torch.where(member[target], rank, 0))
         if self.list_length:
             self._add(unmasked_lists=top_items(scores, self.list_length))

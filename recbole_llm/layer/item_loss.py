@@ -122,8 +122,10 @@ class ItemLoss(nn.Module):
         if loss != "ce" and self.distribution != "uniform":
             if target_counts is None:
                 raise ConfigError(f"negative_distribution={negative_distribution!r} needs counts of training targets.")
+            # Negatives of the batch come as often as targets do, whatever negative_alpha is.
+            power = 1.0 if self.distribution == "in_batch" else float(negative_alpha)
             # One at least: an item that is never drawn would never be pushed down.
-            weight = np.maximum(np.asarray(target_counts, dtype=np.float64)[1:], 1.0) ** float(negative_alpha)
+            weight = np.maximum(np.asarray(target_counts, dtype=np.float64)[1:], 1.0) ** power
             share = np.concatenate([[0.0], weight / weight.sum()])
             self.register_buffer("share", torch.from_numpy(share), persistent=False)
             self.register_buffer("cumulative", torch.from_numpy(share.cumsum()), persistent=False)

@@ -312,6 +312,11 @@ class AdaptedRecommender(LLMRecommender):
     input_type: ClassVar[InputType | None] = None
     scores_are_products: bool | None = None
 
+    def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
+        """Return the number of masked positions, which BERT4Rec's loss is a mean over, or one a row."""
+        masked = vars(self).get("MASK_INDEX")
+        return (interaction[masked] > 0).sum() if masked in interaction else len(interaction)
+
     def user_vectors(self, interaction: Interaction) -> torch.Tensor:
         """Return what the network makes of the histories, shape (B, d)."""
         if list(inspect.signature(self.forward).parameters) != ["item_seq", "item_seq_len"]:

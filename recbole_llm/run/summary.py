@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from recbole_llm.config import Config
 from recbole_llm.data.controls import label
+from recbole_llm.evaluator.ranks import MANY_TIES
 
 
 def _cold_table(cold: Mapping[str, Any], kind: str, places: int) -> str:
@@ -85,6 +86,9 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     valid = results["best_valid_result"] or {}
     test, other = results[first] or {}, results[second] or {}
     rows = [[metric, valid.get(metric), test.get(metric), other.get(metric)] for metric in test or valid]
+    ties = results["tied_targets"] or 0
+    if ties > MANY_TIES:
+        rows.append(["tied targets", None, ties, ties])
     table = tabulate(
         rows, ["metric", "best valid", heads[first], heads[second]], tablefmt="simple", floatfmt=f".{places}f"
     )
@@ -116,10 +120,9 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     if run_dir is not None:
         lines.append(f"written to {run_dir}")
     logger.info("\n".join(lines))
-    if (results["tied_targets"] or 0) > 0.01:
+    if ties > 0.01:
         logger.warning(
-            f"{results['tied_targets']:.1%} of the targets share their score with another item; how these are ordered "
-            "is arbitrary."
+            f"{ties:.1%} of the targets share their score with another item; how these are ordered is arbitrary."
         )
     if results["targets_in_history"]:
         logger.warning(

@@ -23,6 +23,7 @@ from recbole_llm.data.loader import FullSortLoader, train_loader
 from recbole_llm.errors import ConfigError, RecBoleLLMError
 from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator, progress
+from recbole_llm.evaluator.ranks import MANY_TIES
 from recbole_llm.model.base import Reranker
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.accumulation import GradientMean, LossMean, mean_of
@@ -31,9 +32,6 @@ from recbole_llm.trainer.schedule import parameter_groups
 from recbole_llm.trainer.stage import Stage
 from recbole_llm.trainer.stopping import EarlyStopping
 from recbole_llm.trainer.trackers import Trackers
-
-# From here on a share of tied targets is said beside the figures, which such an order decides.
-MANY_TIES = 0.05
 
 
 class DivergedError(RecBoleLLMError, ArithmeticError):

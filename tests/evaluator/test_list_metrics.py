@@ -155,3 +155,15 @@ def test_they_may_steer_early_stopping_and_names_are_checked(shop, tiny):
         Config("SASRec", "shop", config_dict={**settings, "metrics": ["CatalogueCoverage"]})
     with pytest.raises(ConfigError, match="invalid value for popularity_counts: 'test'"):
         run("SASRec", "shop", config_dict={**settings, "popularity_counts": "test"})
+
+
+def test_lists_longer_than_the_catalogue_of_a_whole_run(shop, tiny):
+    settings = {
+        **tiny,
+        "topk": [5, 40],
+        "metrics": ["Recall", "AveragePopularity", "TailPercentage", "ItemCoverage"],
+        "valid_metric": "Recall@5",
+    }
+    result = run("SASRec", "shop", config_dict={**settings, "data_path": str(shop.parent)})["test_result"]
+    assert result["recall@40"] == 1 and result["itemcoverage@40"] == 12 / 13
+    assert 0 < result["averagepopularity@40"] < result["averagepopularity@5"]

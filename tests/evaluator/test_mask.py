@@ -16,7 +16,7 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.evaluator.mask import EXCLUDED, exclude_from_choice, excluded, remove_history, table_of, without
 from recbole_llm.quick_start import run
 from recbole_llm.recommend import Recommender
-from recbole_llm.run.experiment import Run
+from recbole_llm.run.load import Run
 from recbole_llm.trainer.trainer import RunTrainer
 from tests.worlds import WORDS, write_dataset
 

@@ -109,3 +109,52 @@ def test_names():
     assert not metrics.is_smaller_better("ndcg")
     with pytest.raises(AssertionError, match="needs the recommended lists"):
         metrics.compute(settings("ItemCoverage"), RANKS, None, None)
+
+
+LISTS = ["AveragePopularity", "TailPercentage", "ItemCoverage", "ShannonEntropy", "GiniIndex"]
+ALL_LISTS = [*LISTS, "Serendipity", "Novelty", "CatalogCoverage"]
+
+
+def list_metrics(lists, topk, counts, names=ALL_LISTS):
+    settings = {"metrics": names, "topk": topk, "tail_ratio": 0.4, "popularity_counts": "train"}
+    rows = len(lists)
+    return metrics.compute(settings, np.ones(rows), lists, counts, np.ones(rows, dtype=np.int64), counts)
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 30])
+def test_lists_may_be_asked_for_that_are_longer_than_the_catalogue(beyond):
+    """Places that no item takes count as for Precision: nothing stands there."""
+    counts = np.array([0, 8, 4, 2, 1, 0])
+    lists = np.array([[3, 1, 2, 4, 5], [1, 2, 0, 0, 0]])
+    k = 5 + beyond
+    found = list_metrics(lists, [2, k], counts)
+    assert found[f"averagepopularity@{k}"] == pytest.approx((15 / k + 12 / k) / 2)
+    # The rarer .4 of the four items that have a count: item 4.
+    assert found[f"tailpercentage@{k}"] == pytest.approx((1 / k + 0) / 2)
+    assert found[f"itemcoverage@{k}"] == pytest.approx(5 / 6)
+    assert found[f"catalogcoverage@{k}"] == pytest.approx(5 / 4)
+    shares = np.array([2, 2, 1, 1, 1]) / 7
+    assert found[f"shannonentropy@{k}"] == pytest.approx(-(shares * np.log(shares)).sum() / 5)
+    assert found["averagepopularity@2"] == pytest.approx((5 + 6) / 2)
+    assert found == {**found, **list_metrics(lists, [k], counts)}  # whatever other lengths there are
+
+
+def test_full_lists_are_recbole_s():
+    draw = np.random.default_rng(0)
+    counts = np.concatenate([[0], draw.integers(1, 30, 40)])
+    lists = np.stack([1 + draw.permutation(40)[:10] for _ in range(25)])
+    found = list_metrics(lists, [3, 10], counts, LISTS)
+    data = DataStruct()
+    data.set("rec.items", torch.from_numpy(lists))
+    data.set("data.num_items", 41)
+    data.set("data.count_items", {item: int(count) for item, count in enumerate(counts) if count})
+    for name in LISTS:
+        settings = {"metric_decimal_place": 12, "topk": [3, 10], "tail_ratio": 0.4}
+        theirs = metrics_dict[name.lower()](settings).calculate_metric(data)
+        for key, value in theirs.items():
+            assert found[key] == pytest.approx(value, abs=1e-9), key
+
+
+def test_no_list_at_all():
+    found = list_metrics(np.zeros((3, 2), dtype=np.int64), [2], np.array([0, 1, 1, 1]))
+    assert all(value == 0 for value in found.values())

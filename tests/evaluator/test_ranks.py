@@ -6,7 +6,7 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.evaluator import metrics
-from recbole_llm.evaluator.ranks import RankCollector, ScoreError
+from recbole_llm.evaluator.ranks import NEVER, RankCollector, ScoreError
 
 ROWS, ITEMS = 60, 23
 
@@ -59,7 +59,7 @@ def test_ranks_and_lists_equal_a_sorted_list(kind, k, at_once, monkeypatch):
     for row in range(ROWS):
         whole, left = ranking(scores[row], set()), ranking(scores[row], history[row])
         assert ranks.unmasked[row] == 1 + whole.index(target[row])
-        assert ranks.masked[row] == (ITEMS if inside[row] else 1 + left.index(target[row]))
+        assert ranks.masked[row] == (NEVER if inside[row] else 1 + left.index(target[row]))
         # Lists hold what the ranks say, as far as there is anything finite to recommend.
         finite = sum(np.isfinite(scores[row][item]) for item in whole)
         assert ranks.unmasked_lists[row].tolist()[:finite] == whole[:k][:finite]
@@ -137,3 +137,33 @@ def test_most_popular_on_ml100k():
     for result in results:
         share = (result["ndcg@20"] - result["ndcg@10"]) / (result["recall@20"] - result["recall@10"])
         assert 0.2277 <= share <= 0.2789
+
+
+@pytest.mark.parametrize("k", [1, 5, ITEMS - 1, ITEMS, 1000])
+def test_a_target_without_a_score_is_no_hit_however_long_the_list(k):
+    scores, user, target, history = case("ties", seed=2)
+    without = np.arange(ROWS) % 3 == 0
+    scores[without, target[without]] = -np.inf
+    inside = np.array([target[row] in history[row] for row in range(ROWS)])
+    ranks = collect(scores, user, target, history)
+    assert not metrics.hit(ranks.unmasked[without], k).any() and not metrics.ndcg(ranks.unmasked[without], k).any()
+    assert not metrics.hit(ranks.masked[without | inside], k).any()
+    if k >= ITEMS:
+        assert (
+            metrics.hit(ranks.unmasked[~without], k).all() and metrics.hit(ranks.masked[~without & ~inside], k).all()
+        )
+
+
+def test_nothing_but_minus_infinity_is_all_misses_and_no_tie():
+    scores, user, target, history = case("constant")
+    ranks = collect(np.full_like(scores, -np.inf), user, target, history, list_length=3)
+    assert (ranks.unmasked == NEVER).all() and (ranks.masked == NEVER).all() and ranks.tied == 0
+    assert not ranks.unmasked_lists.any()
+
+
+def test_ranks_among_a_group_know_targets_without_a_score():
+    collector = RankCollector(group=torch.tensor([2, 3, 4]))
+    scores = torch.tensor([[0.0, 5, 1, 2, 3], [0.0, 5, 1, -torch.inf, 3]])
+    target, none = torch.tensor([3, 3]), torch.zeros(0, dtype=torch.long)
+    collector.collect(scores, target, target, (none, none))
+    assert collector.finish().among.tolist() == [2, NEVER]

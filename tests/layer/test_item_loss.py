@@ -188,6 +188,23 @@ def test_in_batch_negatives_are_the_targets_of_other_rows(problem):
     torch.testing.assert_close(often, 7 * share[items])
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
+def test_in_batch_negatives_are_corrected_by_how_often_targets_come(alpha):
+    """They come from the batch, whose targets follow the counts: negative_alpha has no part in it."""
+    torch.manual_seed(0)
+    share = torch.from_numpy(np.maximum(COUNTS, 1.0)[1:] / np.maximum(COUNTS, 1.0)[1:].sum())
+    loss = sampled("in_batch", "shared", num_negatives=40, negative_alpha=alpha)
+    found = torch.zeros(ITEMS, dtype=torch.float64)
+    often = torch.zeros(ITEMS, dtype=torch.float64)
+    for _ in range(200):
+        target = 1 + torch.multinomial(share, 400, replacement=True)
+        items, expected = loss.draw(target)
+        found += torch.bincount(items, minlength=ITEMS) / 200
+        often[items] = expected
+    seen = often > 0
+    torch.testing.assert_close(found[seen], often[seen], rtol=0.25, atol=0.25)
+
+
 def test_without_correction_the_scores_stand_as_they_are(problem):
     tensors, target = problem
     hidden, table, bias = tensors
