@@ -18,6 +18,7 @@ from recbole_llm.config.registry import (
     props_dir,
 )
 from recbole_llm.config.schema import is_text, types_of, value_problem
+from recbole_llm.config.schema.general import Files
 from recbole_llm.config.values import load_yaml, nearest, parse_value, plain, without_code_keys
 from recbole_llm.errors import ConfigError
 
@@ -64,6 +65,7 @@ class Given:
         }
         given = cls({}, _plain(parsed), _plain(dict(arguments or {})))
         named = {**given.dictionary, **given.arguments}.get("config_files")
+        check_value("config_files", named, Files.types())
         dropped: list[str] = []
         for file in [*(files or []), *listed_files(named)]:
             content = _plain(file) if isinstance(file, Mapping) else load_yaml(Path(file))
@@ -231,7 +233,7 @@ def merge(model: str, dataset: str, defaults: Defaults, given: Given) -> dict[st
         # What the user typed on the command line or in a dictionary still wins.
         for key, value in final["smoke_settings"].items():
             if key in defaults.values and given.strength(key) < 2 and (trains or key != "epochs"):
-                check_value(key, value, defaults.types)
+                check_value(f"smoke_settings.{key}", value, {f"smoke_settings.{key}": defaults.types.get(key, Any)})
                 final[key] = value
         final["smoke_settings"] = {}  # applied: the merged settings, read from a file, must not apply them again
     return final

@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from recbole_llm.config.values import nearest
 
+# Whole numbers from here on fit no 64 bits, which numpy, torch and files count in.
+LARGEST = 2**63
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
@@ -96,7 +98,8 @@ Interval = Annotated[Text, Rule(_is_interval, 'an interval such as "[5,inf)", or
 def shown(value: Any) -> str:
     """Return a short ``repr``: of what a user typed, however long or deep."""
     try:
-        return _SHORT.repr(value)
+        text = _SHORT.repr(value)
+        return text if len(text) <= 200 else f"{text[:197]}..."
     except (RecursionError, ValueError):  # an integer of more digits than Python prints
         return f"a {type(value).__name__} that is too large to show"
 
@@ -209,6 +212,8 @@ def _within(value: Any, extras: tuple[Any, ...]) -> bool:
         infinite = any(isinstance(extra, Bounds) and extra.infinite for extra in extras)
         if math.isnan(value) or (math.isinf(value) and not infinite):
             return False
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        return False
     for extra in extras:
         if isinstance(extra, Bounds) and not extra.hold(value):
             return False
