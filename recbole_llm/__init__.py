@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recbole_llm.compare.api import compare
-    from recbole_llm.quick_start import load_run
     from recbole_llm.recbole_compat import compat
     from recbole_llm.recommend import Recommender
     from recbole_llm.run.experiment import run
+    from recbole_llm.run.load import load_run
     from recbole_llm.tune import objective_function, tune
 
 __version__ = "0.2.0"
@@ -29,7 +29,7 @@ __all__ = ["Recommender", "compare", "compat", "load_run", "objective_function",
 _HOMES = {
     "Recommender": "recbole_llm.recommend",
     "compat": "recbole_llm.recbole_compat",
-    "load_run": "recbole_llm.quick_start",
+    "load_run": "recbole_llm.run.load",
     "objective_function": "recbole_llm.tune",
 }
 

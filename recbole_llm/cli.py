@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recbole_llm.errors import RecBoleLLMError
 
-COMMANDS = ("run", "compare", "tune", "models", "convert", "check", "recommend", "export", "help")
+COMMANDS = ("run", "compare", "tune", "models", "convert", "check", "recommend", "export", "evaluate", "help")
 HELP = """\
 LLM-based sequential recommenders inside RecBole.
 
@@ -19,6 +19,7 @@ LLM-based sequential recommenders inside RecBole.
   recbole-llm models                                                 names for --model
   recbole-llm convert NAME --input PATH [--output FOLDER]            downloads or own logs -> atomic files
   recbole-llm check DATASET [--data_path FOLDER]                     what would hurt in a dataset
+  recbole-llm evaluate RUN_DIR [--topk=1,5] [--mask_history=False]   results of saved weights, by any protocol
   recbole-llm recommend RUN_DIR [--users=...] [--k=10] [--out=FILE]  the best items for users of a finished run
   recbole-llm export RUN_DIR --out=DIR [--faiss]                     its item and user vectors
   recbole-llm COMMAND --help | --version
@@ -76,6 +77,10 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         from recbole_llm.convert.command import check_main
 
         return check_main(arguments)
+    if command == "evaluate":
+        from recbole_llm.run.evaluate import evaluate_main
+
+        return evaluate_main(arguments)
     if command in ("recommend", "export"):
         from recbole_llm.recommend.command import export_main, recommend_main
 

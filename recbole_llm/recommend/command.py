@@ -18,15 +18,11 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
 from recbole_llm.recommend import files
 from recbole_llm.recommend.recommender import HISTORIES, UNKNOWN, Recommender
-from recbole_llm.run.identity import CIRCUMSTANCES
+from recbole_llm.run.identity import SERVING
 from recbole_llm.run.logging import log_to_console
 from recbole_llm.run.protocol import protocol_text
 
-# What of a run may differ when it is put to use: where it runs and how large its batches are.
-SETTINGS = sorted(
-    (CIRCUMSTANCES - {"resume", "checkpoint_dir", "log_wandb", "wandb_project", "smoke_settings", "save_state"})
-    | {"eval_batch_size", "eval_score_memory_mb", "llm_local_files_only"}
-)
+SETTINGS = sorted(SERVING)
 
 _RECOMMEND_HELP = """\
 The best items for users of a finished run, with raw ids and scores.

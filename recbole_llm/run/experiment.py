@@ -9,7 +9,7 @@ import logging
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,22 @@ from recbole_llm.data import controls
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
-from recbole_llm.evaluator.timing import inference_times
 from recbole_llm.run import submodel
-from recbole_llm.run.folder import create_run_dir, discard_unused, find_resumable, run_lock, stamp_data
+from recbole_llm.run.evaluate import evaluate_on_test, finish, time_inference
+from recbole_llm.run.folder import (
+    TRAINED,
+    advice_when_writing_fails,
+    discard_unused,
+    find_resumable,
+    is_unfinished,
+    new_run,
+    run_lock,
+    stamp_data,
+)
 from recbole_llm.run.load import what_was_read
 from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
-from recbole_llm.run.results import results_of, write_results
+from recbole_llm.run.results import results_of, training_record, write_results, write_training_record
 from recbole_llm.run.summary import print_summary
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
@@ -67,12 +76,19 @@ def run(
         given = {"model": model, "dataset": dataset, "config_file_list": config_file_list, "config_dict": config_dict}
         return distributed.spawn(run, {**given, "arguments": arguments, "saved": saved}, config)
     with distributed.group(config["distributed_timeout"]) as here:
-        resumed_from = distributed.from_main(lambda: find_resumable(config)) if saved else None
-        run_dir = resumed_from or (distributed.from_main(lambda: create_run_dir(config)) if saved else None)
-        main_dir = run_dir if here.is_main else None  # where this process writes
-        with run_lock(main_dir), logging_into(main_dir):
+        resumed = distributed.from_main(lambda: find_resumable(config)) if saved else None
+        with ExitStack() as stack:
+            if resumed is not None and here.is_main:
+                stack.enter_context(run_lock(resumed))
+            run_dir = resumed
+            if saved and resumed is None:
+                run_dir = distributed.from_main(lambda: stack.enter_context(new_run(config)))
+            main_dir = run_dir if here.is_main else None  # where this process writes
+            stack.enter_context(logging_into(main_dir))
             try:
-                return experiment(config, run_dir, resume=resumed_from is not None)
+                if resumed is not None and here.size == 1 and (resumed / TRAINED).is_file():
+                    return finish(config, resumed)
+                return experiment(config, run_dir, resume=resumed is not None)
             except RecBoleLLMError:
                 discard_unused(main_dir)
                 raise
@@ -84,7 +100,7 @@ def run(
 def _say_how_to_go_on(run_dir: Path | None) -> None:
     if not distributed.first_to_fail():
         return
-    if run_dir is not None and checkpoint.state_folder(run_dir) is not None:
+    if run_dir is not None and is_unfinished(run_dir):
         message = f"Interrupted. Continue with: recbole-llm --resume={shlex.quote(str(run_dir))}"
     else:
         message = "Interrupted before the first epoch had ended: there is nothing to resume."
@@ -150,7 +166,7 @@ def experiment(
             f"nproc={config['nproc']}, world_size={config['world_size']}: here an experiment takes one process. Leave "
             "them out; `run` and the command line start several."
         )
-    with _advice_when_out_of_memory(config, run_dir):
+    with _advice_when_out_of_memory(config, run_dir), advice_when_writing_fails(run_dir):
         return _experiment(config, run_dir, resume, prepare, on_validation, evaluate_test)
 
 
@@ -206,16 +222,19 @@ def _experiment(
         )
     finally:
         trainer.close()
+    if run_dir is not None and distributed.world().is_main:
+        write_training_record(run_dir, training_record(config, trainer, meter))
     test_result, members, times = None, None, None
     if evaluate_test:
         test_result, members = evaluate_on_test(trainer, test_data, config["show_progress"])
-        times = _time_inference(config, trainer, test_data)
+        times = time_inference(config, trainer, test_data)
 
     unmasked = trainer.evaluation.unmasked if trainer.evaluation and test_result is not None else None
     meter.merge_peaks()
     trainer.meter.merge_peaks()
     if distributed.world().is_main:
-        report = results_of(config, dataset, trainer, test_result, meter, members, times)
+        training = training_record(config, trainer, meter)
+        report = results_of(config, dataset, trainer, training, test_result, members, times)
         if run_dir is not None:
             write_results(run_dir, report, trainer)
         print_summary(config, report, run_dir)
@@ -241,19 +260,6 @@ def _notice_untrained_users(config: Config, model: Any, dataset: HistoryDataset)
         )
 
 
-def evaluate_on_test(
-    trainer: RunTrainer, test_data: Any, show_progress: bool = False
-) -> tuple[dict[str, float] | None, list[dict[str, Any]] | None]:
-    """Metrics of the best weights on test, and those of a hybrid's members; None where there is nothing to test."""
-    with trainer.meter.phase("test"):
-        result = trainer.evaluate(test_data, show_progress=show_progress)
-    members = None
-    if test_data is not None and trainer.model.members:
-        with trainer.meter.phase("test_members"):
-            members = trainer.evaluate_members(test_data, show_progress=show_progress)
-    return result, members
-
-
 def _check_timing(config: Config) -> None:
     batches, mode = config["timing_batches"], config["eval_args"]["mode"]["test"]
     if not isinstance(batches, int) or batches < 0:
@@ -262,20 +268,6 @@ def _check_timing(config: Config) -> None:
         raise ConfigError(
             f"timing_batches={batches} times the ranking of the whole catalogue, but eval_args.mode of test is "
             f"{mode!r}. Set timing_batches=0 or mode=full."
-        )
-
-
-def _time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict[str, float] | None:
-    if not config["timing_batches"] or test_data is None:
-        return None
-    with trainer.evaluator.precision(trainer.model):
-        return inference_times(
-            trainer.model,
-            test_data,
-            trainer.device,
-            max(config["topk"]),
-            int(config["timing_batches"]),
-            show_progress=config["show_progress"],
         )
 
 

@@ -1,12 +1,15 @@
 """The run directory: created, locked, found again and discarded."""
 
+import errno
 import glob
 import json
 import logging
+import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,21 @@ from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.data import trained
 from recbole_llm.data.controls import control_of
-from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.run.identity import changed_settings, plain, same_experiment
 from recbole_llm.run.provenance import files_read
 from recbole_llm.trainer import checkpoint
 
-LOCK, DATA_STAMP = "lock", "data.json"
+LOCK, DATA_STAMP, RESULTS = "lock", "data.json", "results.json"
+# Written when training has ended: all that the results need besides the weights and an evaluation.
+TRAINED = "trained.json"
+# What a run writes before there is anything worth keeping.
+_BEGINNINGS = frozenset(
+    {"config.yaml", "run.log", LOCK, DATA_STAMP, trained.FILE, "pretrained.pth", "history.csv", "tensorboard"}
+    | {"candidates", checkpoint.WEIGHTS, f"{checkpoint.STATE}.new", f"{checkpoint.STATE}.old"}
+)
+_NAME = re.compile(r".+-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
 
 
 def create_run_dir(config: Config) -> Path:
@@ -116,16 +127,77 @@ def _stamp_fits(run_dir: Path, config: Config) -> bool:
 
 
 def discard_unused(run_dir: Path | None) -> None:
-    """Remove the directory of a run that failed before it had anything to keep."""
-    unused = {"config.yaml", "run.log", LOCK, DATA_STAMP, trained.FILE, f"{trained.FILE}.tmp"}
-    if run_dir is not None and {path.name for path in run_dir.iterdir()} <= unused:
+    """Remove the directory of a run that ended before it had anything to keep."""
+    if run_dir is not None and _has_nothing(run_dir):
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _has_nothing(run_dir: Path) -> bool:
+    """Whether a run left neither results nor a state, nor weights that it may have been told to keep alone."""
+    names = {path.name for path in run_dir.iterdir() if not path.name.endswith(".tmp")}
+    if not names <= _BEGINNINGS or checkpoint.state_folder(run_dir) is not None:
+        return False
+    if checkpoint.WEIGHTS not in names:
+        return True
+    try:  # the initial weights, unless the run keeps no state
+        return settings_of(run_dir).get("save_state") is True
+    except RecBoleLLMError:
+        return False
+
+
+def remove_abandoned(parent: Path) -> list[Path]:
+    """Remove directories of runs that were killed before they had anything to keep; returns them.
+
+    A run holds its lock as long as it lives: a directory whose lock is held stays.
+    """
+    removed = []
+    for run_dir in sorted(parent.iterdir()) if parent.is_dir() else []:
+        if not _NAME.fullmatch(run_dir.name) or not run_dir.is_dir():
+            continue
+        with suppress(OSError, filelock.Timeout):
+            if not any(run_dir.iterdir()):
+                run_dir.rmdir()
+                removed.append(run_dir)
+            elif (run_dir / LOCK).is_file() and _has_nothing(run_dir):
+                with filelock.FileLock(run_dir / LOCK, timeout=0):
+                    if _has_nothing(run_dir):
+                        shutil.rmtree(run_dir)
+                        removed.append(run_dir)
+    return removed
+
+
+@contextmanager
+def new_run(config: Config) -> Iterator[Path]:
+    """A fresh run directory, locked while the body runs; what killed runs left beside it goes."""
+    for run_dir in remove_abandoned(Path(config["checkpoint_dir"])):
+        logging.getLogger().info(f"{run_dir} removed: that run was killed before it had anything to keep.")
+    with ExitStack() as stack:
+        for _ in range(100):
+            try:
+                run_dir = create_run_dir(config)
+                stack.enter_context(run_lock(run_dir))
+            except (FileNotFoundError, CheckpointError):
+                continue  # another process took the directory for abandoned, before it was locked
+            if (run_dir / LOCK).is_file() and (run_dir / "config.yaml").is_file():
+                break
+            stack.pop_all().close()
+        else:
+            raise ConfigError(f"No run directory can be made in checkpoint_dir={config['checkpoint_dir']!r}.")
+        yield run_dir
+
+
+def is_unfinished(run_dir: Path) -> bool:
+    """Whether a run has no results yet and something to continue from."""
+    if (run_dir / RESULTS).is_file():
+        return False
+    return (run_dir / TRAINED).is_file() or checkpoint.state_folder(run_dir) is not None
 
 
 def find_resumable(config: Config) -> Path | None:
     """The run directory that ``resume`` means, or None for a fresh run.
 
     ``True`` takes the newest unfinished run with the same settings and starts afresh, saying so, where there is none.
+    A run that is named and was stopped before its first validation begins again in its directory.
     """
     wanted = config["resume"]
     if wanted is None or wanted is False:
@@ -133,10 +205,8 @@ def find_resumable(config: Config) -> Path | None:
     if wanted is not True:
         run_dir = Path(str(wanted))
         settings = settings_of(run_dir)
-        if (run_dir / "results.json").is_file():
-            raise CheckpointError(f"{run_dir} is finished; its results are in {run_dir / 'results.json'}.")
-        if checkpoint.state_folder(run_dir) is None:
-            raise CheckpointError(f"{run_dir} holds no training state: it was stopped before its first epoch ended.")
+        if (run_dir / RESULTS).is_file():
+            raise CheckpointError(f"{run_dir} is finished; its results are in {run_dir / RESULTS}.")
         if not _stamp_fits(run_dir, config):
             raise CheckpointError(f"{run_dir} was started on other data: the files in {config['data_path']} changed.")
         if not same_experiment(settings, config.merged):
@@ -149,8 +219,7 @@ def find_resumable(config: Config) -> Path | None:
     pattern = glob.escape(name_prefix(config)) + "*"
     other = ""
     for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
-        unfinished = not (run_dir / "results.json").is_file() and checkpoint.state_folder(run_dir) is not None
-        if not unfinished or not _stamp_fits(run_dir, config) or is_running(run_dir):
+        if not is_unfinished(run_dir) or not _stamp_fits(run_dir, config) or is_running(run_dir):
             continue
         settings = settings_of(run_dir)
         if same_experiment(settings, config.merged):
@@ -161,3 +230,34 @@ def find_resumable(config: Config) -> Path | None:
         )
     logging.getLogger().info(f"There is no unfinished run with these settings; starting a new one.{other}")
     return None
+
+
+# No space, quota, file too large, read-only file system.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+
+
+@contextmanager
+def advice_when_writing_fails(run_dir: Path | None) -> Iterator[None]:
+    """A full disk or a quota leaves a run that can be finished: say how."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, RecBoleLLMError) or error.errno not in NO_ROOM:
+            raise
+        raise CheckpointError(
+            f"{error.filename or run_dir or 'A file'} cannot be written: {error.strerror or error}.{_remedy(run_dir)}"
+        ) from error
+    except CheckpointError as error:
+        cause = error.__cause__
+        if run_dir is None or not isinstance(cause, OSError) or cause.errno not in NO_ROOM:
+            raise
+        raise CheckpointError(f"{error}{_remedy(run_dir)}") from error
+
+
+def _remedy(run_dir: Path | None) -> str:
+    if run_dir is None or not run_dir.is_dir() or not is_unfinished(run_dir):
+        return " Free some space and start again."
+    command = f"evaluate {shlex.quote(str(run_dir))}"
+    if not (run_dir / TRAINED).is_file():
+        command = f"--resume={shlex.quote(str(run_dir))}"
+    return f" Nothing that was learned is lost: free some space, then `recbole-llm {command}`."

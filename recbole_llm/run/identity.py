@@ -16,6 +16,10 @@ CIRCUMSTANCES = frozenset(
     | SECRETS
     | CODE_KEYS
 )
+# What of a run may differ when it is put to use: where it runs and how large its batches are.
+SERVING = (
+    CIRCUMSTANCES - {"resume", "checkpoint_dir", "log_wandb", "wandb_project", "smoke_settings", "save_state"}
+) | {"eval_batch_size", "eval_score_memory_mb", "llm_local_files_only"}
 LANGUAGE_MODEL_KEYS = frozenset({"llm", "llm_revision", "llm_local_files_only", "llm_dtype", "rec_llm", "item_text"})
 
 

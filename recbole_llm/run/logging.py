@@ -25,6 +25,14 @@ class Console(logging.StreamHandler):
 class LogFile(logging.FileHandler):
     """The log of a run or a study."""
 
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once that the log cannot be written, without logging's traceback; the run goes on."""
+        if not self._failed:
+            self._failed = True
+            sys.stderr.write(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}.\n")
+
 
 def log_to_console(level: str = "INFO") -> None:
     """RecBole's log lines on the terminal, unless the program that calls us has set up logging itself.

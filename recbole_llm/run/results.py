@@ -15,7 +15,7 @@ from recbole_llm.data.controls import control_of, label
 from recbole_llm.errors import CheckpointError
 from recbole_llm.evaluator.cold import cold_report
 from recbole_llm.llm.fingerprint import file_sha256
-from recbole_llm.run.folder import settings_of
+from recbole_llm.run.folder import RESULTS, TRAINED, settings_of
 from recbole_llm.run.identity import plain
 from recbole_llm.run.protocol import FILTERS, evaluation_text, protocol_text
 from recbole_llm.run.provenance import command_line, environment, files_read
@@ -23,23 +23,59 @@ from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
 
 
+def training_record(config: Config, trainer: Any, meter: Meter) -> dict[str, Any]:
+    """What ``results.json`` says about training: ``trained.json`` keeps it until there are results.
+
+    ``meter`` measured what came before the trainer.
+    """
+    return plain(
+        {
+            "best_valid_score": trainer.best_valid_score if np.isfinite(trainer.best_valid_score) else None,
+            "best_valid_result": trainer.best_valid_result,
+            "chosen_from": trainer.chosen_from or None,
+            "stages": trainer.stage_results,
+            "epochs": len(trainer.curve),
+            "updates": sum(stage["updates"] for stage in trainer.stage_results),
+            "batch": {
+                "rows_per_update": config["train_batch_size"] * trainer.stage.accumulate,
+                "processes": trainer.world.size,
+                "rows_per_process": -(-config["train_batch_size"] // trainer.world.size),
+            },
+            "train_rows": trainer.train_rows,
+            "language_models": trainer.model.provenance(),
+            "seconds": {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds},
+            "phase_peak_memory_mb": {**meter.peak_memory_mb, **trainer.meter.peak_memory_mb},
+            "notices": config.notices,
+            "command": command_line(sys.argv),
+        }
+    )
+
+
 def results_of(
     config: Config,
     dataset: Any,
     trainer: Any,
+    training: Mapping[str, Any],
     test_result: Mapping[str, float] | None,
-    meter: Meter,
     members: list[dict[str, Any]] | None = None,
     inference: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Everything that ``results.json`` holds: figures with the protocol and the provenance they need.
 
-    ``meter`` measured what came before the trainer; ``members`` are the results of a hybrid's members on the same
-    data; ``inference`` is what :func:`recbole_llm.evaluator.timing.inference_times` found.
+    Parameters
+    ----------
+    config, dataset, trainer : of the run
+    training : mapping
+        :func:`training_record`, of this process or an earlier one.
+    test_result : mapping, optional
+    members : list, optional
+        Results of a hybrid's members on the same data.
+    inference : mapping, optional
+        What :func:`recbole_llm.evaluator.timing.inference_times` found.
     """
     model = trainer.model
-    seconds = {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds}
-    peaks = {**meter.peak_memory_mb, **trainer.meter.peak_memory_mb}
+    seconds = {**training["seconds"], **_of_evaluation(trainer.meter.seconds)}
+    peaks = {**training["phase_peak_memory_mb"], **_of_evaluation(trainer.meter.peak_memory_mb)}
     return plain(
         {
             "model": config["model"],
@@ -59,29 +95,21 @@ def results_of(
                 "valid_metric": config["valid_metric"],
                 "seed": config["seed"],
             },
-            "best_valid_score": trainer.best_valid_score if np.isfinite(trainer.best_valid_score) else None,
-            "best_valid_result": trainer.best_valid_result,
+            "best_valid_score": training["best_valid_score"],
+            "best_valid_result": training["best_valid_result"],
             **test_figures(trainer, test_result, members),
-            "chosen_from": trainer.chosen_from or None,
-            "stages": trainer.stage_results,
-            "epochs": len(trainer.curve),
-            "updates": sum(stage["updates"] for stage in trainer.stage_results),
-            "batch": {
-                "rows_per_update": config["train_batch_size"] * trainer.stage.accumulate,
-                "processes": trainer.world.size,
-                "rows_per_process": -(-config["train_batch_size"] // trainer.world.size),
-            },
+            **{key: training[key] for key in ("chosen_from", "stages", "epochs", "updates", "batch")},
             "dataset": {
                 "name": config["dataset"],
                 "users": dataset.user_num - 1,
                 "items": dataset.item_num - 1,
                 "interactions": len(dataset.flat),
-                "train_rows": trainer.train_rows,
+                "train_rows": training["train_rows"],
                 "temporal_session": dataset.sessions.counts if dataset.sessions else None,
                 "filters": {key: config[key] for key in FILTERS if config[key] is not None},
                 "files": {path.name: file_sha256(path) for path in files_read(dataset, model)},
             },
-            "language_models": model.provenance(),
+            "language_models": training["language_models"],
             "parameters": {
                 "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 "all": sum(p.numel() for p in model.parameters()),
@@ -91,11 +119,15 @@ def results_of(
             "peak_memory_mb": round(max(peaks.values())),
             "phase_peak_memory_mb": {name: round(value) for name, value in peaks.items()},
             "environment": environment(config["device"]),
-            "notices": config.notices,
-            "command": command_line(sys.argv),
+            "notices": list(dict.fromkeys([*training["notices"], *config.notices])),
+            "command": training["command"],
             "settings": {key: value for key, value in config.merged.items() if key not in SECRETS},
         }
     )
+
+
+def _of_evaluation(phases: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in phases.items() if name.startswith(("test", "retrieve"))}
 
 
 def test_figures(
@@ -118,13 +150,88 @@ def test_figures(
     }
 
 
+def write_training_record(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Write ``trained.json``; from then on, results can be made of the directory alone."""
+    _write_json(run_dir / TRAINED, {**record, "weights": _weights_of(run_dir)})
+
+
+def read_training_record(run_dir: Path) -> dict[str, Any]:
+    """:func:`training_record` of a run whose training has ended, finished or not.
+
+    Raises
+    ------
+    CheckpointError
+        If training has not ended, or the file is damaged.
+    """
+    settings_of(run_dir)
+    if (run_dir / RESULTS).is_file():
+        results = read_results(run_dir)
+        return {**results, "train_rows": results["dataset"]["train_rows"]}
+    if not (run_dir / TRAINED).is_file():
+        raise CheckpointError(
+            f"{run_dir} is not finished: its training has not ended. Continue it with `recbole-llm "
+            f"--resume={run_dir}`."
+        )
+    return read_json(run_dir / TRAINED)
+
+
+def _weights_of(run_dir: Path) -> dict[str, str]:
+    return {"file": checkpoint.WEIGHTS, "sha256": file_sha256(run_dir / checkpoint.WEIGHTS)}
+
+
+def save_arrays(file: Path, **arrays: np.ndarray) -> None:
+    """An ``.npz`` file that appears whole or not at all."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        with temporary.open("wb") as out:
+            np.savez_compressed(out, **arrays)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file of a run directory; CheckpointError where it is damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}).") from error
+
+
 def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> None:
     """``test_ranks.npz`` and then ``results.json``, whose presence says that the run is finished."""
+    write_ranks(run_dir, results, trainer)
+    trainer.model.save_adapter(run_dir / "adapter")
+    _write_json(run_dir / RESULTS, {**results, "weights": _weights_of(run_dir)})
+    (run_dir / TRAINED).unlink(missing_ok=True)
+
+
+def write_evaluation(folder: Path, results: Mapping[str, Any], trainer: Any) -> None:
+    """Results of an evaluation beside those of the run: ``test_ranks.npz`` and ``results.json``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_ranks(folder, results, trainer)
+        _write_json(folder / RESULTS, results)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}. Name another folder with --out.") from error
+
+
+def write_ranks(folder: Path, results: Mapping[str, Any], trainer: Any) -> None:
+    """Ranks of all targets of the test set, in raw ids."""
     if results["test_result"] is not None:
         ranks, dataset = trainer.evaluation.ranks, trainer.evaluation.dataset
         counts = trainer.train_counts
-        np.savez_compressed(
-            run_dir / "test_ranks.npz",
+        save_arrays(
+            folder / "test_ranks.npz",
             user=dataset.id2token(dataset.uid_field, ranks.user).astype(str),
             target=dataset.id2token(dataset.iid_field, ranks.target).astype(str),
             rank_masked=ranks.masked,
@@ -134,35 +241,25 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
             **({} if dataset.cold is None else {"target_cold": dataset.cold.mask[ranks.target]}),
             target_popularity_rank=popularity_rank(counts)[ranks.target],
         )
-    trainer.model.save_adapter(run_dir / "adapter")
-    results = {**results, "weights": {"file": checkpoint.WEIGHTS, "sha256": file_sha256(run_dir / checkpoint.WEIGHTS)}}
-    temporary = run_dir / "results.json.tmp"
-    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
-    os.replace(temporary, run_dir / "results.json")
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
     """``results.json`` of a finished run."""
     settings_of(run_dir)
-    file = run_dir / "results.json"
+    file = run_dir / RESULTS
     if not file.is_file():
         raise CheckpointError(
             f"{run_dir} is not finished: there is no results.json. Continue it with `recbole-llm --resume={run_dir}`."
         )
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}).") from error
+    return read_json(file)
 
 
 def check_weights_file(run_dir: Path) -> None:
-    """CheckpointError where the weights are not those that the results of a finished run belong to."""
-    if not (run_dir / "results.json").is_file():
-        return
-    recorded, file = read_results(run_dir).get("weights"), run_dir / checkpoint.WEIGHTS
+    """CheckpointError where the weights are not those with which training ended."""
+    recorded, file = read_training_record(run_dir).get("weights"), run_dir / checkpoint.WEIGHTS
     if recorded and file.is_file() and (found := file_sha256(file)) != recorded["sha256"]:
         raise CheckpointError(
-            f"{file} is damaged or was exchanged: its SHA-256 is {found}, but {run_dir / 'results.json'} names "
+            f"{file} is damaged or was exchanged: its SHA-256 is {found}, but the run recorded "
             f"{recorded['sha256']}. Restore the file from a copy, or train again."
         )
 

@@ -16,7 +16,7 @@ from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.model.base import AdaptedRecommender, LLMRecommender
 from recbole_llm.run.protocol import FILTERS
-from recbole_llm.run.results import check_weights_file, read_results
+from recbole_llm.run.results import check_weights_file, read_results, read_training_record
 from recbole_llm.trainer import checkpoint
 
 # What decides which interactions a model has seen, and which number stands for which item.
@@ -96,7 +96,7 @@ def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> LLMRecomm
         model.start_stage(stage)
     check_weights_file(run_dir)
     checkpoint.load_weights(model, run_dir / checkpoint.WEIGHTS)
-    model.check_base(read_results(run_dir)["language_models"] or {})
+    model.check_base(read_training_record(run_dir)["language_models"] or {})
     if pretrained:
         config["train_stage"] = model.train_stage = "finetune"
     return model.eval()

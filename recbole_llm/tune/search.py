@@ -15,7 +15,7 @@ from recbole.utils import set_color
 from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS, nearest
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.run import experiment
+from recbole_llm.run.evaluate import evaluate_on_test
 from recbole_llm.run.folder import DATA_STAMP, run_lock, same_data, stamp_data, write_settings
 from recbole_llm.run.identity import CIRCUMSTANCES, plain
 from recbole_llm.run.load import load_run
@@ -347,7 +347,7 @@ def _test(study: Study, best: Trial, model: str | type) -> None:
     run_dir = study.run_dir(best)
     with quiet_console():
         run = load_run(run_dir, model=model if isinstance(model, type) else None)
-        result, members = experiment.evaluate_on_test(run.trainer, run.test_data)
+        result, members = evaluate_on_test(run.trainer, run.test_data)
     results = read_results(run_dir)
     results |= test_figures(run.trainer, result, members)
     results["seconds"] |= {phase: round(seconds, 3) for phase, seconds in run.trainer.meter.seconds.items()}

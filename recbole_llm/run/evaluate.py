@@ -1,0 +1,233 @@
+"""``recbole-llm evaluate``: results from saved weights, for a run that has none yet or under another protocol."""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_llm.config import Config
+from recbole_llm.config.values import nearest, parse_arguments
+from recbole_llm.data.controls import OF_TEXT, control_of
+from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.evaluator.timing import inference_times
+from recbole_llm.run.folder import DATA_STAMP, RESULTS, advice_when_writing_fails, changed_files, run_lock, settings_of
+from recbole_llm.run.identity import SERVING
+from recbole_llm.run.load import Run, load_with
+from recbole_llm.run.logging import log_to_console, logging_into
+from recbole_llm.run.results import (
+    read_json,
+    read_training_record,
+    results_of,
+    write_evaluation,
+    write_results,
+)
+from recbole_llm.run.summary import print_summary
+from recbole_llm.trainer.trainer import RunTrainer
+
+# What may differ from the run: how its weights are judged, not what they learned.
+PROTOCOL = frozenset(
+    {"topk", "metrics", "mask_history", "control", "control_seed", "timing_batches", "metric_decimal_place"}
+)
+SETTINGS = sorted(PROTOCOL | SERVING)
+
+HELP = """\
+Results from the saved weights of a run whose training has ended.
+
+Where the run has no results.json yet, because the disk was full or the process was killed, this writes it. Otherwise,
+and under another protocol, the figures go to RUN_DIR/evaluations/<time>/ (or --out) and the run stays as it is.
+
+examples:
+  recbole-llm evaluate saved/SASRec-ml-100k-...                                finish it, or compute it again
+  recbole-llm evaluate saved/SASRec-ml-100k-... --topk=1,5,50 --metrics=Recall,NDCG
+  recbole-llm evaluate saved/SASRec-ml-100k-... --mask_history=False
+  recbole-llm evaluate saved/SASRec-ml-100k-... --control=shuffled_history
+"""
+
+
+def evaluate_main(argv: Sequence[str]) -> int:
+    """Run ``recbole-llm evaluate``.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments behind the command.
+
+    Returns
+    -------
+    int
+        0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="recbole-llm evaluate",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Settings of the run that may be changed, as --key=value: {', '.join(SETTINGS)}.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run whose training has ended")
+    parser.add_argument("--out", metavar="DIR", help="folder for results.json and test_ranks.npz")
+    given, rest = parser.parse_known_args(list(argv))
+    settings = parse_arguments(rest)
+    for key in settings:
+        if key not in SETTINGS:
+            raise ConfigError(
+                f"--{key} cannot be changed by an evaluation.{nearest(key, [*SETTINGS, 'out'])} "
+                "`recbole-llm evaluate --help` lists what can; train again for another value."
+            )
+    log_to_console()
+    evaluate_run(given.run_dir, settings, out=given.out)
+    return 0
+
+
+def evaluate_run(
+    run_dir: str | Path,
+    config_dict: Mapping[str, Any] | None = None,
+    model: type | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate the saved weights of a run on its test set.
+
+    Parameters
+    ----------
+    run_dir : str or pathlib.Path
+        Of a run whose training has ended. If it has no results yet and ``config_dict`` leaves the protocol alone,
+        this finishes the run.
+    config_dict : dict, optional
+        Settings to change, such as ``{"topk": [1, 5], "mask_history": False}``.
+    model : class, optional
+        As :func:`recbole_llm.quick_start.load_run`.
+    out : str or pathlib.Path, optional
+        Folder for the results of an evaluation that does not finish the run; default
+        ``RUN_DIR/evaluations/<time>``.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds.
+
+    Raises
+    ------
+    CheckpointError
+        If training has not ended, or the directory does not fit the data.
+
+    Examples
+    --------
+    >>> evaluate_run("saved/SASRec-ml-100k-2026-01-31_12-00-00", {"topk": [1, 5]})  # doctest: +SKIP
+    """
+    run_dir, given = Path(run_dir), dict(config_dict or {})
+    training, settings = read_training_record(run_dir), settings_of(run_dir)
+    _check_control(run_dir, settings, given)
+    config = _config(run_dir, settings, given, model)
+    finished = (run_dir / RESULTS).is_file()
+    if not finished and not PROTOCOL & set(given) and out is None:
+        with run_lock(run_dir), logging_into(run_dir):
+            return _finish(config, run_dir, training)[1]
+    files = training["dataset"]["files"] if finished else read_json(run_dir / DATA_STAMP)
+    run = load_with(config, run_dir, files)
+    if control_of(config) in OF_TEXT and control_of(config) != control_of(settings):
+        plain = {key: value for key, value in given.items() if not key.startswith("control")}
+        _check_effect(run, load_with(_config(run_dir, settings, plain, model), run_dir, files))
+    results = _evaluated(run, training)
+    folder = Path(out) if out is not None else run_dir / "evaluations" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    write_evaluation(folder, results, run.trainer)
+    print_summary(config, results, folder)
+    return results
+
+
+def finish(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Compute and write the results of a run whose training has ended; returns what ``run`` does."""
+    run, results = _finish(config, run_dir, read_training_record(run_dir))
+    keys = ("best_valid_score", "best_valid_result", "test_result", "stages", "members")
+    return {
+        **{key: results[key] for key in keys},
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "test_result_unmasked": results["test_unmasked"],
+        "run_dir": str(run_dir),
+    }
+
+
+def _finish(config: Config, run_dir: Path, training: Mapping[str, Any]) -> tuple[Run, dict[str, Any]]:
+    files = read_json(run_dir / DATA_STAMP)
+    changed = changed_files(files, config)
+    if changed:
+        raise CheckpointError(f"{run_dir} was started on other data: {', '.join(changed)} changed.")
+    run = load_with(config, run_dir, files)
+    results = _evaluated(run, training)
+    with advice_when_writing_fails(run_dir):
+        write_results(run_dir, results, run.trainer)
+    print_summary(config, results, run_dir)
+    return run, results
+
+
+def _evaluated(run: Run, training: Mapping[str, Any]) -> dict[str, Any]:
+    test_result, members = evaluate_on_test(run.trainer, run.test_data, run.config["show_progress"])
+    times = time_inference(run.config, run.trainer, run.test_data)
+    return results_of(run.config, run.dataset, run.trainer, training, test_result, members, times)
+
+
+def _config(run_dir: Path, settings: Mapping[str, Any], given: dict[str, Any], model: type | None) -> Config:
+    """The run's settings with those given; the metric that chose its epoch stays, whether it is computed or not."""
+    for key in ("topk", "metrics"):
+        if isinstance(given.get(key), str):
+            given[key] = [part.strip() for part in given[key].split(",") if part.strip()]
+        if key in given:
+            given[key] = list(given[key]) if isinstance(given[key], (list, tuple)) else [given[key]]
+    chosen_by = settings["valid_metric"]
+    if {"topk", "metrics"} & set(given):
+        metrics, topk = given.get("metrics", settings["metrics"]), given.get("topk", settings["topk"])
+        first = [value if isinstance(value, (str, int)) else next(iter(value), "") for value in (metrics, topk)]
+        given["valid_metric"] = f"{first[0]}@{first[1]}"
+    config = Config(model, None, [run_dir / "config.yaml"], given)
+    config["valid_metric"] = config.merged["valid_metric"] = chosen_by
+    return config
+
+
+def _check_control(run_dir: Path, settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    if "control" not in given:
+        return
+    asked, trained = control_of({"control": given["control"]}), control_of(settings)
+    if asked != trained and (trained != "none" or asked == "shuffled_history_train"):
+        why = f"the run was trained under control={trained!r}" if trained != "none" else "it is a control of training"
+        raise ConfigError(f"control={asked!r} cannot be put on {run_dir}: {why}. Train with it instead.")
+
+
+def _check_effect(run: Run, without: Run) -> None:
+    """ConfigError where a control of the texts does not reach the scores, which weights alone decide."""
+    control, rows = control_of(run.config), next(iter(run.test_data))[0]
+    if torch.equal(*(each.trainer.scores(rows, each.dataset) for each in (run, without))):
+        raise ConfigError(
+            f"control={control!r} has no effect: the weights hold what {run.config['model']} took from the texts. "
+            "Train with the control instead."
+        )
+    run.config.notices.append(f"control={control} was put on at evaluation: the model was trained without it.")
+
+
+def evaluate_on_test(
+    trainer: RunTrainer, test_data: Any, show_progress: bool = False
+) -> tuple[dict[str, float] | None, list[dict[str, Any]] | None]:
+    """Metrics of the best weights on test, and those of a hybrid's members; None where there is nothing to test."""
+    with trainer.meter.phase("test"):
+        result = trainer.evaluate(test_data, show_progress=show_progress)
+    members = None
+    if test_data is not None and trainer.model.members:
+        with trainer.meter.phase("test_members"):
+            members = trainer.evaluate_members(test_data, show_progress=show_progress)
+    return result, members
+
+
+def time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict[str, float] | None:
+    """Inference times, where ``timing_batches`` asks for them."""
+    if not config["timing_batches"] or test_data is None:
+        return None
+    with trainer.evaluator.precision(trainer.model):
+        return inference_times(
+            trainer.model,
+            test_data,
+            trainer.device,
+            max(config["topk"]),
+            int(config["timing_batches"]),
+            show_progress=config["show_progress"],
+        )
