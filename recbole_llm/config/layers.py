@@ -226,6 +226,9 @@ def merge(model: str, dataset: str, defaults: Defaults, given: Given) -> dict[st
     final["model"], final["dataset"] = model, dataset
     if given.strength("warmup_ratio") > given.strength("warmup_updates"):
         final["warmup_updates"] = None  # it may have a default, and would win
+    if "epochs" in defaults.model_keys and defaults.values["epochs"] == 0 != final["epochs"]:
+        given.notices.append(f"{model} has nothing to train: epochs={final['epochs']} has no effect.")
+        final["epochs"] = 0
     if final.get("load_col") is None:
         final["load_col"] = _default_columns(final, defaults.model_keys)
     if final.get("smoke"):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import nearest, parse_arguments
+from recbole_llm.config.arguments import parse_arguments
+from recbole_llm.config.values import nearest
 from recbole_llm.data.controls import OF_TEXT, control_of
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.timing import inference_times
@@ -197,7 +198,7 @@ def _check_control(run_dir: Path, settings: Mapping[str, Any], given: Mapping[st
 def _check_effect(run: Run, without: Run) -> None:
     """ConfigError where a control of the texts does not reach the scores, which weights alone decide."""
     control, rows = control_of(run.config), next(iter(run.test_data))[0]
-    if torch.equal(*(each.trainer.scores(rows, each.dataset) for each in (run, without))):
+    if torch.equal(*(each.trainer.evaluator.scores(each.model, rows, each.dataset) for each in (run, without))):
         raise ConfigError(
             f"control={control!r} has no effect: the weights hold what {run.config['model']} took from the texts. "
             "Train with the control instead."

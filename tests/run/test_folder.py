@@ -32,6 +32,7 @@ def finished(shop, tiny, monkeypatch):
         "llm_token": SECRET,
         "llm_revision": "1234567",
         "learning_rte": 1,
+        "allow_unknown_keys": True,
         "embedding_cache_dir": "cache",
     }
     monkeypatch.setattr(sys, "argv", ["recbole-llm", f"--llm_token={SECRET}", "--item_text={title}, {kind}"])
