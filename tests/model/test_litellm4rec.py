@@ -142,8 +142,9 @@ def test_both_stages_are_reported_and_the_second_never_ends_below_the_first(tmp_
     )
     first, second = result["stages"]
     assert (first["stage"], second["stage"]) == ("train", "stage2")
-    assert second["best_valid_score"] >= first["best_valid_score"]
-    assert result["best_valid_score"] == second["best_valid_score"]
+    # None: no validation of the second stage beat what it started from.
+    assert second["best_valid_score"] is None or second["best_valid_score"] > first["best_valid_score"]
+    assert result["best_valid_score"] == (second["best_valid_score"] or first["best_valid_score"])
 
 
 def test_an_adaptor_appears_where_widths_differ_and_is_folded_into_the_table(build):
