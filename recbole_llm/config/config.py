@@ -115,7 +115,7 @@ class Config(RecBoleConfig):
         self.defaults = Defaults.of(model, dataset, default_settings(model_class), declares=_declares(model_class))
         self.internal_config_dict = {"MODEL_TYPE": model_class.type, **self.defaults.values}  # type: ignore[attr-defined]
         self.model_keys = self.defaults.model_keys
-        layers.check(model, self.defaults, self.given, getattr(model_class, "config_keys", ()))
+        layers.check(model, self.defaults, self.given, model_class.config_keys)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = layers.merge(self.model, self.dataset, self.defaults, self.given)
@@ -210,7 +210,7 @@ class Config(RecBoleConfig):
 
     def no_effect(self, key: str) -> str | None:
         """Why setting a parameter would change nothing, with the nearest name; None for one that is read."""
-        if key in getattr(self.model_class, "config_keys", ()):
+        if key in self.model_class.config_keys:
             return None
         return layers.no_effect(key, self.model, self.defaults, self.external_config_dict)
 

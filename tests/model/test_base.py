@@ -1,10 +1,14 @@
 """The model contract: defaults, and what it makes of RecBole's classes and of bare ones."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+import recbole_llm
 from recbole_llm.config import Config
 from recbole_llm.config.registry import get_model, own_models, stock_models
 from recbole_llm.data.dataset import HistoryDataset
@@ -171,3 +175,15 @@ def test_adapting_is_idempotent_and_keeps_own_classes():
         Bare.__doc__,
     )
     assert issubclass(get_model("LlamaRec"), Reranker)
+
+
+def test_nothing_probes_a_model_for_a_hook():
+    hooks = {hook for cls in (LLMRecommender, Reranker) for hook in vars(cls) if not hook.startswith("_")}
+    package = Path(recbole_llm.__file__).parent
+    probes = {
+        f"{path.relative_to(package)}: {found[0]}"
+        for path in package.rglob("*.py")
+        for found in re.finditer(r"(?:has|get)attr\([^()]*?, \"(\w+)\"", path.read_text(encoding="utf-8"))
+        if found[1] in hooks
+    }
+    assert probes == set()
