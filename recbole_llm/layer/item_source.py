@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
-from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
+from recbole_llm.llm.backbone import dtype_to_train, hidden_size, load_encoder, load_tokenizer
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.item_text import item_text_of
@@ -210,7 +210,7 @@ class ItemLLM(TextItems):
                 f"{config['item_llm_mode']} choose mean, cls, pooler or last."
             )
         if shared is None:
-            self.llm = load_encoder(resolved, dropout=dropout)
+            self.llm = load_encoder(resolved, dtype=dtype_to_train(resolved), dropout=dropout)
             if self.pooling != "pooler" and getattr(self.llm, "pooler", None) is not None:
                 self.llm.pooler = None
         elif shared[0].path != resolved.path:

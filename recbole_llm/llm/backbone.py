@@ -192,7 +192,7 @@ def load_seq2seq(
     if feed_forward is not None:
         config.d_ff = feed_forward
     options: dict[str, Any] = {"trust_remote_code": resolved.spec.trust_remote_code}
-    weight_type = resolve_dtype(resolved)
+    weight_type = resolve_dtype(resolved, dtype_to_train(resolved))
     if not pretrained or resolved.source == "random":
         with fixed_seed() if pretrained else nullcontext():
             module = AutoModelForSeq2SeqLM.from_config(config, **options).to(weight_type)
@@ -447,6 +447,26 @@ def resolve_dtype(resolved: ResolvedLLM, dtype: str | None = None) -> torch.dtyp
     if name == "auto":
         return native_dtype(resolved.spec.device)
     return getattr(torch, name)
+
+
+def dtype_to_train(resolved: ResolvedLLM) -> str:
+    """Return the type of weights that are trained themselves, without adapters: "float32", also for "auto".
+
+    A weight of 16 bits moves in steps of 1/256 of its size; nearly all updates are smaller and would be lost.
+
+    Raises
+    ------
+    ConfigError
+        The spec says 16 bits.
+    """
+    name = resolved.spec.dtype
+    if name in ("bfloat16", "float16"):
+        raise ConfigError(
+            f"llm_dtype={name!r} (or rec_llm_dtype): the weights of {resolved.name} are trained, and most updates "
+            "would be lost in 16 bits. Set it to float32, and amp=bf16 for the speed; or train adapters, where the "
+            "model has tuning=lora."
+        )
+    return "float32"
 
 
 def native_dtype(device: Any) -> torch.dtype:

@@ -9,7 +9,7 @@ import torch
 
 from recbole_llm.config.values import choice
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.llm.backbone import add_lora, checkpoint_activations, load_causal_lm
+from recbole_llm.llm.backbone import add_lora, checkpoint_activations, dtype_to_train, load_causal_lm
 from recbole_llm.llm.spec import ResolvedLLM
 
 
@@ -20,9 +20,21 @@ def check_tuning(config: Any) -> None:
         raise ConfigError("load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora.")
 
 
+def tuned_dtype(resolved: ResolvedLLM, config: Any) -> str | None:
+    """Return the type of a language model's weights under ``tuning``; None: the type that was asked for.
+
+    Raises
+    ------
+    ConfigError
+        ``tuning: full`` of weights of 16 bits.
+    """
+    return dtype_to_train(resolved) if config["tuning"] == "full" else None
+
+
 def load_for_tuning(resolved: ResolvedLLM, config: Any, pretrained: bool, device: torch.device) -> Any:
     """Return a causal language model whose own weights learn with ``tuning: full`` only; see :func:`with_adapters`."""
-    lm: Any = load_causal_lm(resolved, pretrained, in_4bit=config["load_in_4bit"], device=device)
+    dtype = tuned_dtype(resolved, config)
+    lm: Any = load_causal_lm(resolved, pretrained, dtype, in_4bit=config["load_in_4bit"], device=device)
     lm.requires_grad_(config["tuning"] == "full")
     if config["gradient_checkpointing"]:
         checkpoint_activations(lm)

@@ -25,7 +25,7 @@ from recbole_llm.data.candidates import CANDIDATES, UnseenNegatives
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded
 from recbole_llm.layer.precision import product
-from recbole_llm.llm.backbone import load_encoder, load_seq2seq, load_tokenizer
+from recbole_llm.llm.backbone import dtype_to_train, load_encoder, load_seq2seq, load_tokenizer
 from recbole_llm.llm.head import float32_logits
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -124,7 +124,9 @@ class GenerativeRecommender(LLMRecommender):
             self.t5 = load_seq2seq(self.resolved, not scratch, rate, width and int(width), config["scratch_shape"])
             self.d = self.t5.config.d_model
         else:
-            self.t5 = load_encoder(self.resolved, not scratch, dropout=rate, shape=config["scratch_shape"])
+            self.t5 = load_encoder(
+                self.resolved, not scratch, dtype_to_train(self.resolved), rate, config["scratch_shape"]
+            )
             self.d = self.t5.config.d_model
             self.projection = nn.Linear(self.d, self.n_items, bias=False)
         if index.new_tokens and len(self.tokenizer) > self.t5.get_input_embeddings().num_embeddings:

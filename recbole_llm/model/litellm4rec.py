@@ -24,7 +24,7 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_source import FrozenItems, ItemLLM, ItemSource, ItemTable, TextItems
 from recbole_llm.layer.precision import product
-from recbole_llm.llm.backbone import hidden_size, load_encoder
+from recbole_llm.llm.backbone import dtype_to_train, hidden_size, load_encoder
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import TRAIN_STAGE, LLMRecommender
@@ -119,7 +119,8 @@ class LiteLLM4Rec(LLMRecommender):
         scratch = choice(config, "rec_llm_init", ["pretrained", "scratch"]) == "scratch"
         spec = LLMSpec.from_config(config, key="rec_llm", preferred=PAPER_LLM)
         self.rec_resolved = resolve_llm(spec, logger=self.logger, weights=not scratch)
-        self.rec_llm = load_encoder(self.rec_resolved, not scratch, dropout=dropout, shape=config["scratch_shape"])
+        dtype = None if config["fix_rec_llm"] else dtype_to_train(self.rec_resolved)
+        self.rec_llm = load_encoder(self.rec_resolved, not scratch, dtype, dropout, config["scratch_shape"])
         self.hidden_size = hidden_size(self.rec_llm)
         token_rms = self.rec_llm.get_input_embeddings().weight.detach().float().square().mean().sqrt().item()
         # Its pooler, and without sharing its token table, play no part: a sequence enters as vectors.

@@ -35,7 +35,14 @@ from recbole_llm.llm.backbone import (
     require_bitsandbytes,
 )
 from recbole_llm.llm.head import float32_logits
-from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
+from recbole_llm.llm.lora import (
+    check_base,
+    check_tuning,
+    load_for_tuning,
+    save_adapters,
+    tuned_dtype,
+    with_adapters,
+)
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import Reranker
@@ -88,6 +95,7 @@ class LlamaRec(Reranker):
         self.config = config
         self._check(config)
         self.resolved = self.resolve_llm(config)
+        tuned_dtype(self.resolved, config)  # what cannot be trained is refused before anything is
         # Before the retriever is trained, which may take hours.
         if config["load_in_4bit"]:
             require_bitsandbytes()

@@ -26,7 +26,14 @@ from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm.backbone import load_tokenizer, position_limit
 from recbole_llm.llm.head import float32_logits
-from recbole_llm.llm.lora import check_base, check_tuning, load_for_tuning, save_adapters, with_adapters
+from recbole_llm.llm.lora import (
+    check_base,
+    check_tuning,
+    load_for_tuning,
+    save_adapters,
+    tuned_dtype,
+    with_adapters,
+)
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import LLMRecommender
@@ -96,6 +103,7 @@ class LLMSeqPrompt(LLMRecommender):
         self.single = self.variant == "genitem"
         self.k = min(int(config["list_length"]), self.n_items - 1)
         self.resolved = self.resolve_llm(config)
+        tuned_dtype(self.resolved, config)  # what cannot be trained is refused before anything is
         self._build_seqsim(config, dataset)
         self._build_names(config, dataset)
         self._build_clusters(config)

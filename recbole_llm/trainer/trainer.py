@@ -155,6 +155,12 @@ class RunTrainer(Trainer):
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         stage = self.stage
         groups = parameter_groups(self.model, stage.decay_groups, stage.weight_decay)
+        half = [p for group in groups for p in group["params"] if p.dtype in (torch.float16, torch.bfloat16)]
+        if half:
+            raise ConfigError(
+                f"{self.config['model']} trains {sum(p.numel() for p in half):,} weights of type {half[0].dtype}, in "
+                "which most updates are lost. Keep them in float32 (llm_dtype); amp=bf16 computes in 16 bits."
+            )
         if not any(group["params"] for group in groups):
             if stage.epochs > 0:
                 where = f" in stage {stage.name!r}" if len(self.stages) > 1 else ""
