@@ -145,9 +145,11 @@ class Config(RecBoleConfig):
         if kind is None and final.get("loss_type") is not None:
             kind = {"CE": InputType.POINTWISE, "BPR": InputType.PAIRWISE}.get(final["loss_type"])
         final["MODEL_INPUT_TYPE"] = kind or InputType.POINTWISE
-        layers.complete(final, self.defaults, self.given)
+        figures = self.model_class.valid_figures
+        layers.complete(final, self.defaults, self.given, figures)
         final["eval_type"] = EvaluatorType.RANKING
-        final["valid_metric_bigger"] = not is_smaller_better(final["valid_metric"].partition("@")[0].lower())
+        metric = final["valid_metric"].partition("@")[0].lower()
+        final["valid_metric_bigger"] = metric not in figures and not is_smaller_better(metric)
 
     def _init_device(self) -> None:
         """Choose the device of this process without touching ``CUDA_VISIBLE_DEVICES``."""

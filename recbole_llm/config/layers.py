@@ -257,8 +257,10 @@ def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str
     return columns
 
 
-def complete(final: dict[str, Any], defaults: Defaults, given: Given) -> None:
+def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: Sequence[str] = ()) -> None:
     """Fill in what mappings and lists leave out, and check settings against one another; ``final`` is changed.
+
+    ``figures`` of the model may be named by ``valid_metric``, beside the metrics.
 
     Raises
     ------
@@ -269,7 +271,7 @@ def complete(final: dict[str, Any], defaults: Defaults, given: Given) -> None:
     final["metrics"] = [metrics] if isinstance(metrics, str) else list(metrics)
     final["topk"] = [topk] if isinstance(topk, int) else list(topk)
     computed = [f"{metric}@{k}" for metric in final["metrics"] for k in final["topk"]]
-    if str(final["valid_metric"]).lower() not in [name.lower() for name in computed]:
+    if str(final["valid_metric"]).lower() not in [name.lower() for name in [*computed, *figures]]:
         raise ConfigError(
             f"valid_metric={final['valid_metric']!r} is not among what metrics and topk ask for: "
             f"{', '.join(computed)}. Choose one of these, or add to metrics or topk."

@@ -158,6 +158,9 @@ class LLMRecommender(SequentialRecommender):
         """Turn the counts of a whole evaluation into figures for the results; None: nothing to report."""
         return None
 
+    valid_figures: ClassVar[Sequence[str]] = ()
+    """Figures of :meth:`evaluation_report` that ``valid_metric`` may name; the smallest is the best."""
+
     choices: Sequence[Any] = ()
     """Settings to choose from by validation instead of training; with :meth:`full_sort_choices`, :meth:`choose` and
     :meth:`describe`."""

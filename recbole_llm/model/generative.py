@@ -65,6 +65,7 @@ class GenerativeRecommender(LLMRecommender):
 
     needs_item_text = True
     reads_excluded = True
+    valid_figures = ("loss",)
     evaluates_in_amp = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -140,7 +141,8 @@ class GenerativeRecommender(LLMRecommender):
         self.register_buffer("index_codes", self._as_bytes(index))
         self._use_index(index)
         self.negatives = self._negatives(config, dataset)
-        self.counts = DecodingCounts()
+        self.reports_loss = str(config["valid_metric"]).lower() == "loss"
+        self.start_evaluation()
         # A draw of its own, so that a model's random numbers do not depend on the tail of its lists.
         fill = torch.randperm(self.n_items - 1, generator=torch.Generator().manual_seed(int(config["seed"])))
         self.register_buffer("fill", fill, persistent=False)
@@ -350,24 +352,30 @@ class GenerativeRecommender(LLMRecommender):
         """Negative log-likelihood of the target's code, or cross-entropy over the catalogue (``head: projection``)."""
         task = self.next_task()
         prompts, labels = self.training_rows(interaction, task)
-        hidden, mask = self.forward(prompts, task)
-        if self.head_kind == "projection":
-            target = interaction[self.POS_ITEM_ID]
-            scores = self._project(hidden, mask)
-            if task == "topn":
-                candidates = interaction[CANDIDATES]
-                listed = scores.gather(1, candidates).masked_fill(candidates == 0, -torch.inf)
-                return functional.cross_entropy(listed, (candidates == target[:, None]).long().argmax(1))
-            return functional.cross_entropy(scores[:, 1:], target - 1)
-        labels = labels[:, : int((labels != -100).sum(1).max())]
-        return self.code_loss(hidden, mask, labels)
+        self._weight = self._weight_of(labels)
+        return self._loss(*self.forward(prompts, task), labels, interaction, task)
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
         """Return how many tokens, or rows, the mean of :meth:`calculate_loss` was over."""
+        return self._weight
+
+    def _weight_of(self, labels: torch.Tensor) -> torch.Tensor | float:
         if self.head_kind == "projection" or self.loss_reduction == "sample":
-            return len(interaction)
-        count = (self.labels[interaction[self.POS_ITEM_ID]] != -100).sum(1)
+            return len(labels)
+        count = (labels != -100).sum(1)
         return count.max() * len(count) if self.pad_in_loss else count.sum()
+
+    def _loss(
+        self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, interaction: Interaction, task: str
+    ) -> torch.Tensor:
+        if self.head_kind == "decoder":
+            return self.code_loss(hidden, mask, labels[:, : int((labels != -100).sum(1).max())])
+        target, scores = interaction[self.POS_ITEM_ID], self._project(hidden, mask)
+        if task == "topn":
+            candidates = interaction[CANDIDATES]
+            listed = scores.gather(1, candidates).masked_fill(candidates == 0, -torch.inf)
+            return functional.cross_entropy(listed, (candidates == target[:, None]).long().argmax(1))
+        return functional.cross_entropy(scores[:, 1:], target - 1)
 
     # ---- evaluation
 
@@ -390,6 +398,8 @@ class GenerativeRecommender(LLMRecommender):
     def scores_of(self, prepared: WordPrompts, interaction: Interaction) -> torch.Tensor:
         """Return :meth:`full_sort_predict` of a batch from its prompts."""
         hidden, mask = self.forward(prepared)
+        if self.reports_loss and self.ITEM_ID in interaction:
+            self._count_loss(hidden, mask, interaction)
         if self.head_kind == "projection":
             scores = self.mask_padding(self._project(hidden, mask))
         elif self.decoding == "exact":
@@ -423,17 +433,31 @@ class GenerativeRecommender(LLMRecommender):
         """Tokens of a batch's longest prompt, soft prompts not counted."""
         return self.prompts(interaction).input_ids.shape[1]
 
+    def _count_loss(self, hidden: torch.Tensor, mask: torch.Tensor, interaction: Interaction) -> None:
+        """Add the loss of the targets of evaluated rows, teacher forced."""
+        labels = self.labels[interaction[self.POS_ITEM_ID]]
+        weight = float(self._weight_of(labels))
+        self._loss_sum += float(self._loss(hidden, mask, labels, interaction, self.task)) * weight
+        self._loss_weight += weight
+
     def start_evaluation(self) -> None:
         """Count anew what beams turn out to be."""
         self.counts = DecodingCounts()
+        self._loss_sum, self._loss_weight = 0.0, 0.0
 
-    def evaluation_counts(self) -> dict[str, int]:
+    def evaluation_counts(self) -> dict[str, Any]:
         """Counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
-        return self.counts.counts
+        loss = {"loss_sum": self._loss_sum, "loss_weight": self._loss_weight} if self._loss_weight else {}
+        return {**self.counts.counts, **loss}
 
     def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
-        """Rates of invalid, repeated and already-seen beams and of list places that no beam filled."""
-        return DecodingCounts(dict(counts)).rates() if counts else {}
+        """Rates of invalid, repeated and already-seen beams and of list places by their origin, and the mean ``loss``.
+
+        The loss is there where ``valid_metric`` names it.
+        """
+        rates = DecodingCounts(dict(counts)).rates() if counts.get("beams") else {}
+        weight = counts.get("loss_weight", 0)
+        return {**rates, **({"loss": counts["loss_sum"] / weight} if weight else {})}
 
     def provenance(self) -> dict[str, Any]:
         """What a result must say about language model, item codes and decoding."""

@@ -485,9 +485,11 @@ class RunTrainer(Trainer):
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, OrderedDict[str, float]]:
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress) or OrderedDict()
         metric = self.stage.valid_metric
-        if metric not in result:
-            raise ConfigError(f"valid_metric={metric!r} is not computed.{nearest(metric, result)}")
-        return calculate_valid_score(result, metric), result
+        report = (self.evaluation.report if self.evaluation else None) or {}
+        scores = {**result, **{name: report[name] for name in self.model.valid_figures if name in report}}
+        if metric not in scores:
+            raise ConfigError(f"valid_metric={metric!r} is not computed.{nearest(metric, scores)}")
+        return calculate_valid_score(scores, metric), result
 
     def rounded(self, result: dict[str, float]) -> OrderedDict[str, float]:
         """A result with ``metric_decimal_place`` digits, for people to read."""

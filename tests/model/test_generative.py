@@ -244,7 +244,7 @@ def test_a_run_keeps_its_codes_and_reports_what_beams_were(settings, monkeypatch
     result = run("POD", "cycle", config_dict={**settings, **more})
     report = json.loads((Path(result["run_dir"]) / "results.json").read_text())
     rates = report["model_report"]
-    assert set(rates) == {"invalid_rate", "duplicate_rate", "seen_rate", "named_rate", "filled_rate"}
+    assert set(rates) == {"invalid_rate", "duplicate_rate", "seen_rate", "named_rate", "filled_rate", "loss"}
     assert 0 < rates["invalid_rate"] <= 1 and 0 < rates["filled_rate"] <= 1
     assert report["language_models"]["item_index_leak"] == "none"
     loaded = load_run(result["run_dir"])
@@ -397,3 +397,33 @@ def test_lightlm_with_the_history_has_templates_of_its_own(settings):
 def test_tasks_that_are_not_allowed(settings, model, more, message):
     with pytest.raises(ConfigError, match=message):
         build(model, settings, **more)
+
+
+@pytest.mark.parametrize("more", [{}, {"loss_reduction": "sample"}, {"head": "projection", "train_tasks": None}])
+def test_pod_validates_by_the_loss_of_the_targets(settings, more):
+    result = run("POD", "cycle", config_dict={**settings, **more, "epochs": 3, "stopping_step": 9})
+    folder = Path(result["run_dir"])
+    report = json.loads((folder / "results.json").read_text())
+    assert report["protocol"]["valid_metric"] == "loss"
+    assert result["best_valid_score"] > 0 and result["valid_score_bigger"] is False
+    assert report["model_report"]["loss"] > 0
+
+
+def test_the_validation_loss_is_the_mean_over_all_targets(settings):
+    model, train, test = build("POD", settings)
+    model.eval().start_evaluation()
+    total = weight = 0.0
+    with torch.no_grad():
+        for interaction, *_ in test:
+            model.full_sort_predict(interaction)
+            labels = model.labels[interaction["item_id"]]
+            tokens = int((labels != -100).sum())
+            total += float(model.code_loss(*model.forward(model.prompts(interaction)), labels)) * tokens
+            weight += tokens
+    report = model.evaluation_report(model.evaluation_counts())
+    assert report["loss"] == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_a_loss_that_a_model_does_not_report_is_no_valid_metric(settings):
+    with pytest.raises(ConfigError, match="valid_metric='loss' is not among"):
+        Config("SASRec", "cycle", config_dict={**settings, "valid_metric": "loss"})
