@@ -1,43 +1,71 @@
 """The command line: ``recbole-llm`` and ``python run_recbole_llm.py``."""
 
+import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from recbole_llm import __version__
+from recbole_llm.config.arguments import parse_arguments, split_arguments
+from recbole_llm.config.layers import is_comparison, precheck
+from recbole_llm.config.registry import props_dir
+from recbole_llm.config.values import nearest
 from recbole_llm.errors import RecBoleLLMError
 
-COMMANDS = ("run", "compare", "tune", "models", "convert", "check", "recommend", "export", "evaluate", "help")
-HELP = """\
-LLM-based sequential recommenders inside RecBole.
+HELP_OPTIONS = frozenset({"-h", "--help"})
 
-  recbole-llm [run] --model=NAME --dataset=NAME [--key=value ...]    train and evaluate
-  recbole-llm --model=NAME,NAME --dataset=NAME [--seeds=1,2,3]       side by side: tables, tests and a report
-  recbole-llm compare RUN_DIR RUN_DIR ...                            the same for finished runs
-  recbole-llm --resume=RUN_DIR                                       continue an interrupted run
-  recbole-llm tune --model=NAME --dataset=NAME [--params_file=FILE]  search for the best settings
-  recbole-llm models                                                 names for --model
-  recbole-llm convert NAME --input PATH [--output FOLDER]            downloads or own logs -> atomic files
-  recbole-llm check DATASET [--data_path FOLDER]                     what would hurt in a dataset
-  recbole-llm evaluate RUN_DIR [--topk=1,5] [--mask_history=False]   results of saved weights, by any protocol
-  recbole-llm recommend RUN_DIR [--users=...] [--k=10] [--out=FILE]  the best items for users of a finished run
-  recbole-llm export RUN_DIR --out=DIR [--faiss]                     its item and user vectors
-  recbole-llm COMMAND --help | --version
 
+class Command(NamedTuple):
+    """A command of ``recbole-llm``.
+
+    Attributes
+    ----------
+    usage, summary : str
+        What ``recbole-llm --help`` shows.
+    main : str or function
+        Takes the arguments behind the command and returns the exit status; ``module:function`` is imported when the
+        command is given. It answers ``--help`` itself unless ``help`` does.
+    help : str or None
+        What ``--help`` adds to usage and summary.
+    """
+
+    usage: str
+    summary: str
+    main: str | Callable[[list[str]], int]
+    help: str | None = None
+
+
+RUN_HELP = """\
 examples:
-  recbole-llm --model=LiteLLM4Rec --dataset=ml-100k                  ml-100k comes with RecBole
-  recbole-llm --model=LiteLLM4Rec --dataset=ml-100k --smoke          does it hang together? under a minute
+  recbole-llm -m LiteLLM4Rec -d ml-100k                              ml-100k comes with RecBole
+  recbole-llm --model=LiteLLM4Rec --dataset=ml-100k --smoke          quick check of a configuration, under a minute
   recbole-llm --model=SASRec --dataset=ml-1m --data_path=datasets    datasets/ml-1m/ml-1m.inter
-  recbole-llm --model=LiteLLM4Rec --dataset=ml-1m --config_files="mine.yaml more.yaml" --epochs=5
+  recbole-llm --config_files="mine.yaml more.yaml" --epochs 5        settings from files
+  recbole-llm --model=LRURec,SASRec --dataset=ml-100k --seeds=1,2    side by side, as `compare`
 
-Any parameter can be given as --key=value, without blanks around "="; command line > --config_files > defaults.
-Frequent ones:
+Any setting can be given, as --key=value or --key value; command line > --config_files > defaults. Frequent ones:
+  -m, --model=NAME       see `recbole-llm models`; package.module:Class for a class of your own
+  -d, --dataset=NAME     a folder in data_path with NAME.inter
   --data_path=FOLDER     holds one folder per dataset (default: dataset/)
+  --config_files=FILES   YAML files, or names of presets and paper rows
   --checkpoint_dir=DIR   where the run directory with results.json goes (default: saved/)
-  --llm=NAME             Hugging Face id, local folder, auto or bundled: the model that reads item texts
+  --resume=RUN_DIR       continue an interrupted run
+  --llm=NAME             the model that reads item texts: Hugging Face id, local folder, auto or bundled
   --mask_history=False   let items of the user's history be recommended
   --epochs, --learning_rate, --train_batch_size, --eval_args, --metrics, --topk, --valid_metric: as in RecBole
-All keys, with comments: {props}
+`recbole-llm help KEY` explains a setting, `recbole-llm help MODEL` lists those of a model.
+"""
+COMPARE_HELP = """\
+examples:
+  recbole-llm compare --model=LLM2SASRec,SASRec --dataset=ml-100k --seeds=1,2,3
+  recbole-llm compare --config_files=compare_quickstart
+  recbole-llm compare saved/SASRec-ml-100k-... saved/LRURec-ml-100k-... --significance_test=wilcoxon
+
+Runs every row and seed that is not finished yet, then writes tables, paired tests and report.html. --LABEL.key=value
+gives a setting to one row. `recbole-llm help KEY` explains seeds, baselines, significance_test, reuse and the others.
 """
 
 
@@ -47,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 for success, 1 for a comparison with failed runs, 2 for an error of the user's input, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     try:
-        return _dispatch(command, arguments)
+        return _dispatch(name, arguments)
     except RecBoleLLMError as error:
         if _is_first_to_fail():
             sys.stderr.write(f"recbole-llm: error: {error}\n")
@@ -68,72 +96,77 @@ def _is_first_to_fail() -> bool:
     return first_to_fail()
 
 
-def _dispatch(command: str, arguments: list[str]) -> int:
-    if command == "convert":
-        from recbole_llm.convert.command import convert_main
-
-        return convert_main(arguments)
-    if command == "check":
-        from recbole_llm.convert.command import check_main
-
-        return check_main(arguments)
-    if command == "evaluate":
-        from recbole_llm.run.evaluate import evaluate_main
-
-        return evaluate_main(arguments)
-    if command in ("recommend", "export"):
-        from recbole_llm.recommend.command import export_main, recommend_main
-
-        return recommend_main(arguments) if command == "recommend" else export_main(arguments)
-    if command == "compare" and not {"-h", "--help"} & set(arguments):
-        return _compare(arguments)
+def _dispatch(name: str, arguments: list[str]) -> int:
+    asks_for_help = bool(HELP_OPTIONS & set(arguments))
+    if not name and asks_for_help:
+        return _write(overview())
     if "--version" in arguments:
-        from recbole_llm import __version__
+        return _write(f"recbole-llm {__version__}\n")
+    command = COMMANDS.get(name or "run")
+    if command is None:
+        raise RecBoleLLMError(f"{name!r} is not a command.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+    if asks_for_help and command.help is not None:
+        return _write(f"usage: recbole-llm {command.usage}\n\n{command.summary}\n\n{command.help}")
+    if isinstance(command.main, str):
+        module, _, function = command.main.partition(":")
+        return getattr(importlib.import_module(module), function)(arguments)
+    return command.main(arguments)
 
-        sys.stdout.write(f"recbole-llm {__version__}\n")
-        return 0
 
-    from recbole_llm.config.arguments import parse_arguments
-    from recbole_llm.config.registry import own_models, props_dir, stock_models
-    from recbole_llm.config.values import nearest
+def overview() -> str:
+    """Return what ``recbole-llm --help`` prints."""
+    parser = argparse.ArgumentParser(
+        prog="recbole-llm",
+        usage="recbole-llm [COMMAND] [--key=value ...] | recbole-llm COMMAND --help | --version",
+        description="LLM-based sequential recommenders inside RecBole.",
+        epilog=f"{RUN_HELP}All settings with their defaults: {props_dir()}",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=56, width=118),
+        add_help=False,
+    )
+    commands = parser.add_argument_group("commands")
+    for command in COMMANDS.values():
+        commands.add_argument(command.usage, nargs="?", help=command.summary)
+    return parser.format_help()
 
-    if command == "tune" and {"-h", "--help"} & set(arguments):
-        from recbole_llm.tune.command import HELP as TUNE_HELP
 
-        sys.stdout.write(TUNE_HELP)
-        return 0
-    if command == "help" or {"-h", "--help"} & set(arguments):
-        sys.stdout.write(HELP.replace("{props}", str(props_dir())))
-        return 0
-    if command not in COMMANDS:
-        raise RecBoleLLMError(
-            f"{command!r} is not a command.{nearest(command, COMMANDS)} Commands: {', '.join(COMMANDS)}."
-        )
+def _write(text: str) -> int:
+    sys.stdout.write(text)
+    return 0
+
+
+# ---- commands
+
+
+def _models(arguments: list[str]) -> int:
+    if arguments:
+        raise RecBoleLLMError(f"`recbole-llm models` takes no parameters, but got {', '.join(arguments)}.")
+    from recbole_llm.config.reference import models_table
+
+    return _write(models_table())
+
+
+def _help(arguments: list[str]) -> int:
+    from recbole_llm.config.reference import explain
+
+    names = [argument for argument in arguments if argument not in HELP_OPTIONS]
+    if names in ([], ["help"]):
+        return _write(overview())
+    for name in names:
+        command = COMMANDS.get(name)
+        if command is not None and len(names) == 1:
+            return _dispatch(name, ["--help"])
+        _write(explain(name))
+    return 0
+
+
+def _run(arguments: list[str]) -> int:
     given = parse_arguments(arguments)
-    if command == "models":
-        if given:
-            raise RecBoleLLMError(f"`recbole-llm models` takes no parameters, but got {', '.join(given)}.")
-        sys.stdout.write(f"recbole-llm: {', '.join(own_models())}\nRecBole: {', '.join(stock_models())}\n")
-        return 0
-    if command == "tune" or "params_file" in given:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
-            raise RecBoleLLMError(
-                "A study is started once and not by torchrun: --tool=Ray runs its trials side by side."
-            )
-        from recbole_llm.tune.command import tune_main
-
-        return tune_main(given)
-    return _run(given)
-
-
-def _run(given: dict) -> int:
-    from recbole_llm.compare import is_comparison
-    from recbole_llm.run.experiment import run
-
+    if "params_file" in given:
+        return _tune(arguments)
+    if not given:
+        raise RecBoleLLMError("Nothing to do: pass --model and --dataset, or see `recbole-llm --help`.")
     if is_comparison(given):
         return _compare_models(given)
-    if not given:
-        raise RecBoleLLMError("Nothing is asked for: give --model and --dataset, or see `recbole-llm --help`.")
     files = []
     if isinstance(given.get("resume"), str) and "model" not in given:
         folder = Path(given["resume"])
@@ -142,16 +175,27 @@ def _run(given: dict) -> int:
                 f"--resume={given['resume']}: there is no config.yaml in {folder}; is it a run directory?"
             )
         files = [folder / "config.yaml"]
+    precheck(files, None, given)
+    from recbole_llm.run.experiment import run
+
     _no_bars_in_files(given)
     run(config_file_list=files, arguments=given)
     return 0
 
 
-def _compare(arguments: list[str]) -> int:
-    from recbole_llm.config.arguments import parse_arguments
+def _tune(arguments: list[str]) -> int:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
+        raise RecBoleLLMError("A study is started once and not by torchrun: --tool=Ray runs its trials side by side.")
+    from recbole_llm.tune.command import HELP, tune_main
 
-    run_dirs = [argument for argument in arguments if not argument.startswith("--")]
-    given = parse_arguments([argument for argument in arguments if argument.startswith("--")])
+    return _write(HELP) if HELP_OPTIONS & set(arguments) else tune_main(parse_arguments(arguments))
+
+
+def _compare(arguments: list[str]) -> int:
+    given, run_dirs = split_arguments(arguments)
+    unknown = [argument for argument in run_dirs if argument.startswith("-")]
+    if unknown:
+        parse_arguments(unknown)
     if not run_dirs:
         return _compare_models(given)
     from recbole_llm.compare import compare_runs
@@ -160,7 +204,7 @@ def _compare(arguments: list[str]) -> int:
     return 0
 
 
-def _compare_models(given: dict) -> int:
+def _compare_models(given: dict[str, Any]) -> int:
     """0 if every run finished, 1 if some are missing from the table."""
     from recbole_llm.compare import compare
 
@@ -169,9 +213,43 @@ def _compare_models(given: dict) -> int:
     return int(any(row.failures for row in comparison.all_rows))
 
 
-def _no_bars_in_files(given: dict) -> None:
+def _no_bars_in_files(given: dict[str, Any]) -> None:
     if not sys.stderr.isatty():
         given.setdefault("show_progress", False)
+
+
+COMMANDS = {
+    "run": Command("[run] -m NAME -d NAME [--key=value ...]", "train and evaluate a model", _run, RUN_HELP),
+    "compare": Command(
+        "compare RUN_DIR ... | --model=NAME,NAME -d NAME",
+        "models side by side: tables, tests, report",
+        _compare,
+        COMPARE_HELP,
+    ),
+    "tune": Command("tune -m NAME -d NAME [--params_file=FILE]", "search for the best settings", _tune),
+    "recommend": Command(
+        "recommend RUN_DIR [--users=...] [--k=10]",
+        "the best items for users of a finished run",
+        "recbole_llm.recommend.command:recommend_main",
+    ),
+    "export": Command(
+        "export RUN_DIR --out=DIR [--faiss]",
+        "item and user vectors of a finished run",
+        "recbole_llm.recommend.command:export_main",
+    ),
+    "convert": Command(
+        "convert NAME --input PATH [--output FOLDER]",
+        "downloads or own logs to atomic files",
+        "recbole_llm.convert.command:convert_main",
+    ),
+    "check": Command(
+        "check DATASET [--data_path FOLDER]",
+        "check a dataset for common problems",
+        "recbole_llm.convert.command:check_main",
+    ),
+    "models": Command("models", "the models: paper, what they need, status", _models, "Names for --model."),
+    "help": Command("help [KEY | MODEL | COMMAND]", "explain a setting, a model or a command", _help),
+}
 
 
 if __name__ == "__main__":

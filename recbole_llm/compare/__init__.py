@@ -12,9 +12,9 @@ from recbole_llm.callable_package import make_callable
 
 if TYPE_CHECKING:
     from recbole_llm.compare.analysis import Comparison
-    from recbole_llm.compare.api import NothingToCompareError, compare, compare_runs, is_comparison
+    from recbole_llm.compare.api import NothingToCompareError, compare, compare_runs
 
-__all__ = ["Comparison", "NothingToCompareError", "compare", "compare_runs", "is_comparison"]
+__all__ = ["Comparison", "NothingToCompareError", "compare", "compare_runs"]
 
 
 def __getattr__(name: str) -> Any:

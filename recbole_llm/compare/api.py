@@ -29,8 +29,8 @@ from recbole_llm.compare.runs import (
     rows_from,
     split_by_language_models,
 )
-from recbole_llm.config.registry import dataset_folder, listed_files, property_file, props_dir
-from recbole_llm.config.values import SECRETS, load_yaml, nearest
+from recbole_llm.config.registry import dataset_folder, property_file, props_dir
+from recbole_llm.config.values import SECRETS, nearest
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
 from recbole_llm.run.folder import run_lock
 from recbole_llm.run.logging import log_to_console
@@ -143,14 +143,6 @@ def compare_runs(run_dirs: Sequence[str | Path], options: Mapping[str, Any] | No
     _write(comparison)
     _show(comparison)
     return comparison
-
-
-def is_comparison(arguments: Mapping[str, Any]) -> bool:
-    """Whether a command line asks for several runs: models, seeds, or a file with a list of either."""
-    if "," in str(arguments.get("model") or "") or {"models", "seeds"} & set(arguments):
-        return True
-    files = [file for file in listed_files(arguments.get("config_files")) if file.is_file()]
-    return any({"models", "seeds"} & set(load_yaml(file)) for file in files)
 
 
 # ---- from runs to a comparison

@@ -11,6 +11,7 @@ from typing import Any
 
 from recbole_llm.config.registry import (
     RECBOLE_ROOT,
+    dataset_folder,
     known_models,
     listed_files,
     model_file,
@@ -337,6 +338,15 @@ def _check_protocol(final: dict[str, Any], defaults: Defaults, given: Given) -> 
     final["eval_args"]["split"] = {"temporal_session": final["temporal_session_test_ratio"]}
 
 
+def is_comparison(arguments: Mapping[str, Any]) -> bool:
+    """Whether a command line asks for several runs: models, seeds, or a file with a list of either."""
+    if "," in str(arguments.get("model") or "") or {"models", "seeds"} & set(arguments):
+        return True
+    check_value("config_files", arguments.get("config_files"), Files.types())
+    files = [file for file in listed_files(arguments.get("config_files")) if file.is_file()]
+    return any({"models", "seeds"} & set(load_yaml(file)) for file in files)
+
+
 def precheck(
     files: Sequence[str | Path | Mapping[str, Any]] | None,
     dictionary: Mapping[str, Any] | None,
@@ -355,4 +365,20 @@ def precheck(
         return
     defaults = Defaults.of(model, str(dataset), property_file(model_file(model)))
     check(model, defaults, given)
-    complete(merge(model, str(dataset), defaults, given), defaults, given)
+    final = merge(model, str(dataset), defaults, given)
+    complete(final, defaults, given)
+    _check_dataset(final)
+
+
+def _check_dataset(final: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a dataset without a folder, with the nearest one that there is."""
+    name, data_path = str(final["dataset"]), str(final["data_path"])
+    folder = dataset_folder(data_path, name)
+    if folder.is_dir():
+        return
+    places = (Path(data_path).expanduser(), RECBOLE_ROOT / "dataset_example")
+    known = sorted({entry.name for place in places if place.is_dir() for entry in place.iterdir() if entry.is_dir()})
+    raise ConfigError(
+        f"There is no dataset {name!r}: no folder {str(folder)!r}.{nearest(name, known)} Set data_path to the folder "
+        "that holds it, or make it with `recbole-llm convert`; ml-100k comes with RecBole."
+    )

@@ -52,10 +52,17 @@ def property_file(path: Path) -> dict[str, Any]:
 @functools.cache
 def _parsed_property_file(path: Path) -> dict[str, Any]:
     content = load_yaml(path)
+    content.pop("include", None)
     included: dict[str, Any] = {}
-    for name in content.pop("include", ()):
-        included.update(_parsed_property_file(props_dir() / "common" / f"{name}.yaml"))
+    for other in included_files(path):
+        included.update(_parsed_property_file(other))
     return {**included, **content}
+
+
+@functools.cache
+def included_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that a property file includes, weakest first."""
+    return tuple(props_dir() / "common" / f"{name}.yaml" for name in load_yaml(path).get("include", ()))
 
 
 def own_models() -> list[str]:

@@ -46,6 +46,8 @@ class Bounds:
         )
 
     def __str__(self) -> str:
+        if self.ge is not None and self.le is not None:
+            return f"from {self.ge} to {self.le}"
         signs = (("ge", "of at least"), ("gt", "above"), ("le", "of at most"), ("lt", "below"))
         parts = [f"{words} {getattr(self, name)}" for name, words in signs if getattr(self, name) is not None]
         return " and ".join(parts)
@@ -263,10 +265,13 @@ def describe(kind: Any) -> str:
 
 def _noun(kind: Any) -> str:
     origin = get_origin(kind)
+    if kind is Any:
+        return "any value"
     if is_typeddict(kind):
         return f"a mapping with keys from {', '.join(get_type_hints(kind))}"
     if origin is list:
-        return f"a list, each entry {describe(get_args(kind)[0])}"
+        entry = get_args(kind)[0]
+        return "a list" if entry is Any else f"a list, each entry {describe(entry)}"
     if origin is dict:
         entry = get_args(kind)[1]
         return "a mapping" if entry is Any else f"a mapping of names to {describe(entry)}"

@@ -121,7 +121,7 @@ def test_choices_are_those_of_the_code():
     from recbole_llm.prompt.item_index import SCHEMES
     from recbole_llm.text.pooling import POOLINGS
     from recbole_llm.text.reduction import REDUCTIONS
-    from recbole_llm.trainer.trainer import LEARNERS as OF_THE_TRAINER
+    from recbole_llm.trainer.stage import LEARNERS as OF_THE_TRAINER
 
     assert set(METRICS) == set(available_metrics())
     assert set(LEARNERS) == set(OF_THE_TRAINER)
