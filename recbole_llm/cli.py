@@ -227,6 +227,11 @@ COMMANDS = {
         COMPARE_HELP,
     ),
     "tune": Command("tune -m NAME -d NAME [--params_file=FILE]", "search for the best settings", _tune),
+    "evaluate": Command(
+        "evaluate RUN_DIR [--topk=1,5] [--mask_history=False]",
+        "results of saved weights, by any protocol",
+        "recbole_llm.run.evaluate:evaluate_main",
+    ),
     "recommend": Command(
         "recommend RUN_DIR [--users=...] [--k=10]",
         "the best items for users of a finished run",
