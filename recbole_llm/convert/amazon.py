@@ -8,16 +8,34 @@ https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/ (2018, Ni et al. 2019) and
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from recbole_llm.convert.catalogue import Catalogue
-from recbole_llm.convert.lines import LineError, Skips
-from recbole_llm.convert.reading import read_lines, split_fields
-from recbole_llm.convert.records import each_record, mentions, read_columns
-from recbole_llm.convert.source_kinds import Reading, Request, path_text, plain_text, words_text
-from recbole_llm.convert.sources import Bundle, Source, parquet_batches
-from recbole_llm.convert.table import Interactions, as_floats, as_times, check_ids
-from recbole_llm.convert.text import clean_text, strip_tags, unescape
+from recbole_llm.convert.interactions import Interactions
+from recbole_llm.convert.reading import (
+    Columns,
+    Reading,
+    Request,
+    each_row,
+    line_batches,
+    parquet_batches,
+    split_lines,
+    take_all,
+)
+from recbole_llm.convert.records import PARALLEL_FROM, mentions, record_batches
+from recbole_llm.convert.sources import Bundle, Skips, Source
+from recbole_llm.convert.values import (
+    Catalogue,
+    as_floats,
+    as_times,
+    check_ids,
+    clean_text,
+    path_text,
+    plain_text,
+    strip_tags,
+    unescape,
+    words_text,
+)
 from recbole_llm.errors import ConfigError, DataError
 
 NAME = re.compile(r"amazon-(?P<category>[a-z0-9-]+)-(?P<year>2014|2018|2023)")
@@ -34,6 +52,8 @@ FIELDS = (
     ("description", "token_seq"),
     ("category_tokens", "token_seq"),
 )
+# Of the metadata; 2014: categories and brand, 2018: category and brand, 2023: categories and store.
+_TEXT_FIELDS = ("title", "categories", "category", "brand", "store", "price", "description")
 _ASIN = re.compile(rb"""["']asin["']\s*:\s*u?["']([^"'\\]+)["']""")
 _PARENT_ASIN = re.compile(rb"""["']parent_asin["']\s*:\s*u?["']([^"'\\]+)["']""")
 
@@ -47,7 +67,7 @@ class _Release:
     json_fields: tuple[str, str, str, str]
     csv_order: tuple[str, ...] | None
     id_field: str
-    id_pattern: Any
+    id_pattern: re.Pattern[bytes]
 
 
 _OLD_FIELDS = ("reviewerID", "asin", "overall", "unixReviewTime")
@@ -112,7 +132,7 @@ def read(request: Request) -> Reading:
     # Both before the reviews are read, which takes minutes: a missing file should be known at once.
     sources = _reviews(request, release, category)
     metadata = _metadata(request, release, category)
-    table = Interactions(("rating",), request.spill)
+    table = request.interactions("rating")
     for source in sources:
         _read_reviews(source, table, release, request)
     reading = Reading(table, sources=sources)
@@ -136,14 +156,14 @@ def _reviews(request: Request, release: _Release, category: str) -> list[Source]
         # Files that were named are taken whatever their category is called.
         return [
             source for source in request.bundle.named if not any(_category_of(source, pattern) for pattern in metadata)
-        ] or _nothing(request, "no review file")
+        ] or request.bundle.nothing("no review file")
     kinds = {}
     for kind, pattern in release.reviews:
         found = [source for source in request.bundle.sources if _category_of(source, pattern) == category]
         if found:
             kinds[kind] = found
     if not kinds:
-        _nothing(request, f"no reviews or ratings of the category {category!r}")
+        request.bundle.nothing(f"no reviews or ratings of the category {category!r}")
     if len(kinds) > 1:
         listed = ", ".join(f"{found[0].basename} ({kind})" for kind, found in kinds.items())
         raise DataError(f"{request.bundle}: several files fit: {listed}; give the one to read as the input.")
@@ -152,19 +172,13 @@ def _reviews(request: Request, release: _Release, category: str) -> list[Source]
     return sorted(found, key=lambda source: (order.get(source.basename.split(".")[-2], 0), source.name))
 
 
-def _nothing(request: Request, what: str) -> Any:
-    listed = sorted({source.basename for source in request.bundle.sources})
-    there = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "") if listed else "nothing"
-    raise DataError(f"{request.bundle}: {what} found there; it holds {there}.")
-
-
 def _metadata(request: Request, release: _Release, category: str) -> list[Source]:
     if request.options.get("no_metadata"):
         return []
     if request.metadata is not None:
         if request.metadata.sources:
             named = request.metadata.named
-            return named or _of_category(request.metadata, release, category) or _nothing(request, "no metadata")
+            return named or _of_category(request.metadata, release, category) or request.bundle.nothing("no metadata")
         raise DataError(f"{request.metadata}: the folder is empty.")
     bundle = request.bundle
     if bundle.named and not _of_category(bundle, release, category):
@@ -190,95 +204,71 @@ def _of_category(bundle: Bundle, release: _Release, category: str) -> list[Sourc
 
 
 def _read_reviews(source: Source, table: Interactions, release: _Release, request: Request) -> None:
-    def take(columns: Sequence[Sequence[Any]]) -> None:
+    def take(columns: Columns) -> None:
         users, items, ratings, times = columns
         check_ids(users, items)
         table.extend(users, items, as_times(times), [as_floats(ratings, "rating")])
 
+    workers = 1
     if source.stem.endswith(".parquet"):
-        for first, batch in parquet_batches(source, release.json_fields, request.progress):
-            _take_batch(batch.to_pydict(), release.json_fields, take, request.skips, source, first)
+        batches = parquet_batches(source, release.json_fields, progress=request.progress)
     elif source.stem.endswith(".csv"):
-        order, skip_first = _csv_columns(source, release, request)
-
-        def take_lines(lines: list[bytes]) -> None:
-            columns = split_fields(lines, ",", len(order))
-            take([columns[order.index(name)] for name in ("user", "item", "rating", "time")])
-
-        read_lines(source, take_lines, request.skips, request.progress, skip_first)
+        order, first = _csv_columns(source, release, request)
+        places = [order.index(name) for name in ("user", "item", "rating", "time")]
+        parse = partial(_pick_fields, parse=split_lines(",", len(order)), places=places)
+        batches = line_batches(source, parse, request.progress, first)
     else:
-        workers = int(request.options.get("workers") or 1) if _holds_literals(source) else 1
-        read_columns(source, release.json_fields, take, request.skips, request.progress, workers)
+        batches = record_batches(source, release.json_fields, progress=request.progress)
+        if source.size >= PARALLEL_FROM and not (source.first_line() or b'{"').lstrip().startswith(b'{"'):
+            workers = int(request.options.get("workers") or 1)
+    take_all(source, batches, take, request.skips, workers)
 
 
-def _take_batch(
-    columns: dict[str, list[Any]],
-    fields: Sequence[str],
-    take: Callable[[Sequence[Sequence[Any]]], None],
-    skips: Skips,
-    source: Source,
-    first: int,
-) -> None:
-    try:
-        take([columns[name] for name in fields])
-    except LineError:
-        for number, row in enumerate(zip(*(columns[name] for name in fields), strict=True), first):
-            try:
-                take([[value] for value in row])
-            except LineError as error:
-                skips.handle(error, source.name, number)
+def _pick_fields(lines: Sequence[bytes], parse: Callable[[Sequence[bytes]], Columns], places: list[int]) -> Columns:
+    columns = parse(lines)
+    return [columns[place] for place in places] if columns else [()] * len(places)
 
 
-def _csv_columns(source: Source, release: _Release, request: Request) -> tuple[list[str], bool]:
+def _csv_columns(source: Source, release: _Release, request: Request) -> tuple[list[str], int]:
+    """Return what the columns are, and the first line that is not a header."""
     given = request.options.get("columns")
     if given:
         order = [name.strip() for name in str(given).split(",")]
         if not {"user", "item", "rating", "time"} <= set(order):
             raise ConfigError(f"columns is {given!r}; it must name user, item, rating and time, separated by commas.")
-        return order, False
+        return order, 1
     if release.csv_order is not None:
-        return list(release.csv_order), False
-    header = next(iter(source.blocks(size=4096)), None)
-    cells = header.lines[0].decode("utf-8", "replace").strip().split(",") if header else []
+        return list(release.csv_order), 1
+    cells = (source.first_line() or b"").decode("utf-8", "replace").strip().split(",")
     if cells[:4] != _CSV_2023:
         raise DataError(
             f"{source.name}, line 1: the header is {','.join(cells)!r}; expected is {','.join(_CSV_2023)!r}."
         )
-    return ["user", "item", "rating", "time", *cells[4:]], True
-
-
-def _holds_literals(source: Source) -> bool:
-    block = next(iter(source.blocks(size=4096)), None)
-    return block is not None and not block.lines[0].lstrip().startswith(b'{"')
+    return ["user", "item", "rating", "time", *cells[4:]], 2
 
 
 # ---- metadata
 
 
 def _read_metadata(sources: Sequence[Source], table: Interactions, release: _Release, request: Request) -> Catalogue:
-    items = Catalogue(FIELDS, title="title")
-    ids = table.items
-
-    def add(record: dict[str, Any], place: str) -> None:
-        raw_id = record.get(release.id_field)
-        if not isinstance(raw_id, str) or not raw_id:
-            request.skips.count(f"metadata without {release.id_field}", place)
-        elif request.all_items or raw_id in ids:
-            if raw_id in items:
-                request.skips.count("metadata of an item that is there already (the first one is kept)", place)
-            else:
-                items.add(raw_id, _texts(record, request.skips, place))
-
+    items, ids, skips = Catalogue(FIELDS, title="title"), table.items, request.skips
+    fields = [release.id_field, *_TEXT_FIELDS]
     for source in sources:
         if source.stem.endswith(".parquet"):
-            fields = [release.id_field, "title", "categories", "store", "price", "description"]
-            for first, batch in parquet_batches(source, fields, request.progress):
-                for number, record in enumerate(batch.to_pylist(), first):
-                    add(record, f"{source.name}, row {number}")
-            continue
-        wanted = None if request.all_items else mentions(ids, release.id_pattern)
-        for number, record in each_record(source, request.skips, request.progress, wanted):
-            add(record, f"{source.name}, line {number}")
+            fields, place = [name for name in fields if name not in ("brand", "category")], "row"
+            batches = parquet_batches(source, fields, progress=request.progress)
+        else:
+            wanted = None if request.all_items else mentions(ids, release.id_pattern)
+            batches = record_batches(source, fields, optional=True, wanted=wanted, progress=request.progress)
+            place = "line"
+        for number, (raw_id, *values) in each_row(source, batches, skips):
+            where = f"{source.name}, {place} {number}"
+            if not isinstance(raw_id, str) or not raw_id:
+                skips.count(f"metadata without {release.id_field}", where)
+            elif raw_id in items and (request.all_items or raw_id in ids):
+                skips.count("metadata of an item that is there already (the first one is kept)", where)
+            elif request.all_items or raw_id in ids:
+                items.add(raw_id, _texts(dict(zip(fields[1:], values, strict=True)), skips, where))
     if not any(raw in ids for raw in items.rows):
         raise DataError(
             f"{', '.join(source.name for source in sources)}: describes none of the {len(ids):,} reviewed items. "

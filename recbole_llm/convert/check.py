@@ -1,28 +1,43 @@
-"""Read atomic files as RecBole would and report what would hurt."""
+"""Read atomic files as a run does and report what would hurt: it, or stock RecBole."""
 
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
-from recbole_llm.convert.catalogue import Catalogue
-from recbole_llm.convert.filters import k_core
-from recbole_llm.convert.lines import LineError
-from recbole_llm.convert.reading import decode
-from recbole_llm.convert.sources import Source
-from recbole_llm.convert.table import IntArray, Interactions
-from recbole_llm.convert.text import MISSING_WORDS
-from recbole_llm.convert.times import parse_times
-from recbole_llm.data.times import are_ranks
-from recbole_llm.errors import DataError
+from recbole_llm.convert.interactions import interner
+from recbole_llm.convert.values import MISSING_WORDS, Catalogue
+from recbole_llm.data.lines import read_header, read_lines
+from recbole_llm.data.times import are_ranks, examine_times, history_order, parse_number
+from recbole_llm.errors import ConfigError, DataError
 
-_TYPES = ("token", "token_seq", "float", "float_seq")
-_TITLES = ("title", "movie_title", "item_title", "product_title", "name", "item_name", "product_name", "app_name")
+#: Settings of a run that say how its files are written, with RecBole's defaults.
+SETTINGS: dict[str, Any] = {
+    "USER_ID_FIELD": "user_id",
+    "ITEM_ID_FIELD": "item_id",
+    "TIME_FIELD": "timestamp",
+    "field_separator": "\t",
+    "seq_separator": " ",
+    "encoding": "utf-8",
+    "MAX_ITEM_LIST_LENGTH": 50,
+}
+# fmt: off
+_TITLES = (
+    "title", "movie_title", "item_title", "product_title", "name", "item_name", "product_name", "app_name",
+)
+# fmt: on
 _TEXT_LIMIT = 131_072
+_BATCH = 1 << 14
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,7 @@ class Finding:
     name : str
         Short and stable, for programs: ``final_ties``.
     severity : {'error', 'warning', 'note'}
-        ``error``: RecBole misreads or refuses the file.
+        ``error``: a run refuses the file.
     text : str
     value : float
         The number in the text: a count or a share.
@@ -76,6 +91,11 @@ class CheckReport:
         return any(finding.name == name for finding in self.findings)
 
     @property
+    def failed(self) -> bool:
+        """Whether there is an error."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    @property
     def keys(self) -> dict[str, str]:
         """All suggested settings."""
         return {key: value for finding in self.findings for key, value in finding.keys.items()}
@@ -86,8 +106,7 @@ class CheckReport:
         lines = [
             f"{self.folder}",
             f"  users {sizes['users']:,.0f}   items {sizes['items']:,.0f}   "
-            f"interactions {sizes['interactions']:,.0f}   "
-            f"density {sizes['density']:.6f}",
+            f"interactions {sizes['interactions']:,.0f}   density {sizes['density']:.6f}",
             f"  interactions per user: mean {sizes['mean_length']:.2f}, median {sizes['median_length']:g}, "
             f"min {sizes['min_length']:.0f}, max {sizes['max_length']:.0f};  "
             f"per item: median {sizes['median_count']:g}, max {sizes['max_count']:.0f}",
@@ -95,18 +114,22 @@ class CheckReport:
             f"5-core: {sizes['users_5core']:,.0f} / {sizes['items_5core']:,.0f} / {sizes['interactions_5core']:,.0f}",
         ]
         for severity in ("error", "warning", "note"):
-            for finding in self.findings:
-                if finding.severity == severity:
-                    lines.append(f"  {severity.upper():<8}{finding.text}")
+            found = [finding for finding in self.findings if finding.severity == severity]
+            lines += [f"  {severity.upper():<8}{finding.text}" for finding in found]
         if self.keys:
-            lines.append("  keys to consider:")
-            lines += [f"    {key}: {value}" for key, value in self.keys.items()]
-        if not any(finding.severity != "note" for finding in self.findings):
+            lines += ["  keys to consider:", *(f"    {key}: {value}" for key, value in self.keys.items())]
+        if all(finding.severity == "note" for finding in self.findings):
             lines.append("  nothing that would hurt was found.")
         return "\n".join(lines)
 
 
-def check(dataset: str | Path, data_path: str | Path = "dataset", *, progress: bool = False) -> CheckReport:
+def check(
+    dataset: str | Path,
+    data_path: str | Path = "dataset",
+    settings: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = False,
+) -> CheckReport:
     """Read the atomic files of a dataset and report what would hurt.
 
     Parameters
@@ -114,222 +137,275 @@ def check(dataset: str | Path, data_path: str | Path = "dataset", *, progress: b
     dataset : str or path
         The folder, or the name of a folder in ``data_path``.
     data_path : str or path
+    settings : mapping, optional
+        Of those that a run takes, the ones in :data:`SETTINGS`: names of the columns, separators, encoding.
     progress : bool
         Show progress bars (on a terminal).
 
     Returns
     -------
     CheckReport
+        Its counts are those of a run with these settings and no filter.
 
     Raises
     ------
     DataError
-        There is no ``.inter`` file, its header is no atomic header, or it has no user, item or time column.
+        There is no ``.inter`` file, its header is no atomic header, it has no user or item column, or not one usable
+        interaction.
+    ConfigError
+        A setting has an unusable value.
+
+    Examples
+    --------
+    >>> from recbole_llm.convert import check
+    >>> report = check("ml-100k")  # the copy inside RecBole, unless dataset/ml-100k exists
+    >>> report.sizes["users"], report["final_ties"].severity
+    (943, 'warning')
     """
-    folder = Path(dataset) if Path(dataset).is_dir() else Path(data_path) / dataset
+    chosen = {**SETTINGS, **{key: value for key, value in (settings or {}).items() if key in SETTINGS}}
+    for key, value in chosen.items():
+        if not isinstance(value, type(SETTINGS[key])) or not value:
+            raise ConfigError(f"{key}={value!r} is not usable; the default is {SETTINGS[key]!r}.")
+    folder = _folder(dataset, data_path)
     name = folder.name
-    if not (folder / f"{name}.inter").is_file():
-        raise DataError(f"{folder}: there is no {name}.inter; give the folder, or the dataset's name and --data_path.")
     findings: list[Finding] = []
-    inter = _AtomicFile(folder / f"{name}.inter", findings, progress)
-    table, rated_twice = _interactions(inter, findings)
+    inter = _AtomicFile(folder / f"{name}.inter", chosen, findings, progress)
+    users, items, user, item, time = _interactions(inter, findings)
     catalogue = None
     if (folder / f"{name}.item").is_file():
-        catalogue = _catalogue(_AtomicFile(folder / f"{name}.item", findings, progress), findings)
-    sizes = _sizes(table)
-    sizes["bytes"] = sum(
-        (folder / f"{name}{ending}").stat().st_size
-        for ending in (".inter", ".item", ".user")
-        if (folder / f"{name}{ending}").is_file()
-    )
-    _check_lengths(table, sizes, findings)
-    _check_items(table, catalogue, name, findings)
-    if rated_twice:
-        findings.append(rated_twice)
-    if "timestamp" in inter.fields:
-        _check_order(table, findings)
-    else:
-        findings.append(
-            Finding(
-                "no_time",
-                "error",
-                f"{name}.inter has no field 'timestamp': a sequential model needs one (TIME_FIELD can name it).",
-            )
-        )
-    if name == "ml-100k":
-        findings.append(
-            Finding(
-                "bundled_name",
-                "warning",
-                "stock RecBole reads its bundled copy for the name ml-100k, not this folder.",
-            )
-        )
+        catalogue = _catalogue(_AtomicFile(folder / f"{name}.item", chosen, findings, progress), findings)
+    sizes = _sizes(user, item)
+    endings = (".inter", ".item", ".user")
+    files = [folder / f"{name}{ending}" for ending in endings if (folder / f"{name}{ending}").is_file()]
+    sizes["bytes"] = sum(path.stat().st_size for path in files)
+    _check_lengths(user, sizes, chosen["MAX_ITEM_LIST_LENGTH"], findings)
+    _check_items(items, item, catalogue, name, findings)
+    pairs = user.astype(np.int64) * len(items) + item
+    repeated = len(pairs) - len(np.unique(pairs))
+    if repeated:
+        text = f"{repeated:,} interactions repeat a (user, item) pair ({repeated / len(pairs):.2%})"
+        findings.append(Finding("duplicates", "warning", text, repeated, {"rm_dup_inter": "first"}))
+    if time is not None:
+        _check_order(user, item, time, chosen["TIME_FIELD"], findings)
+    if name == "ml-100k" and find_spec("recbole"):
+        text = "stock RecBole reads its bundled copy for the name ml-100k, whatever data_path says"
+        findings.append(Finding("bundled_name", "note", text))
     return CheckReport(folder, sizes, findings)
 
 
+def _folder(dataset: str | Path, data_path: str | Path) -> Path:
+    folder = Path(dataset) if Path(dataset).is_dir() else Path(data_path).expanduser() / dataset
+    recbole = find_spec("recbole")
+    if not folder.exists() and recbole is not None and recbole.submodule_search_locations:
+        # As a run does.
+        bundled = Path(recbole.submodule_search_locations[0]) / "dataset_example" / str(dataset)
+        folder = bundled if bundled.is_dir() else folder
+    folder = folder.resolve() if not folder.name else folder
+    if not (folder / f"{folder.name}.inter").is_file():
+        raise DataError(
+            f"{folder}: there is no {folder.name}.inter; give the folder, or the dataset's name and --data_path."
+        )
+    return folder
+
+
 class _AtomicFile:
-    """Rows of an atomic file; on the way it counts what RecBole's reader would misread."""
+    """Rows of an atomic file; on the way it counts what a run refuses and what stock RecBole misreads."""
 
-    def __init__(self, path: Path, findings: list[Finding], progress: bool) -> None:
-        self.path, self.findings, self.progress = path, findings, progress
-        self.source = Source(path, size=path.stat().st_size)
-        self.fields: dict[str, str] = {}
-        self._bad: dict[str, list[Any]] = {}
-        head = next(self.source.blocks(size=1 << 16), None)
-        if head is None:
-            raise DataError(f"{path}: the file is empty.")
-        for cell in head.lines[0].decode("utf-8", "replace").split("\t"):
-            name, _, kind = cell.rpartition(":")
-            if kind not in _TYPES or not name:
-                raise DataError(
-                    f"{path}, line 1: {cell!r} is not 'name:type' with a type of {', '.join(_TYPES)}; fields are "
-                    "separated by tabs."
-                )
-            if name in self.fields:
-                raise DataError(f"{path}, line 1: the field {name!r} is there twice.")
-            self.fields[name] = kind
+    def __init__(self, path: Path, settings: Mapping[str, Any], findings: list[Finding], progress: bool) -> None:
+        self.path, self.settings, self._findings, self._progress = path, settings, findings, progress
+        self._found: dict[str, list[Any]] = {}
+        self.fields = read_header(path, settings["field_separator"], settings["encoding"])
 
-    def batches(self) -> Iterator[tuple[Sequence[int], list[tuple[str, ...]]]]:
-        """Yield ``(line numbers, columns)``; lines with another number of fields are counted and left out."""
-        width = len(self.fields)
-        for block in self.source.blocks(self.progress):
-            lines = block.lines
-            numbers: Sequence[int] = range(block.first_line, block.first_line + len(lines))
-            try:
-                texts = decode(lines)
-            except LineError:
-                texts = [line.decode("utf-8", "replace") for line in lines]
-                bad = next(n for n, line in zip(numbers, texts, strict=True) if "\ufffd" in line)
-                self._note("not_utf8", "lines hold bytes that are not UTF-8", bad)
-            if block.first_line == 1:
-                texts, numbers = texts[1:], numbers[1:]
-            rows = [text.split("\t") for text in texts]
-            if set(map(len, rows)) - {width}:
-                for number, row in zip(numbers, rows, strict=True):
-                    if len(row) != width:
-                        self._note(
-                            "field_count", f"lines have another number of fields than the header ({width})", number
-                        )
-                numbers = [number for number, row in zip(numbers, rows, strict=True) if len(row) == width]
-                rows = [row for row in rows if len(row) == width]
-            if not rows:
-                continue
-            columns = list(zip(*rows, strict=True))
-            for place, (name, kind) in enumerate(self.fields.items()):
-                self._look(name, kind, columns[place], numbers)
-            yield numbers, columns
-        for key, (text, count, line) in self._bad.items():
-            self.findings.append(
-                Finding(key, "error", f"{self.path.name}: {count:,} {text} (first: line {line})", count)
+    def place(self, key: str) -> int:
+        """Return where the column that the setting ``key`` names is; DataError if there is none."""
+        name = self.settings[key]
+        if name not in self.fields:
+            raise DataError(
+                f"{self.path}, line 1: there is no field {name!r} ({key}); the fields are {', '.join(self.fields)}. "
+                f"Say which one it is with --{key}=NAME."
             )
+        return list(self.fields).index(name)
 
-    def _note(self, key: str, text: str, line: int, times: int = 1) -> None:
-        entry = self._bad.setdefault(key, [text, 0, line])
-        entry[1] += times
+    def batches(self) -> Iterator[tuple[list[int], list[tuple[str, ...]]]]:
+        """Yield ``(line numbers, columns)``; lines with another number of fields are counted and left out."""
+        width, separator = len(self.fields), self.settings["field_separator"]
+        lines = read_lines(self.path, self.settings["encoding"], "surrogateescape")
+        next(lines)
+        with tqdm(desc=self.path.name, unit=" lines", disable=None if self._progress else True, leave=False) as bar:
+            while batch := list(islice(lines, _BATCH)):
+                rows = []
+                for number, line in batch:
+                    cells = line.split(separator)
+                    if len(cells) == width:
+                        rows.append((number, cells))
+                    else:
+                        text = f"lines have another number of fields than the header ({width})"
+                        self.note("field_count", text, number)
+                if rows:
+                    numbers, columns = (
+                        [number for number, _ in rows],
+                        list(zip(*(row for _, row in rows), strict=True)),
+                    )
+                    for column, (name, kind) in zip(columns, self.fields.items(), strict=True):
+                        self._look(name, kind, column, numbers)
+                    yield numbers, columns
+                bar.update(len(batch))
+        for key, (severity, text, count, line) in self._found.items():
+            text = f"{self.path.name}: {count:,} {text} (first: line {line})"
+            self._findings.append(Finding(key, severity, text, count))
+
+    def note(self, key: str, text: str, line: int, times: int = 1, severity: str = "error") -> None:
+        """Count something about lines."""
+        self._found.setdefault(key, [severity, text, 0, line])[2] += times
 
     def _look(self, name: str, kind: str, values: Sequence[str], numbers: Sequence[int]) -> None:
+        joined = "".join(values)
+        if not joined.isascii():
+            self._count("not_utf8", f"values are not {self.settings['encoding']} text", values, numbers, _undecodable)
         if kind.startswith("float"):
-            if kind == "float":
-                try:
-                    list(map(float, values))
-                except ValueError:
-                    for number, value in zip(numbers, values, strict=True):
-                        try:
-                            float(value or "nan")
-                        except ValueError:
-                            self._note(f"not_a_number:{name}", f"values of {name}:float are not numbers", number)
+            parts = (lambda value: value.split(self.settings["seq_separator"])) if kind == "float_seq" else _itself
+            if not _are_numbers([part for value in values for part in parts(value) if part]):
+                text = f"values of {name}:{kind} are not finite numbers"
+                wrong = lambda value: any(map(_is_no_number, filter(None, parts(value))))  # noqa: E731
+                self._count(f"not_a_number:{name}", text, values, numbers, wrong)
             return
-        distinct = set(values)
-        words = distinct & MISSING_WORDS
-        quoted = {value for value in distinct if value[:1] == '"'}
-        broken = {value for value in distinct if "\r" in value or "\0" in value}
-        long = {value for value in distinct if len(value) > _TEXT_LIMIT}
-        for key, text, found in (
-            ("missing_words", f"values of {name} are words that pandas reads as missing (NA, None, null ...)", words),
+        stock = "stock RecBole"
+        for key, text, wrong in (
             (
-                "leading_quotes",
-                f'values of {name} start with ", which swallows what follows up to the next one',
-                quoted,
+                "missing_words",
+                f"are words that {stock} reads as missing (NA, None, null ...)",
+                MISSING_WORDS.__contains__,
             ),
-            ("line_breaks", f"values of {name} hold a carriage return or NUL, which ends the row early", broken),
-            ("too_long", f"values of {name} are longer than {_TEXT_LIMIT:,} characters", long),
+            ("leading_quotes", f'start with ", after which {stock} reads on to the next one', _is_quoted),
+            ("line_breaks", f"hold a carriage return or NUL, at which {stock} ends the row", _breaks),
+            ("too_long", f"are longer than the {_TEXT_LIMIT:,} characters that {stock} takes", _is_long),
         ):
-            if found:
-                places = [number for number, value in zip(numbers, values, strict=True) if value in found]
-                self._note(f"{key}:{name}", text, places[0], len(places))
+            self._count(f"{key}:{name}", f"values of {name} {text}", values, numbers, wrong, "warning")
+
+    def _count(
+        self, key: str, text: str, values: Sequence[str], numbers: Sequence[int], wrong: Any, severity: str = "error"
+    ) -> None:
+        found = {value for value in set(values) if wrong(value)}
+        if found:
+            places = [number for number, value in zip(numbers, values, strict=True) if value in found]
+            self.note(key, text, places[0], len(places), severity)
 
 
-def _interactions(file: _AtomicFile, findings: list[Finding]) -> tuple[Interactions, Finding | None]:
-    table = Interactions()
-    names = list(file.fields)
-    for name in ("user_id", "item_id"):
-        if name not in names:
-            raise DataError(f"{file.path}, line 1: there is no field {name!r}; the fields are {', '.join(names)}.")
-    user, item = names.index("user_id"), names.index("item_id")
-    time = names.index("timestamp") if "timestamp" in names else None
+def _itself(value: str) -> list[str]:
+    return [value]
+
+
+def _undecodable(value: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_quoted(value: str) -> bool:
+    return value[:1] == '"'
+
+
+def _breaks(value: str) -> bool:
+    return "\r" in value or "\0" in value
+
+
+def _is_long(value: str) -> bool:
+    return len(value) > _TEXT_LIMIT
+
+
+def _is_no_number(value: str) -> bool:
+    try:
+        parse_number(value)
+    except ValueError:
+        return True
+    return False
+
+
+def _interactions(
+    file: _AtomicFile, findings: list[Finding]
+) -> tuple[dict[str, int], dict[str, int], Array, Array, Array | None]:
+    """Return the ids, and the user, the item and the time of each interaction that a run keeps."""
+    users, items = interner(), interner()
+    user_place, item_place = file.place("USER_ID_FIELD"), file.place("ITEM_ID_FIELD")
+    time_field = file.settings["TIME_FIELD"]
+    time_place = list(file.fields).index(time_field) if time_field in file.fields else None
+    for key, kind in (("USER_ID_FIELD", "token"), ("ITEM_ID_FIELD", "token"), ("TIME_FIELD", "float")):
+        name = file.settings[key]
+        if file.fields.get(name, kind) != kind:
+            text = f"{name} has the type {file.fields[name]}; it must be {kind}."
+            findings.append(Finding("time_type" if kind == "float" else "id_type", "error", text))
+    codes = (array("i"), array("i"))
+    times = array("d")
     for numbers, columns in file.batches():
-        if time is None:
-            table.extend(columns[user], columns[item], [0] * len(numbers))
-            continue
-        try:
-            times = parse_times(columns[time], None, table)
-        except LineError:
-            for number, value in zip(numbers, columns[time], strict=True):
-                try:
-                    parse_times([value], None, table)
-                except LineError as error:
-                    raise DataError(f"{file.path}, line {number}: {error}.") from None
-            raise
-        table.extend(columns[user], columns[item], times)
-    if not len(table):
-        raise DataError(f"{file.path}: there is no interaction.")
-    if file.fields.get("timestamp") not in (None, "float"):
-        findings.append(
-            Finding("time_type", "error", f"timestamp has the type {file.fields['timestamp']}; it must be float.")
-        )
-    for name in ("user_id", "item_id"):
-        if file.fields[name] != "token":
-            findings.append(Finding("id_type", "error", f"{name} has the type {file.fields[name]}; it must be token."))
-    pairs = table.user.astype(np.int64) * len(table.items) + table.item
-    repeated = len(pairs) - len(np.unique(pairs))
-    if not repeated:
-        return table, None
-    text = f"{repeated:,} interactions repeat a (user, item) pair ({repeated / len(pairs):.2%})"
-    return table, Finding("duplicates", "warning", text, repeated, {"rm_dup_inter": "first"})
+        rows = (columns[user_place], columns[item_place], columns[time_place] if time_place is not None else None)
+        if any("" in column for column in rows if column is not None) or not _are_numbers(rows[2]):
+            rows = _usable(file, numbers, rows, time_field)
+        codes[0].extend(map(users.__getitem__, rows[0]))
+        codes[1].extend(map(items.__getitem__, rows[1]))
+        times.extend(map(float, rows[2] or ()))
+    if not codes[0]:
+        errors = "; ".join(finding.text for finding in findings if finding.severity == "error")
+        raise DataError(f"{file.path}: there is no interaction that can be used{': ' + errors if errors else ''}.")
+    if time_place is None:
+        text = f"{file.path.name} has no field {time_field!r}: a sequential model needs one (TIME_FIELD can name it)."
+        findings.append(Finding("no_time", "error", text))
+    user, item = (np.frombuffer(column, dtype=np.int32) for column in codes)
+    return users, items, user, item, np.frombuffer(times) if time_place is not None else None
+
+
+def _are_numbers(values: Sequence[str] | None) -> bool:
+    joined = "".join(values or ())
+    try:
+        return joined.isascii() and "_" not in joined and bool(np.isfinite(list(map(float, values or ()))).all())
+    except ValueError:
+        return False
+
+
+def _usable(
+    file: _AtomicFile, numbers: Sequence[int], rows: tuple[Sequence[str], Sequence[str], Sequence[str] | None], name: str
+) -> tuple[Sequence[str], Sequence[str], Sequence[str] | None]:
+    """Leave out what a run leaves out or refuses, and count it."""
+    kept: list[tuple[str, str, str]] = []
+    for number, user, item, time in zip(numbers, rows[0], rows[1], rows[2] or ["0"] * len(numbers), strict=True):
+        if not user or not item:
+            file.note("no_id", "lines have no user or no item; a run leaves them out", number, severity="warning")
+        elif not time:
+            file.note("no_time_value", f"interactions have no {name}", number)
+        elif _are_numbers([time]):  # counted already, if it is none
+            kept.append((user, item, time))
+    users, items, times = zip(*kept, strict=True) if kept else ((), (), ())
+    return users, items, times if rows[2] is not None else None
 
 
 def _catalogue(file: _AtomicFile, findings: list[Finding]) -> Catalogue:
-    names = list(file.fields)
-    if "item_id" not in names:
-        raise DataError(f"{file.path}, line 1: there is no field 'item_id'; the fields are {', '.join(names)}.")
+    place, names = file.place("ITEM_ID_FIELD"), list(file.fields)
     title = next((name for name in names if name.lower() in _TITLES), "")
-    place = names.index("item_id")
-    fields = [(name, kind) for name, kind in file.fields.items() if name != "item_id"]
+    fields = [(name, kind) for name, kind in file.fields.items() if name != names[place]]
     catalogue = Catalogue(fields, title=title)
-    twice, first = 0, 0
     for numbers, columns in file.batches():
         for number, row in zip(numbers, zip(*columns, strict=True), strict=True):
-            if row[place] in catalogue:
-                twice, first = twice + 1, first or number
+            if not row[place]:
+                file.note("no_item_id", "lines have no item; a run leaves them out", number, severity="warning")
+            elif row[place] in catalogue:
+                file.note("duplicate_items", "lines repeat an item id", number)
             else:
                 catalogue.rows[row[place]] = row[:place] + row[place + 1 :]
-    if twice:
-        text = f"{file.path.name}: {twice:,} lines repeat an item id (first: line {first})"
-        findings.append(Finding("duplicate_items", "error", text, twice))
     if title and file.fields[title] != "token_seq":
         text = f"{title} has the type {file.fields[title]}; RecBole splits text into words only as token_seq"
         findings.append(Finding("title_type", "note", text))
     return catalogue
 
 
-def _sizes(table: Interactions) -> dict[str, float]:
-    lengths, counts = np.bincount(table.user), np.bincount(table.item)
-    core = k_core(table, np.arange(len(table)), 5)
+def _sizes(user: Array, item: Array) -> dict[str, float]:
+    lengths, counts = np.bincount(user), np.bincount(item)
+    core, before = np.ones(len(user), dtype=bool), -1
+    while core.sum() != before:
+        before = core.sum()
+        core &= (np.bincount(user[core], minlength=len(lengths)) >= 5)[user]
+        core &= (np.bincount(item[core], minlength=len(counts)) >= 5)[item]
     return {
         "users": len(lengths),
         "items": len(counts),
-        "interactions": len(table),
-        "density": len(table) / (len(lengths) * len(counts)),
+        "interactions": len(user),
+        "density": len(user) / (len(lengths) * len(counts)),
         "mean_length": float(lengths.mean()),
         "median_length": float(np.median(lengths)),
         "min_length": int(lengths.min()),
@@ -337,123 +413,123 @@ def _sizes(table: Interactions) -> dict[str, float]:
         "median_count": float(np.median(counts)),
         "max_count": int(counts.max()),
         "train_rows": int(np.maximum(lengths - 3, 0).sum()),
-        "users_5core": len(np.unique(table.user[core])),
-        "items_5core": len(np.unique(table.item[core])),
-        "interactions_5core": len(core),
+        "users_5core": len(np.unique(user[core])),
+        "items_5core": len(np.unique(item[core])),
+        "interactions_5core": int(core.sum()),
     }
 
 
-def _check_lengths(table: Interactions, sizes: dict[str, float], findings: list[Finding]) -> None:
-    lengths = np.bincount(table.user)
+def _check_lengths(user: Array, sizes: dict[str, float], longest: int, findings: list[Finding]) -> None:
+    lengths = np.bincount(user)
     short = int((lengths < 3).sum())
     if short:
         text = f"{short:,} users have fewer than 3 interactions: one each for training, validation and test"
         findings.append(Finding("short_users", "warning", text, short, {"user_inter_num_interval": '"[3,inf)"'}))
-    long = float((lengths > 50).mean())
+    long = float((lengths > longest).mean())
     if long > 0.05:
-        text = f"{long:.1%} of the users have more than 50 interactions, RecBole's default maximum"
-        findings.append(
-            Finding(
-                "long_users", "note", text, long, {"MAX_ITEM_LIST_LENGTH": str(_round_up(np.quantile(lengths, 0.9)))}
-            )
-        )
+        text = f"{long:.1%} of the users have more than {longest} interactions (MAX_ITEM_LIST_LENGTH)"
+        high = np.quantile(lengths, 0.9)
+        better = next((size for size in (20, 50, 100, 200) if high <= size), 200)
+        keys = {"MAX_ITEM_LIST_LENGTH": str(better)} if better > longest else {}
+        findings.append(Finding("long_users", "note", text, long, keys))
     top = sizes["max_count"] / sizes["users"]
     if top > 0.2:
         text = f"one item is in the history of up to {top:.1%} of the users: compare every model with popularity"
         findings.append(Finding("popular_item", "warning", text, top))
 
 
-def _round_up(length: float) -> int:
-    return next((size for size in (20, 50, 100, 200) if length <= size), 200)
+def _check_items(
+    rated: Mapping[str, int], item: Array, items: Catalogue | None, name: str, findings: list[Finding]
+) -> None:
+    def add(key: str, severity: str, text: str, value: float, keys: dict[str, str] | None = None) -> None:
+        if value:
+            findings.append(Finding(key, severity, text, value, keys or {}))
 
-
-def _check_items(table: Interactions, items: Catalogue | None, name: str, findings: list[Finding]) -> None:
     if items is None:
         findings.append(
             Finding("no_items", "warning", f"there is no {name}.item: models that read item text cannot run.")
         )
         return
-    rated = table.items
-    unknown = sum(raw not in items for raw in rated)
-    if unknown:
-        text = f"{unknown:,} items with interactions are not in {name}.item: they have no text"
-        findings.append(Finding("unlisted_items", "warning", text, unknown))
+    unlisted = np.array([raw not in items for raw in rated])
+    lost = int(unlisted[item].sum())
+    text = (
+        f"{unlisted.sum():,} items with interactions are not in {name}.item: they have no text, and a run that loads "
+    )
+    add(
+        "unlisted_items",
+        "warning",
+        text + f"columns of it leaves their {lost:,} interactions out",
+        int(unlisted.sum()),
+    )
     unrated = sum(raw not in rated for raw in items.rows)
-    if unrated:
-        text = f"{unrated:,} items of {name}.item have no interaction; stock RecBole ranks them all the same"
-        findings.append(Finding("unrated_items", "note", text, unrated, {"item_inter_num_interval": '"[1,inf)"'}))
+    text = f"{unrated:,} items of {name}.item have no interaction; stock RecBole ranks them all the same"
+    add("unrated_items", "note", text, unrated, {"item_inter_num_interval": '"[1,inf)"'})
     text_places = [place for place, (_, kind) in enumerate(items.fields) if kind == "token_seq"]
     if not text_places:
-        findings.append(
-            Finding("no_text_field", "warning", f"{name}.item has no token_seq field: there is no text to read.")
-        )
+        add("no_text_field", "warning", f"{name}.item has no token_seq field: there is no text to read.", 1)
         return
-    title = next(
-        (place for place, (field_name, _) in enumerate(items.fields) if field_name == items.title), text_places[0]
-    )
-    title_name = items.fields[title][0]
+    names = [field_name for field_name, _ in items.fields]
+    title = names.index(items.title) if items.title in names else text_places[0]
     rows = [row for raw, row in items.rows.items() if raw in rated]
     untitled = sum(not row[title].strip() for row in rows)
-    if untitled:
-        text = f"{untitled:,} items have an empty {title_name} (recbole-llm convert --untitled drop leaves them out)"
-        findings.append(Finding("untitled_items", "warning", text, untitled))
+    text = f"{untitled:,} items have an empty {names[title]} (recbole-llm convert --untitled drop leaves them out)"
+    add("untitled_items", "warning", text, untitled)
     empty = sum(not any(row[place].strip() for place in text_places) for row in rows)
-    if empty:
-        findings.append(Finding("items_without_text", "warning", f"{empty:,} items have no text at all", empty))
+    add("items_without_text", "warning", f"{empty:,} items have no text at all", empty)
     titles = Counter(row[title].strip() for row in rows if row[title].strip())
     surplus = sum(count - 1 for count in titles.values())
     if surplus:
         top, often = titles.most_common(1)[0]
-        text = (
-            f"{surplus:,} items share their {title_name} with another one ({often} x {top[:50]!r}): a model that sees "
-        )
-        text += "only this text cannot tell them apart"
-        findings.append(Finding("repeated_titles", "warning", text, surplus, _template(items, title_name)))
+        text = f"{surplus:,} items share their {names[title]} with another one ({often} x {top[:50]!r}): a model that "
+        text += "sees only this text cannot tell them apart"
+        add("repeated_titles", "warning", text, surplus, _template(names, names[title]))
     words = [len(title_text.split()) for title_text in titles]
     if words:
-        mean, longest = float(np.mean(words)), max(words)
-        findings.append(
-            Finding("title_words", "note", f"{title_name}: {mean:.1f} words on average, {longest} at most", longest)
-        )
+        text = f"{names[title]}: {np.mean(words):.1f} words on average, {max(words)} at most"
+        add("title_words", "note", text, max(words))
 
 
-def _template(items: Catalogue, title: str) -> dict[str, str]:
+def _template(names: Sequence[str], title: str) -> dict[str, str]:
     """Return an item_text that tells more items apart than the title alone."""
-    names = [name for name, _ in items.fields]
     year = next((f" ({{{name}}})" for name in names if name in ("release_year", "year")), "")
     usual = ("genre", "genres", "class", "categories", "brand", "tags")
     more = [f", {{{name}}}" for name in names if name in usual]
     return {"item_text": '"{' + title + "}" + year + "".join(more) + '"'} if year or more else {}
 
 
-def _check_order(table: Interactions, findings: list[Finding]) -> None:
-    user, item, time = table.user, table.item, table.time
-    order = np.lexsort((np.arange(len(table)), time, user))
+def _check_order(user: Array, item: Array, time: Array, name: str, findings: list[Finding]) -> None:
+    order = history_order(user, time)
     by_user, by_time, by_item = user[order], time[order], item[order]
     starts = np.flatnonzero(np.r_[True, by_user[1:] != by_user[:-1]])
     ends = np.r_[starts[1:], len(order)] - 1
-    lengths = ends - starts + 1
     users = len(starts)
 
-    if table.time_scale == 1 and are_ranks(by_time, starts):
+    if are_ranks(by_time, starts):
         text = "the times of every user are 0, 1, 2 ...: right for leave-one-out, meaningless across users "
         text += "(no temporal split, no time-aware model)"
         findings.append(Finding("rank_times", "warning", text))
+    report = examine_times(by_user, by_time)
+    for key, applies in (("equal_times", report.all_equal), ("mixed_units", report.mixed)):
+        if applies:
+            findings.append(Finding(key, "warning", report.notices(name)[0].rstrip("."), report.below or len(time)))
     same_user = by_user[1:] == by_user[:-1]
     tied = same_user & (by_time[1:] == by_time[:-1])
     if tied.any():
-        adjacent = tied.sum() / same_user.sum()
-        long = ends[lengths > 1]
-        final = float((by_time[long] == by_time[long - 1]).sum() / users)
-        text = f"tied times: {adjacent:.1%} of adjacent interactions; for {final:.1%} of the users the last item "
-        text += "(the test target) is an arbitrary one of several: ties keep the order of the file"
+        final = report.tied_last / users
+        text = f"tied times: {tied.sum() / same_user.sum():.1%} of adjacent interactions; for {report.tied_last:,} of "
+        text += f"{users:,} users ({final:.1%}) the last item (the test target) is an arbitrary one of several: ties "
+        text += "keep the order of the file"
         findings.append(Finding("final_ties", "warning" if final > 0.01 else "note", text, final))
-    changed = _float32_changes(user, time, item, by_item[ends], table.time_scale)
+    rounded = item[history_order(user, time.astype(np.float32))]
+    changed = int((rounded[ends] != by_item[ends]).sum())
     if changed:
         text = f"stock RecBole rounds times to float32 before it sorts: another last item for {changed / users:.1%} "
         text += "of the users (a file in order of time is immune)"
         findings.append(Finding("float32_time", "warning", text, changed / users, {"time_order": "exact"}))
-    seen = _targets_seen(by_user, by_item, ends)
+    target = np.repeat(by_item[ends], ends - starts + 1)
+    again = by_item == target
+    again[ends] = False
+    seen = len(np.unique(by_user[again]))
     if seen:
         text = (
             f"the last item of {seen:,} users ({seen / users:.1%}) is in their history already: with mask_history it "
@@ -467,21 +543,3 @@ def _check_order(table: Interactions, findings: list[Finding]) -> None:
         )
         text += "next item to anything that reads ids, such as generative indices)"
         findings.append(Finding("leaky_ids", "warning", text))
-
-
-def _float32_changes(
-    user: npt.NDArray[np.int32], time: IntArray, item: npt.NDArray[np.int32], last: npt.NDArray[np.int32], scale: int
-) -> int:
-    """Count the users whose last item differs once times are rounded as RecBole does (ties in file order)."""
-    rounded = (time / scale).astype(np.float32)
-    order = np.lexsort((np.arange(len(time)), rounded, user))
-    ends = np.flatnonzero(np.r_[user[order][1:] != user[order][:-1], True])
-    return int((item[order][ends] != last).sum())
-
-
-def _targets_seen(by_user: npt.NDArray[np.int32], by_item: npt.NDArray[np.int32], ends: IntArray) -> int:
-    target = np.empty(len(ends), dtype=by_item.dtype)
-    target[by_user[ends]] = by_item[ends]
-    same = by_item == target[by_user]
-    same[ends] = False
-    return len(np.unique(by_user[same]))

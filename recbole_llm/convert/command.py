@@ -5,10 +5,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from recbole_llm.convert.check import check
+from recbole_llm.config.registry import listed_files
+from recbole_llm.config.values import load_yaml, nearest, parse_arguments
+from recbole_llm.convert.check import SETTINGS, check
 from recbole_llm.convert.conversion import convert, source_names, source_options
-from recbole_llm.convert.parallel import default_workers
-from recbole_llm.convert.recipes import all_recipes
+from recbole_llm.convert.reading import default_workers
+from recbole_llm.convert.report import all_recipes
+from recbole_llm.errors import ConfigError
 
 _CONVERT_HELP = """\
 Convert an official download, or your own logs, to RecBole's atomic files. Zip archives, gzip files and folders are
@@ -27,11 +30,17 @@ examples:
   recbole-llm convert --list
 """
 _CHECK_HELP = """\
-Read the atomic files of a dataset and report what would hurt, with the keys to set.
+Read the atomic files of a dataset as a run does and report what would hurt, with the keys to set. The exit status is 1
+if there is an ERROR: a run refuses such a file.
+
+Of the settings of a run it takes those that say how files are written, also from --config_files:
+  {settings}
 
 examples:
   recbole-llm check ml-1m --data_path dataset
   recbole-llm check path/to/ml-1m
+  recbole-llm check shop --USER_ID_FIELD=session_id --TIME_FIELD=at --encoding=latin-1
+  recbole-llm check shop --config_files="mine.yaml more.yaml"
 """
 
 
@@ -79,19 +88,37 @@ def check_main(argv: Sequence[str]) -> int:
     Returns
     -------
     int
-        0, also when something was found: the report is advice. Files that cannot be read raise
+        1 if the report holds an error, otherwise 0. Files that cannot be read at all raise
         :class:`~recbole_llm.errors.DataError`.
     """
     parser = argparse.ArgumentParser(
-        prog="recbole-llm check", description=_CHECK_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="recbole-llm check",
+        usage="recbole-llm check DATASET [--data_path FOLDER] [--KEY=VALUE ...]",
+        description=_CHECK_HELP.replace("{settings}", ", ".join(SETTINGS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("dataset", metavar="DATASET", help="name of the dataset, or the folder of its files")
     parser.add_argument(
-        "--data_path", default="dataset", help="folder that holds the dataset's folder (default: dataset)"
+        "dataset", metavar="DATASET", nargs="?", help="name of the dataset, or the folder of its files"
     )
-    given = parser.parse_args(list(argv))
-    _show(check(given.dataset, given.data_path, progress=True).text())
-    return 0
+    parser.add_argument("--data_path", metavar="FOLDER", help="holds the dataset's folder (default: dataset)")
+    parser.add_argument("--config_files", metavar="FILES", default="", help="settings files, separated by blanks")
+    options, rest = parser.parse_known_args(list(argv))
+    given = parse_arguments(rest)
+    for key in given:
+        if key not in SETTINGS:
+            raise ConfigError(f"`recbole-llm check` has no setting {key!r}.{nearest(key, SETTINGS)}")
+    settings: dict[str, Any] = {}
+    for file in listed_files(options.config_files):
+        settings.update(load_yaml(file))
+    settings.update(given)
+    dataset = options.dataset or settings.get("dataset")
+    if not dataset:
+        parser.error("DATASET is needed: a name or a folder")
+    data_path = options.data_path or settings.get("data_path") or "dataset"
+    report = check(dataset, data_path, settings, progress=True)
+    _show(report.text())
+    return int(report.failed)
 
 
 def _convert_parser() -> argparse.ArgumentParser:

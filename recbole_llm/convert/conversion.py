@@ -1,38 +1,32 @@
-"""One conversion from the input to the report."""
+"""One conversion from the input to the report: whole or not at all, the same bytes for the same input."""
 
+import hashlib
+import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from recbole_llm.convert import amazon, generic, movielens, steam
-from recbole_llm.convert.atomic import (
-    OutputFolder,
-    Renamed,
-    check_target,
-    output_folder,
-    write_catalogue,
-    write_interactions,
-)
-from recbole_llm.convert.catalogue import Catalogue
-from recbole_llm.convert.filters import Filters, Selection, choose
-from recbole_llm.convert.fingerprints import Fingerprints
-from recbole_llm.convert.lines import Skips
-from recbole_llm.convert.recipes import Recipe, get_recipe, recipes_for
-from recbole_llm.convert.report import Report
-from recbole_llm.convert.source_kinds import Reading, Request
-from recbole_llm.convert.sources import Bundle
-from recbole_llm.convert.spill import Spill
-from recbole_llm.convert.table import Interactions
-from recbole_llm.convert.text import misread_by_recbole, renamed_ids
+from recbole_llm.convert.interactions import ROWS, Filters, Interactions, Selection
+from recbole_llm.convert.reading import Reading, Request
+from recbole_llm.convert.report import Recipe, Report, get_recipe, recipes_for
+from recbole_llm.convert.sources import Bundle, Fingerprints, Skips
+from recbole_llm.convert.values import Catalogue, misread_by_recbole, renamed_ids
 from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.files import work_folder
 
 PathLike = str | Path
+
+#: Endings of the files that make up a converted dataset.
+ENDINGS = (".inter", ".item", ".user", ".conversion.json")
 
 
 def source_names() -> list[str]:
@@ -157,7 +151,9 @@ def convert(
         )
     check_target(target, overwrite)
     skips = Skips(on_error)
-    with Fingerprints() as fingerprints, Spill(target) as spill:
+    with ExitStack() as stack:
+        folder = stack.enter_context(_work_folder(target))
+        fingerprints = stack.enter_context(Fingerprints())
         request = Request(
             name=name,
             bundle=Bundle(_paths(input), fingerprints.start),
@@ -166,7 +162,8 @@ def convert(
             progress=progress,
             all_items=listed == "all",
             options=options,
-            spill=spill,
+            folder=folder,
+            stack=stack,
         )
         reading = read(request)
         table = reading.interactions
@@ -174,24 +171,21 @@ def convert(
             raise DataError(f"{request.bundle}: not one usable interaction was found.")
         titled = _titled(table, reading.items)
         if text_fields is not None and reading.items is not None:
-            reading.items = _only(reading.items, text_fields)
+            reading.items = reading.items.only(text_fields)
         if filters.untitled == "drop" and titled is None:
             raise ConfigError(
                 "untitled=drop needs item titles, and none were given; name the metadata file (--metadata)."
             )
-        selection = choose(table, filters, titled)
+        selection = table.choose(filters, titled)
         if not selection.counts.interactions:
             raise DataError(f"no interaction is left after the filters ({filters.text()}).")
         report = Report(
             name=name,
             output=target,
             counts=selection.counts,
-            listed_items=0,
-            untitled_items=0,
             steps=selection.steps,
             skipped=skips.counts,
             first_skipped=skips.first,
-            renamed_ids=0,
             settings={
                 "recipe": recipe,
                 **filters.as_dict(),
@@ -206,36 +200,117 @@ def convert(
                     if key != "workers"
                 },
             },
-            notes=reading.notes,
+            notes=reading.notes + table.time_notes(),
         )
-        with output_folder(target, overwrite) as out:
-            _write(out, report, reading, selection, progress)
-            report.sources = fingerprints.of(reading.sources)
-            out.write_json(".conversion.json", report.as_dict())
-            report.hashes = out.hashes
+        out = _Output(folder / "files", target.name)
+        _write(out, report, reading, selection, progress)
+        report.sources, report.hashes = fingerprints.of(reading.sources), out.hashes
+        out.write_json(".conversion.json", report.as_dict())
         report.published = [
-            (entry, choose(table, entry.filters, titled).counts if _fits(entry, options, titled) else None)
+            (entry, table.choose(entry.filters, titled).counts if _fits(entry, options, titled) else None)
             for entry in recipes_for(name)
         ]
+        out.move_to(target)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _write(out: OutputFolder, report: Report, reading: Reading, selection: Selection, progress: bool) -> None:
+# ---- the folder
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise :class:`DataError` if the output is there already; called before anything is read."""
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{target}: is a file; the output is a folder.")
+    there = [target.name + ending for ending in ENDINGS if (target / (target.name + ending)).exists()]
+    if there and not overwrite:
+        raise DataError(
+            f"{target}: holds {', '.join(there)} already; pass --overwrite (overwrite=True) to replace them."
+        )
+
+
+@contextmanager
+def _work_folder(target: Path) -> Iterator[Path]:
+    """Give a hidden folder on the disk of the output; nothing else is made before there is something to write."""
+    parent = next(folder for folder in target.absolute().parents if folder.is_dir())
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(work_folder(parent / target.name))
+        except OSError as error:
+            raise DataError(f"{parent}: cannot be written: {error.strerror or error}.") from error
+        yield folder
+
+
+class _Output:
+    """Files under construction.
+
+    Attributes
+    ----------
+    hashes : dict of str to str
+        SHA-256 of each file written, by file name.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.hashes: dict[str, str] = {}
+        folder.mkdir()
+
+    def write(self, ending: str, header: Sequence[str], chunks: Iterable[str]) -> None:
+        """Write an atomic file from its header fields and chunks of complete lines."""
+        digest = hashlib.sha256()
+        path = self.folder / f"{self.name}{ending}"
+        try:
+            with path.open("wb") as file:
+                for text in chain(("\t".join(header) + "\n",), chunks):
+                    data = text.encode()
+                    digest.update(data)
+                    file.write(data)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror or error}.") from error
+        self.hashes[path.name] = digest.hexdigest()
+
+    def write_json(self, ending: str, content: Any) -> None:
+        """Write the sidecar; the order of ``content`` is deterministic already."""
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (self.folder / f"{self.name}{ending}").write_text(text, encoding="utf-8", newline="\n")
+
+    def move_to(self, target: Path) -> None:
+        """Make the files the output; other files in ``target`` are never touched."""
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.is_dir():
+                self.folder.rename(target)
+                return
+            # The sidecar goes first and comes last: while it is missing, the folder does not claim to be a conversion.
+            (target / f"{target.name}.conversion.json").unlink(missing_ok=True)
+            for ending in ENDINGS:
+                new, old = self.folder / (target.name + ending), target / (target.name + ending)
+                if new.exists():
+                    new.replace(old)
+                else:
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            raise DataError(f"{target}: cannot be written: {error.strerror or error}.") from error
+
+
+# ---- the files
+
+
+def _write(out: _Output, report: Report, reading: Reading, selection: Selection, progress: bool) -> None:
     table, items, users = reading.interactions, reading.items, reading.users
-    every = [
-        dict.fromkeys(chain(table.users, users.rows if users else ())),
-        dict.fromkeys(chain(table.items, items.rows if items else ())),
-    ]
-    renamed = Renamed(*(renamed_ids(raw, report.settings.get("ids") == "recbole") for raw in every))
-    report.renamed_ids = len(renamed.users) + len(renamed.items)
-    misread = sum(map(misread_by_recbole, chain(*every))) if report.settings.get("ids") != "recbole" else 0
+    stock = report.settings.get("ids") == "recbole"
+    every = [(table.users, users), (table.items, items)]
+    renamed = [renamed_ids(_distinct(ids, catalogue), stock) for ids, catalogue in every]
+    report.renamed_ids = sum(map(len, renamed))
+    misread = 0 if stock else sum(misread_by_recbole(raw) for pair in every for raw in _distinct(*pair))
     if misread:
         report.notes.append(
             f"ids that stock RecBole's reader would misread (NA, null, a quotation mark in front): {misread:,}; "
             "recbole-llm reads them as they are, --ids recbole renames them."
         )
-    write_interactions(out, table, selection, renamed, progress)
+    header = ["user_id:token", "item_id:token", *(f"{name}:float" for name in table.value_fields), "timestamp:float"]
+    out.write(".inter", header, _interaction_lines(out.name, table, selection, renamed, progress))
+    report.listed_items = report.counts.items
     if items is not None:
         kept = _in_use(table.items, selection.items)
         ids = [raw for raw in items.rows if raw in kept or report.settings["items"] == "all"]
@@ -243,13 +318,57 @@ def _write(out: OutputFolder, report: Report, reading: Reading, selection: Selec
         ids += [raw for raw in kept if raw not in items]
         report.listed_items = len(ids)
         report.untitled_items = sum(not items.titled(raw) for raw in ids)
-        write_catalogue(out, ".item", ids, items, renamed.items)
-    else:
-        report.listed_items = report.counts.items
+        out.write(".item", ["item_id:token", *items.header], items.lines(ids, renamed[1]))
     if users is not None:
         kept = _in_use(table.users, selection.users)
-        write_catalogue(out, ".user", [raw for raw in users.rows if raw in kept], users, renamed.users)
-    report.hashes = out.hashes
+        ids = [raw for raw in users.rows if raw in kept]
+        out.write(".user", ["user_id:token", *users.header], users.lines(ids, renamed[0]))
+
+
+def _interaction_lines(
+    title: str, table: Interactions, chosen: Selection, renamed: Sequence[dict[str, str]], progress: bool
+) -> Iterator[str]:
+    users, items = (
+        [new.get(raw, raw) for raw in ids] for new, ids in zip(renamed, (table.users, table.items), strict=True)
+    )
+    total = chosen.counts.interactions
+    with tqdm(total=total, desc=f"{title}.inter", disable=None if progress else True, leave=False) as bar:
+        for block in chosen.blocks():
+            columns: list[Iterable[str]] = [
+                map(users.__getitem__, block.pop("user").tolist()),
+                map(items.__getitem__, block.pop("item").tolist()),
+            ]
+            times = _time_texts(block.pop("time"), block.pop("micro"))
+            columns += [*map(_float_texts, block.values()), times]
+            yield "\n".join(map("\t".join, zip(*columns, strict=True))) + "\n"
+            bar.update(ROWS)
+
+
+def _float_texts(values: npt.NDArray[np.float64]) -> list[str]:
+    distinct, places = np.unique(values, return_inverse=True)
+    texts = [
+        str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value) for value in distinct.tolist()
+    ]
+    return [texts[place] for place in places.tolist()]
+
+
+def _time_texts(times: npt.NDArray[np.int64], micros: npt.NDArray[np.int32]) -> Iterable[str]:
+    if not micros.any():
+        return map(str, times.tolist())
+    return map(decimal_time, times.tolist(), micros.tolist())
+
+
+def decimal_time(whole: int, micro: int) -> str:
+    """Write ``whole + micro / 1,000,000`` exactly, without trailing zeros."""
+    if micro == 0:
+        return str(whole)
+    total = whole * 1_000_000 + micro
+    text = f"{abs(total) // 1_000_000}.{abs(total) % 1_000_000:06d}".rstrip("0")
+    return "-" + text if total < 0 else text
+
+
+def _distinct(ids: dict[str, int], catalogue: Catalogue | None) -> Iterable[str]:
+    return chain(ids, (raw for raw in catalogue.rows if raw not in ids) if catalogue else ())
 
 
 def _in_use(ids: dict[str, int], occur: npt.NDArray[np.bool_]) -> dict[str, None]:
@@ -265,14 +384,6 @@ def _filters(recipe: Recipe | None, order: str, **given: Any) -> Filters:
     settings = recipe.filters.as_dict() if recipe else {}
     settings.update({key: value for key, value in given.items() if value is not None})
     return Filters(**{**settings, "order": order})
-
-
-def _only(items: Catalogue, names: Sequence[str]) -> Catalogue:
-    there = [name for name, _ in items.fields]
-    for name in names:
-        if name not in there:
-            raise ConfigError(f"text_fields: there is no field {name!r}; there are {', '.join(there)}.")
-    return items.only(names)
 
 
 def _titled(table: Interactions, items: Catalogue | None) -> npt.NDArray[np.bool_] | None:

@@ -1,36 +1,35 @@
 """A user's own logs: any CSV, TSV, JSON lines or parquet file, by naming its columns; and session files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.convert.catalogue import Catalogue
-from recbole_llm.convert.lines import LineError, Skips, shown
-from recbole_llm.convert.source_kinds import Reading, Request, plain_text
+from recbole_llm.convert.interactions import Interactions
+from recbole_llm.convert.reading import (
+    Batch,
+    Columns,
+    Reading,
+    Request,
+    csv_batches,
+    csv_rows,
+    each_row,
+    parquet_batches,
+    parquet_columns,
+    take_all,
+)
+from recbole_llm.convert.records import parse_record, record_batches
 from recbole_llm.convert.sources import Bundle, Source
-from recbole_llm.convert.table import Interactions, as_floats, check_ids
-from recbole_llm.convert.tabular import TableFile
-from recbole_llm.convert.times import parse_times
+from recbole_llm.convert.values import Catalogue, as_exact_times, as_floats, check_ids, plain_text
 from recbole_llm.errors import ConfigError, DataError
 
+# fmt: off
 OPTIONS = frozenset(
-    {
-        "user_col",
-        "item_col",
-        "time_col",
-        "rating_col",
-        "inter_fields",
-        "time_format",
-        "delimiter",
-        "columns",
-        "item_id_col",
-        "item_fields",
-        "title_col",
-        "users",
-        "user_id_col",
-        "user_fields",
-    }
+    [
+        "user_col", "item_col", "time_col", "rating_col", "inter_fields", "time_format", "delimiter", "columns",
+        "item_id_col", "item_fields", "title_col", "users", "user_id_col", "user_fields",
+    ]
 )
+# fmt: on
 # Column names of session logs, as they are met; compared without case and underscores.
 _SESSION = {
     "user_col": ("sessionid", "session", "userid", "user", "visitorid"),
@@ -39,6 +38,74 @@ _SESSION = {
 }
 _TITLE = ("title", "name", "producttitle", "productname", "itemname", "itemtitle")
 _KINDS = ("token", "token_seq", "float")
+_FORMATS = {
+    **dict.fromkeys(("csv", "txt"), "csv"),
+    **dict.fromkeys(("tsv", "tab"), "tsv"),
+    **dict.fromkeys(("jsonl", "json", "ndjson"), "jsonl"),
+    **dict.fromkeys(("parquet", "pq"), "parquet"),
+}
+
+
+class TableFile:
+    """A CSV, TSV, JSON lines or parquet file as columns.
+
+    Parameters
+    ----------
+    source : Source
+    delimiter : str, optional
+        Of a text table; default a comma, a tab for ``.tsv``.
+    names : sequence of str, optional
+        Names of the columns of a text table without header.
+
+    Raises
+    ------
+    ConfigError
+        The ending says nothing about the format.
+    """
+
+    def __init__(self, source: Source, delimiter: str | None = None, names: Sequence[str] | None = None) -> None:
+        self.source = source
+        ending = source.stem.rpartition(".")[2].lower()
+        if ending not in _FORMATS and delimiter is None:
+            raise ConfigError(
+                f"{source.name}: cannot tell the format from the ending {ending!r}; known are "
+                f"{', '.join(sorted(_FORMATS))} (also with .gz). For a text table pass --delimiter."
+            )
+        if delimiter is not None and (not delimiter or set(delimiter) & set('"\r\n')):
+            raise ConfigError(f"delimiter is {delimiter!r}; it must be some character other than a quote or line end.")
+        self.format = "csv" if delimiter is not None else _FORMATS[ending]
+        self.delimiter = delimiter or ("\t" if self.format == "tsv" else ",")
+        self._names = list(names) if names else None
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns; of the first record for JSON lines."""
+        if self.format == "parquet":
+            return list(parquet_columns(self.source))
+        if self.format == "jsonl":
+            for block in self.source.blocks():
+                for line in filter(bytes.strip, block.lines):
+                    try:
+                        return list(parse_record(line))
+                    except ValueError:
+                        continue  # the reading of the whole file says what is wrong with the line
+            return []
+        if self._names:
+            return self._names
+        for _, rows in csv_rows(self.source, self.delimiter):
+            return [cell.strip() for cell in rows[0]]
+        raise DataError(f"{self.source.name}: the file is empty.")
+
+    def batches(self, wanted: Sequence[str], ids: int, progress: bool, optional: bool = False) -> Iterator[Batch]:
+        """Yield the columns ``wanted``, of which the first ``ids`` are text as in the file.
+
+        With ``optional`` a JSON record may lack a field. A column that does not exist raises
+        :class:`~recbole_llm.errors.DataError`.
+        """
+        if self.format == "parquet":
+            return parquet_batches(self.source, wanted, ids, progress)
+        if self.format == "jsonl":
+            return record_batches(self.source, wanted, ids=ids, optional=optional, progress=progress)
+        return csv_batches(self.source, self.delimiter, wanted, self._names, progress)
 
 
 def read(request: Request) -> Reading:
@@ -71,7 +138,7 @@ def read(request: Request) -> Reading:
         raise DataError(f"{request.bundle}: the folder is empty.")
     columns = _columns(request, TableFile(sources[0], options.get("delimiter"), named["columns"]))
     values = (["rating"] if columns["rating_col"] else []) + (named["inter_fields"] or [])
-    table = Interactions(values, request.spill)
+    table = request.interactions(*values)
     for source in sources:
         file = TableFile(source, options.get("delimiter"), named["columns"])
         _read_log(file, table, columns, named["inter_fields"] or [], options.get("time_format"), request)
@@ -132,31 +199,18 @@ def _read_log(
     order = [columns["user_col"], columns["item_col"], columns["time_col"], columns["rating_col"], *extra]
     wanted = [name for name in order if name]
 
-    def take(rows: Sequence[tuple[Any, ...]]) -> None:
-        given = list(zip(*rows, strict=True))
-        users, items = [value or "" for value in given[0]], [value or "" for value in given[1]]
+    def take(given: Columns) -> None:
+        users, items = ([value or "" for value in column] for column in given[:2])
         check_ids(users, items)
-        at = 2
-        if columns["time_col"]:
-            at = 3
+        at = 3 if columns["time_col"] else 2
         numbers = [as_floats(values, name) for values, name in zip(given[at:], wanted[at:], strict=True)]
         if columns["time_col"]:
-            times = parse_times(given[2], pattern, table)
+            times, micros = as_exact_times(given[2], pattern) if users else ([], None)
         else:
-            times = list(range(len(table), len(table) + len(rows)))
-        table.extend(users, items, times, numbers)
+            times, micros = list(range(len(table), len(table) + len(users))), None
+        table.extend(users, items, times, numbers, micros)
 
-    for numbers, rows in file.rows(wanted, request.skips, request.progress):
-        try:
-            take(rows)
-        except LineError:
-            for number, row in zip(numbers, rows, strict=True):
-                if row == ("",) * len(row):
-                    continue
-                try:
-                    take([row])
-                except LineError as error:
-                    request.skips.handle(error, file.source.name, number)
+    take_all(file.source, file.batches(wanted, 2, request.progress), take, request.skips)
 
 
 def _read_catalogue(
@@ -177,26 +231,15 @@ def _read_catalogue(
     for source in sources:
         file = TableFile(source, delimiter, names)
         wanted = [str(id_col), *(column for column, _, _ in mapping)]
-        for numbers, rows in file.rows(wanted, request.skips, request.progress, optional=True):
-            for number, row in zip(numbers, rows, strict=True):
-                _add(catalogue, row, source, number, request.skips)
+        batches = file.batches(wanted, 1, request.progress, optional=True)
+        for number, (raw_id, *values) in each_row(source, batches, request.skips):
+            with request.skips.line(source.name, number):
+                texts = [_text(value) for value in values]
+                for text, (name, kind) in zip(texts, catalogue.fields, strict=True):
+                    if kind == "float" and text:
+                        as_floats([text], name)
+                catalogue.add_once(raw_id or "", texts)
     return catalogue
-
-
-def _add(catalogue: Catalogue, row: tuple[Any, ...], source: Source, number: int, skips: Skips) -> None:
-    raw_id = row[0]
-    try:
-        if not raw_id:
-            raise LineError("an empty id")
-        if raw_id in catalogue:
-            raise LineError(f"the id {shown(raw_id)} is there twice")
-        texts = [_text(value) for value in row[1:]]
-        for text, (name, kind) in zip(texts, catalogue.fields, strict=True):
-            if kind == "float" and text:
-                as_floats([text], name)
-        catalogue.add(raw_id, texts)
-    except LineError as error:
-        skips.handle(error, source.name, number)
 
 
 def _text(value: Any) -> str:

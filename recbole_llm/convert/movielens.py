@@ -5,15 +5,33 @@ Layouts as in the READMEs of the archives: https://grouplens.org/datasets/moviel
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from recbole_llm.convert.catalogue import Catalogue
-from recbole_llm.convert.lines import LineError, Skips, shown
-from recbole_llm.convert.reading import csv_batches, decode, decode_latin, read_lines, split_fields
-from recbole_llm.convert.source_kinds import Reading, Request
+from recbole_llm.convert.interactions import Interactions
+from recbole_llm.convert.reading import (
+    Batch,
+    Columns,
+    Reading,
+    Request,
+    csv_batches,
+    decode,
+    each_row,
+    line_batches,
+    split_lines,
+    take_all,
+    transposed,
+)
 from recbole_llm.convert.sources import Source
-from recbole_llm.convert.table import Interactions, as_floats, as_times, check_ids
-from recbole_llm.convert.text import clean_text, movie_title
+from recbole_llm.convert.values import (
+    Catalogue,
+    LineError,
+    as_floats,
+    as_times,
+    check_ids,
+    clean_text,
+    movie_title,
+    shown,
+)
 from recbole_llm.errors import DataError
 
 #: Folder of the archive by name of the source.
@@ -49,15 +67,16 @@ def read(request: Request) -> Reading:
     return _read_csv(request)
 
 
-def _ratings(source: Source, separator: str, request: Request, header: bool = False) -> Interactions:
-    table = Interactions(("rating",), request.spill)
+def _ratings(source: Source, separator: str, request: Request, first: int = 1) -> Interactions:
+    table = request.interactions("rating")
 
-    def take(lines: list[bytes]) -> None:
-        users, items, ratings, times = split_fields(lines, separator, 4)
+    def take(columns: Columns) -> None:
+        users, items, ratings, times = columns
         check_ids(users, items)
         table.extend(users, items, as_times(times), [as_floats(ratings, "rating")])
 
-    read_lines(source, take, request.skips, request.progress, skip_first=header)
+    batches = line_batches(source, split_lines(separator, 4), request.progress, first)
+    take_all(source, batches, take, request.skips)
     return table
 
 
@@ -71,162 +90,122 @@ def _movies(genre_field: str, tags: bool = False) -> Catalogue:
     return Catalogue(fields + ([("tags", "token_seq")] if tags else []), title="movie_title")
 
 
-def _each_line(source: Source, skips: Skips, decoder: Callable[[bytes], str], take: Callable[[str], None]) -> None:
-    for block in source.blocks():
-        for number, line in enumerate(block.lines, block.first_line):
-            if line.strip():
-                try:
-                    take(decoder(line))
-                except LineError as error:
-                    skips.handle(error, source.name, number)
+def _latin(parse: Callable[[Sequence[bytes]], Columns]) -> Callable[[Sequence[bytes]], Columns]:
+    """Let a parser read the older files: latin-1, or UTF-8 where somebody has re-encoded the file.
+
+    Accented latin-1 text is practically never valid UTF-8, so the two are told apart line by line.
+    """
+
+    def recoded(line: bytes) -> bytes:
+        try:
+            line.decode()
+            return line
+        except UnicodeDecodeError:
+            return line.decode("latin-1").encode()
+
+    return lambda lines: parse(list(map(recoded, lines)))
 
 
-def _utf8(line: bytes) -> str:
-    return decode([line])[0]
-
-
-def _fields(line: str, separator: str, count: int) -> list[str]:
-    return [column[0] for column in split_fields([line.encode()], separator, count)]
-
-
-def _add(catalogue: Catalogue, raw_id: str, values: Sequence[str]) -> None:
-    if not raw_id:
-        raise LineError("an empty id")
-    if raw_id in catalogue:
-        raise LineError(f"the id {shown(raw_id)} is there twice")
-    catalogue.add(raw_id, values)
+def _users(request: Request, separator: str, fields: Sequence[str], found: list[Source]) -> Catalogue | None:
+    if not found:
+        return None
+    users = Catalogue([(name, "token") for name in fields])
+    batches = line_batches(found[0], _latin(split_lines(separator, 1 + len(fields))))
+    for number, (raw_id, *values) in each_row(found[0], batches, request.skips):
+        with request.skips.line(found[0].name, number):
+            users.add_once(raw_id, values)
+    return users
 
 
 def _read_100k(request: Request) -> Reading:
     ratings, movies = request.bundle.one("u.data"), request.bundle.one("u.item")
     table = _ratings(ratings, "\t", request)
     items = _movies("class")
-
-    def movie(line: str) -> None:
-        cells = _fields(line, "|", 5 + len(_GENRES_100K))
-        title, year = movie_title(cells[1])
-        genres = [name for name, flag in zip(_GENRES_100K, cells[5:], strict=True) if flag == "1"]
-        _add(items, cells[0], (title, year, " ".join(genres), cells[1]))
-
-    _each_line(movies, request.skips, decode_latin, movie)
-    users = Catalogue([("age", "token"), ("gender", "token"), ("occupation", "token"), ("zip_code", "token")])
-    reading = Reading(table, items, users, [ratings, movies])
-    people = request.bundle.find("u.user")
-    if people:
-        _each_line(
-            people[0],
-            request.skips,
-            decode_latin,
-            lambda line: _add(users, (cells := _fields(line, "|", 5))[0], cells[1:]),
-        )
-        reading.sources.append(people[0])
-    else:
-        reading.users = None
-    reading.notes.append(
+    batches = line_batches(movies, _latin(split_lines("|", 5 + len(_GENRES_100K))))
+    for number, (raw_id, raw_title, _, _, _, *flags) in each_row(movies, batches, request.skips):
+        genres = [name for name, flag in zip(_GENRES_100K, flags, strict=True) if flag == "1"]
+        with request.skips.line(movies.name, number):
+            items.add_once(raw_id, (*movie_title(raw_title), " ".join(genres), raw_title))
+    people = request.bundle.find("u.user")[:1]
+    users = _users(request, "|", ("age", "gender", "occupation", "zip_code"), people)
+    note = (
         "RecBole reads its own bundled copy whenever the dataset is called ml-100k, whatever data_path says; "
         "give this one another name (--output dataset/ml-100k-text) to train on it."
     )
-    return reading
+    return Reading(table, items, users, [ratings, movies, *people], [note])
 
 
 def _read_dat(request: Request) -> Reading:
-    bundle = request.bundle
+    bundle, old = request.bundle, request.name == "ml-1m"
     ratings, movies = bundle.one("ratings.dat"), bundle.one("movies.dat")
     table = _ratings(ratings, "::", request)
-    tags, tag_source = _tags(request, "tags.dat")
-    items = _movies("genre", bool(tag_source))
+    # user::movie::tag::time, and a tag may hold anything but "::".
+    tag_source = _tag_source(request, "tags.dat")
+    tags = _tags(request, tag_source, lambda source: line_batches(source, split_lines("::", 4), request.progress))
+    batches = line_batches(movies, _latin(_movie_lines) if old else _movie_lines)
+    items = _read_movies(movies, batches, tags, bool(tag_source), request)
+    people = bundle.find("users.dat")[:1] if old else []
+    users = _users(request, "::", ("gender", "age", "occupation", "zip_code"), people)
+    return Reading(table, items, users, [ratings, movies, *tag_source, *people])
 
-    def movie(line: str) -> None:
-        # Titles hold single colons, and "::" only if somebody put it there: id in front, genres behind.
-        cells = line.split("::")
-        if len(cells) < 3:
-            raise LineError(f"{len(cells)} fields where 3 are expected (separated by '::')")
-        _add_movie(items, cells[0], "::".join(cells[1:-1]), cells[-1], tags)
 
-    _each_line(movies, request.skips, decode_latin if request.name == "ml-1m" else _utf8, movie)
-    reading = Reading(table, items, None, [ratings, movies, *tag_source])
-    people = bundle.find("users.dat") if request.name == "ml-1m" else []
-    if people:
-        users = Catalogue([("gender", "token"), ("age", "token"), ("occupation", "token"), ("zip_code", "token")])
-        _each_line(
-            people[0],
-            request.skips,
-            decode_latin,
-            lambda line: _add(users, (cells := _fields(line, "::", 5))[0], cells[1:]),
-        )
-        reading.users = users
-        reading.sources.append(people[0])
-    return reading
+def _movie_lines(lines: Sequence[bytes]) -> Columns:
+    # Titles hold single colons, and "::" only if somebody put it there: id in front, genres behind.
+    rows = [line.split("::") for line in decode(b"\n".join(lines)).split("\n")] if lines else []
+    bad = next((row for row in rows if len(row) < 3), None)
+    if bad is not None:
+        raise LineError(f"{len(bad)} fields where 3 are expected (separated by '::')")
+    return transposed([(row[0], "::".join(row[1:-1]), row[-1]) for row in rows]) if rows else [()] * 3
 
 
 def _read_csv(request: Request) -> Reading:
-    bundle = request.bundle
-    ratings, movies = bundle.one("ratings.csv"), bundle.one("movies.csv")
+    ratings, movies = request.bundle.one("ratings.csv"), request.bundle.one("movies.csv")
     _check_header(ratings, ["userId", "movieId", "rating", "timestamp"])
-    _check_header(movies, ["movieId", "title", "genres"])
-    table = _ratings(ratings, ",", request, header=True)
-    tags, tag_source = _tags(request, "tags.csv")
-    items = _movies("genre", bool(tag_source))
-    for numbers, rows in csv_batches(movies, ","):
-        for number, row in zip(numbers, rows, strict=True):
-            if number == 1 or row == [""]:
-                continue
-            try:
-                if len(row) != 3:
-                    raise LineError(f"{len(row)} fields where 3 are expected (separated by ',')")
-                _add_movie(items, row[0], row[1], row[2], tags)
-            except LineError as error:
-                request.skips.handle(error, movies.name, number)
+    columns = ["movieId", "title", "genres"]
+    _check_header(movies, columns)
+    table = _ratings(ratings, ",", request, first=2)
+    tag_source = _tag_source(request, "tags.csv")
+    wanted = ["userId", "movieId", "tag", "timestamp"]
+    for source in tag_source:
+        _check_header(source, wanted)
+    tags = _tags(request, tag_source, lambda source: csv_batches(source, ",", wanted, progress=request.progress))
+    items = _read_movies(movies, csv_batches(movies, ",", columns), tags, bool(tag_source), request)
     return Reading(table, items, None, [ratings, movies, *tag_source])
 
 
-def _add_movie(items: Catalogue, raw_id: str, raw_title: str, genres: str, tags: dict[str, str]) -> None:
-    title, year = movie_title(raw_title)
-    genres = "" if genres == _NO_GENRE else genres.replace("|", " ")
-    values = [title, year, genres, raw_title]
-    if len(items.fields) > len(values):
-        values.append(tags.get(raw_id, ""))
-    _add(items, raw_id, values)
+def _read_movies(
+    source: Source, batches: Iterable[Batch], tags: dict[str, str], tagged: bool, request: Request
+) -> Catalogue:
+    items = _movies("genre", tagged)
+    for number, (raw_id, raw_title, genres) in each_row(source, batches, request.skips):
+        genres = "" if genres == _NO_GENRE else genres.replace("|", " ")
+        values = [*movie_title(raw_title), genres, raw_title, *([tags.get(raw_id, "")] if tagged else [])]
+        with request.skips.line(source.name, number):
+            items.add_once(raw_id, values)
+    return items
 
 
 def _check_header(source: Source, expected: list[str]) -> None:
-    for block in source.blocks(size=4096):
-        header = block.lines[0].decode("utf-8", "replace")
-        if header.split(",") != expected:
-            raise DataError(
-                f"{source.name}, line 1: the header is {shown(header)}; expected is {','.join(expected)!r}."
-            )
-        return
-    raise DataError(f"{source.name}: the file is empty.")
+    line = source.first_line()
+    if line is None:
+        raise DataError(f"{source.name}: the file is empty.")
+    header = line.decode("utf-8", "replace")
+    if header.split(",") != expected:
+        raise DataError(f"{source.name}, line 1: the header is {shown(header)}; expected is {','.join(expected)!r}.")
 
 
-def _tags(request: Request, name: str) -> tuple[dict[str, str], list[Source]]:
+def _tag_source(request: Request, name: str) -> list[Source]:
+    return [request.bundle.one(name)] if int(request.options.get("movie_tags") or 0) else []
+
+
+def _tags(request: Request, sources: list[Source], batches: Callable[[Source], Iterable[Batch]]) -> dict[str, str]:
     """Return the most frequent tags per movie, if they were asked for: ``{movie id: 'dark_comedy pixar'}``."""
-    most = int(request.options.get("movie_tags") or 0)
-    if not most:
-        return {}, []
-    source = request.bundle.one(name)
     counts: dict[str, Counter[str]] = {}
-
-    def take(movie: str, tag: str) -> None:
-        words = re.sub(r"\s+", "_", clean_text(tag).lower().strip('"'))
-        if words:
-            counts.setdefault(movie, Counter())[words] += 1
-
-    if name.endswith(".dat"):
-        # user::movie::tag::time, and a tag may hold anything but "::".
-        _each_line(source, request.skips, _utf8, lambda line: take((cells := _fields(line, "::", 4))[1], cells[2]))
-    else:
-        _check_header(source, ["userId", "movieId", "tag", "timestamp"])
-        for numbers, rows in csv_batches(source, ",", request.progress):
-            for number, row in zip(numbers, rows, strict=True):
-                if number == 1 or row == [""]:
-                    continue
-                if len(row) == 4:
-                    take(row[1], row[2])
-                else:
-                    request.skips.handle(LineError(f"{len(row)} fields where 4 are expected"), source.name, number)
+    for source in sources:
+        for _, (_, movie, tag, _) in each_row(source, batches(source), request.skips):
+            words = re.sub(r"\s+", "_", clean_text(tag).lower().strip('"'))
+            if words:
+                counts.setdefault(movie, Counter())[words] += 1
+    most = int(request.options.get("movie_tags") or 0)
     # Counter.most_common keeps first appearance among equals, so the result does not depend on hashing.
-    return {movie: " ".join(tag for tag, _ in tag_counts.most_common(most)) for movie, tag_counts in counts.items()}, [
-        source
-    ]
+    return {movie: " ".join(tag for tag, _ in tags.most_common(most)) for movie, tags in counts.items()}

@@ -1,119 +1,199 @@
-"""From blocks of a file to batches of columns, with exact places for what goes wrong."""
+"""From files to batches of columns, with exact places for what goes wrong."""
 
 import csv
+import glob
 import io
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+import os
+import re
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from operator import methodcaller
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from recbole_llm.convert.lines import LineError, Skips
-from recbole_llm.convert.sources import MAX_LINE_BYTES, Source
+import duckdb
+from tqdm import tqdm
+
+from recbole_llm.convert.interactions import Interactions, engine_errors
+from recbole_llm.convert.sources import MAX_LINE_BYTES, Bundle, Skips, Source
+from recbole_llm.convert.values import Catalogue, KnownGap, LineError
 from recbole_llm.errors import DataError
 
-#: Line numbers and, for each, the cells of a row.
-Rows = tuple[Sequence[int], list[list[str]]]
+Columns = Sequence[Sequence[Any]]
+Take = Callable[[Columns], None]
+
+_PARQUET_ROWS = 1 << 14
+# Types of parquet columns whose values have one exact text.
+_ID_TYPES = re.compile(r'VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+,0\)|UUID|"NULL"')
 
 
-def read_lines(
-    source: Source,
-    take: Callable[[list[bytes]], None],
-    skips: Skips,
-    progress: bool = False,
-    skip_first: bool = False,
-) -> int:
-    """Hand all lines of a source to ``take`` in large batches; where that fails, line by line.
+@dataclass(frozen=True)
+class Request:
+    """What the reader of one kind of download works on.
+
+    Attributes
+    ----------
+    name : str
+        Name of the source, for instance ``amazon-beauty-2014``.
+    bundle : Bundle
+        The input.
+    metadata : Bundle or None
+        Where the item text is, if it is not part of the input.
+    skips : Skips
+    progress : bool
+    all_items : bool
+        Whether items without any interaction are read as well.
+    options : dict
+        Options of this kind of source only (``user_key``, ``columns`` ...).
+    folder : Path
+        Where temporary files may be made.
+    stack : ExitStack
+        Closes what was opened when the conversion is over.
+    """
+
+    name: str
+    bundle: Bundle
+    metadata: Bundle | None
+    skips: Skips
+    progress: bool
+    all_items: bool
+    options: dict[str, Any]
+    folder: Path
+    stack: ExitStack
+
+    def interactions(self, *value_fields: str) -> Interactions:
+        """Return an empty table."""
+        return self.stack.enter_context(Interactions(value_fields, self.folder))
+
+
+@dataclass
+class Reading:
+    """What was read: interactions, items and users, every file that was used, and what the user should know."""
+
+    interactions: Interactions
+    items: Catalogue | None = None
+    users: Catalogue | None = None
+    sources: list[Source] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Batch(NamedTuple):
+    """Lines or rows of a file, the number of each, and what turns any of them into columns.
+
+    ``parse`` must be importable by name, as worker processes call it, and raises :class:`LineError`.
+    """
+
+    numbers: Sequence[int]
+    rows: Sequence[Any]
+    parse: Callable[[Sequence[Any]], Columns]
+
+
+def take_all(source: Source, batches: Iterable[Batch], take: Take, skips: Skips, workers: int = 1) -> None:
+    """Hand all columns to ``take``, batch by batch; where that fails, row by row.
 
     Parameters
     ----------
-    source : Source
     take : callable
-        Gets a list of lines (no blank ones). It must check everything before it keeps anything, and raises
-        :class:`LineError` if any line cannot be used.
-    skips : Skips
-        What happens then.
-    progress : bool
-    skip_first : bool
-        Whether line 1 is a header.
-
-    Returns
-    -------
-    int
-        Number of lines.
+        Gets one sequence per column. It must check everything before it keeps anything, and raises
+        :class:`LineError` if any row cannot be used.
+    workers : int
+        Processes that parse. It pays for Python literals, of which one process manages 20 to 30 MB/s; not for JSON,
+        which orjson parses about as fast as it can be handed over.
     """
-    total = 0
-    for block in source.blocks(progress):
-        lines = block.lines
-        total += len(lines)
-        first = block.first_line
-        if first == 1 and skip_first:
-            lines, first = lines[1:], 2
-        batch = [line for line in lines if line] if b"" in lines else lines
-        if not batch:
+    for batch, columns in _ordered_map(_parsed, batches, workers):
+        if columns is not None:
+            try:
+                take(columns)
+                continue
+            except LineError:
+                pass
+        for number, row in zip(batch.numbers, batch.rows, strict=True):
+            with skips.line(source.name, number):
+                take(batch.parse([row]))
+
+
+def each_row(source: Source, batches: Iterable[Batch], skips: Skips) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Yield ``(number, values)`` of each row that can be parsed."""
+    for batch in batches:
+        columns = _parsed(batch)
+        if columns is not None:
+            yield from zip(batch.numbers, zip(*columns, strict=True), strict=True)
             continue
-        try:
-            take(batch)
-        except LineError:
-            for number, line in enumerate(lines, first):
-                if not line.strip():
-                    continue
-                try:
-                    take([line])
-                except LineError as error:
-                    skips.handle(error, source.name, number)
-    return total
+        for number, row in zip(batch.numbers, batch.rows, strict=True):
+            found: list[tuple[Any, ...]] = []
+            with skips.line(source.name, number):
+                found = transposed(batch.parse([row]))
+            yield from ((number, values) for values in found)
 
 
-def decode(lines: Sequence[bytes], encoding: str = "utf-8") -> list[str]:
-    """Decode a batch at once.
-
-    Raises
-    ------
-    LineError
-        A byte is not of that encoding.
-    """
+def _parsed(batch: Batch) -> Columns | None:
     try:
-        return b"\n".join(lines).decode(encoding).split("\n")
-    except UnicodeDecodeError as error:
-        raise LineError(f"byte {error.object[error.start]:#04x} is not {encoding.upper()}") from error
+        return batch.parse(batch.rows)
+    except LineError:
+        return None
 
 
-def decode_latin(line: bytes) -> str:
-    """Decode a line of the older MovieLens files: latin-1, or UTF-8 where somebody has re-encoded the file.
-
-    Accented latin-1 text is practically never valid UTF-8, so the two are told apart line by line.
-    """
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
+def transposed(rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Return the columns of rows, or the rows of columns."""
+    return list(zip(*rows, strict=True))
 
 
-def split_fields(lines: Sequence[bytes], separator: str, fields: int) -> list[list[str]]:
-    """Split UTF-8 lines into columns.
+# ---- files
 
-    Returns
-    -------
-    list of list of str
-        One list per column.
 
-    Raises
-    ------
-    LineError
-        A line has another number of fields, or a byte is not UTF-8.
-    """
+def line_batches(
+    source: Source, parse: Callable[[Sequence[bytes]], Columns], progress: bool = False, first: int = 1
+) -> Iterator[Batch]:
+    """Yield the lines of a file from number ``first`` on, without the blank ones."""
+    for block in source.blocks(progress):
+        lines, numbers = block.lines, range(block.first_line, block.first_line + len(block.lines))
+        if block.first_line < first:
+            lines, numbers = lines[first - block.first_line :], numbers[first - block.first_line :]
+        if all(lines) and all(line.strip() for line in lines[-1:]):
+            yield Batch(numbers, lines, parse)
+        else:
+            kept = [(number, line) for number, line in zip(numbers, lines, strict=True) if line.strip()]
+            yield Batch([number for number, _ in kept], [line for _, line in kept], parse)
+
+
+def split_lines(separator: str, fields: int) -> Callable[[Sequence[bytes]], Columns]:
+    """Return a parser of UTF-8 lines of so many fields."""
+    return partial(_split, separator=separator, fields=fields)
+
+
+def _split(lines: Sequence[bytes], separator: str, fields: int) -> Columns:
     mark = separator.encode()
-    counts = list(map(methodcaller("count", mark), lines))
-    if set(counts) != {fields - 1}:
-        bad = next(count for count in counts if count != fields - 1)
+    counts = set(map(methodcaller("count", mark), lines))
+    if counts - {fields - 1}:
+        bad = (counts - {fields - 1}).pop()
         raise LineError(f"{bad + 1} fields where {fields} are expected (separated by {separator!r})")
     # One split for the whole batch takes a third of the time of one per line.
-    flat = decode([b"\n".join(lines).replace(mark, b"\n")])
-    return [flat[place::fields] for place in range(fields)]
+    flat = decode(b"\n".join(lines).replace(mark, b"\n")).split("\n")
+    return [flat[place::fields] for place in range(fields)] if lines else []
 
 
-def csv_batches(source: Source, delimiter: str, progress: bool = False) -> Iterator[Rows]:
+def decode(data: bytes) -> str:
+    """Decode UTF-8, or raise :class:`LineError`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise LineError(f"byte {data[error.start]:#04x} is not UTF-8") from error
+
+
+def csv_rows(
+    source: Source, delimiter: str, progress: bool = False
+) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
     """Yield ``(line numbers, rows)`` of a delimited UTF-8 file; quoted fields may hold delimiters and line ends.
 
-    A blank line is a row with one empty cell. The number of a row is that of its last line.
+    With a delimiter of several characters a quote is a character like any other. A blank line is a row with one empty
+    cell. The number of a row is that of its last line.
 
     Raises
     ------
@@ -128,44 +208,171 @@ def csv_batches(source: Source, delimiter: str, progress: bool = False) -> Itera
         waiting += block.lines
         data = b"\n".join(waiting)
         # An odd number of quotes: a quoted field goes on behind this block.
-        if b'"' in data and data.count(b'"') % 2:
+        if len(delimiter) == 1 and b'"' in data and data.count(b'"') % 2:
             if len(data) > MAX_LINE_BYTES:
                 break
             continue
         waiting = []
         yield _csv_rows(data, delimiter, source, start)
     if waiting:
-        odd = next(
-            number for number, line in enumerate(b"\n".join(waiting).split(b"\n"), start) if line.count(b'"') % 2
-        )
+        lines = b"\n".join(waiting).split(b"\n")
+        odd = next(number for number, line in enumerate(lines, start) if line.count(b'"') % 2)
         raise DataError(f"{source.name}, line {odd}: a quote is opened here and not closed where it should be.")
 
 
-def _csv_rows(data: bytes, delimiter: str, source: Source, start: int) -> Rows:
+def _csv_rows(data: bytes, delimiter: str, source: Source, start: int) -> tuple[Sequence[int], list[list[str]]]:
     try:
-        text = data.decode("utf-8")
+        text = data.decode()
     except UnicodeDecodeError as error:
         line = start + data.count(b"\n", 0, error.start)
         raise DataError(
             f"{source.name}, line {line}: byte {data[error.start]:#04x} is not UTF-8; "
             "convert the file, for instance with `iconv -f latin1 -t utf8`."
         ) from error
-    if '"' not in text:
+    if '"' not in text or len(delimiter) > 1:
         rows = [line.split(delimiter) for line in text.split("\n")]
         return range(start, start + len(rows)), rows
-    # The default of 131,072 characters is less than a product description can hold.
-    before = csv.field_size_limit(MAX_LINE_BYTES)
     # A lone carriage return ends no line, but it does for csv.reader: a character that does not occur takes its place.
     stand_in = next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text) if "\r" in text else ""
     text = text.replace("\r", stand_in) if stand_in else text
+    # The default of 131,072 characters is less than a product description can hold.
+    before = csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         numbered = [(start + reader.line_num - 1, row or [""]) for row in reader]
-        rows = [row for _, row in numbered]
-        if stand_in:
-            rows = [[cell.replace(stand_in, "\r") for cell in row] for row in rows]
-        return [number for number, _ in numbered], rows
     except csv.Error as error:
         raise DataError(f"{source.name}, line {start + reader.line_num - 1}: {error}.") from error
     finally:
         csv.field_size_limit(before)
+    rows = [row for _, row in numbered]
+    if stand_in:
+        rows = [[cell.replace(stand_in, "\r") for cell in row] for row in rows]
+    return [number for number, _ in numbered], rows
+
+
+def csv_batches(
+    source: Source, delimiter: str, wanted: Sequence[str], names: Sequence[str] | None = None, progress: bool = False
+) -> Iterator[Batch]:
+    """Yield the columns ``wanted`` of a delimited file; ``names`` are its columns if it has no header.
+
+    A column that does not exist raises :class:`~recbole_llm.errors.DataError`.
+    """
+    parse: Callable[[Sequence[Any]], Columns] | None = None
+    for numbers, rows in csv_rows(source, delimiter, progress):
+        if parse is None:
+            if names is None:
+                names, numbers, rows = [cell.strip() for cell in rows[0]], numbers[1:], rows[1:]
+            absent = [name for name in wanted if name not in names]
+            if absent:
+                raise DataError(f"{source.name}, line 1: no column {absent[0]!r}; the columns are {', '.join(names)}.")
+            places = [list(names).index(name) for name in wanted]
+            parse = partial(_pick, places=places, width=len(names), delimiter=delimiter)
+        if [""] in rows:
+            kept = [(number, row) for number, row in zip(numbers, rows, strict=True) if row != [""]]
+            numbers, rows = [number for number, _ in kept], [row for _, row in kept]
+        yield Batch(numbers, rows, parse)
+
+
+def _pick(rows: Sequence[Sequence[str]], places: Sequence[int], width: int, delimiter: str) -> Columns:
+    widths = set(map(len, rows)) - {width}
+    if widths:
+        raise LineError(f"{widths.pop()} fields where {width} are expected (separated by {delimiter!r})")
+    if len(rows) == 1 and not any(rows[0]):
+        raise KnownGap("a row without any value")
+    columns = transposed(rows) if rows else [()] * width
+    return [columns[place] for place in places]
+
+
+def parquet_columns(source: Source) -> dict[str, str]:
+    """Return name and type of the columns of a parquet file; DataError if it is damaged."""
+    if source.member:
+        raise DataError(f"{source.name}: a parquet file is read from disk, not from inside an archive; unpack it.")
+    with engine_errors(f"{source.name}: the parquet data is damaged"), duckdb.connect() as engine:
+        return {
+            name: kind for name, kind, *_ in engine.execute(f"DESCRIBE FROM {_PARQUET}", [_path(source)]).fetchall()
+        }
+
+
+# Without patterns and without columns made of folder names; older writers do not mark text as such.
+_PARQUET = "read_parquet(?, binary_as_string = true, hive_partitioning = false)"
+
+
+def _path(source: Source) -> str:
+    return glob.escape(str(source.path))
+
+
+def parquet_batches(source: Source, wanted: Sequence[str], ids: int = 0, progress: bool = False) -> Iterator[Batch]:
+    """Yield columns of a parquet file; the first ``ids`` of them as text, whole numbers in all their digits.
+
+    Raises
+    ------
+    DataError
+        The file is damaged, a column is missing, or an id column is neither text nor whole numbers: a float has no
+        text that was in the file.
+    """
+    types = parquet_columns(source)
+    terms = []
+    for place, name in enumerate(wanted):
+        if name not in types:
+            raise DataError(f"{source.name}: no column {name!r}; the columns are {', '.join(types)}.")
+        term, kind = '"' + name.replace('"', '""') + '"', types[name]
+        if place < ids:
+            if not _ID_TYPES.fullmatch(kind):
+                raise DataError(
+                    f"{source.name}: the column {name!r} holds ids of the type {kind}; ids are text or whole numbers. "
+                    f"With pandas: frame[{name!r}] = frame[{name!r}].astype('Int64') before it is written."
+                )
+            term = f"CAST({term} AS VARCHAR)"
+        elif kind == "TIMESTAMP WITH TIME ZONE":
+            term = f"make_timestamp(epoch_us({term}))"  # in UTC
+        terms.append(term)
+    source.opened()
+    row = 1
+    with duckdb.connect(config={"threads": 1}) as engine, engine_errors(f"{source.name}: the parquet data is damaged"):
+        total = engine.execute(f"SELECT count(*) FROM {_PARQUET}", [_path(source)]).fetchall()[0][0]
+        engine.execute(f"SELECT {', '.join(terms)} FROM {_PARQUET}", [_path(source)])
+        with tqdm(total=total, desc=source.basename, disable=None if progress else True, leave=False) as bar:
+            while rows := engine.fetchmany(_PARQUET_ROWS):
+                yield Batch(range(row, row + len(rows)), rows, transposed)
+                row += len(rows)
+                bar.update(len(rows))
+
+
+# ---- processes
+
+
+def default_workers() -> int:
+    """Return how many processes the command line takes: one for each core that is not busy, at most four."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, min(4, cores - round(busy)))
+
+
+def _ordered_map(
+    function: Callable[[Batch], Columns | None], batches: Iterable[Batch], workers: int
+) -> Iterator[tuple[Batch, Columns | None]]:
+    """Yield ``(batch, function(batch))`` in order; batches are drawn only ``2 * workers`` ahead of the results."""
+    if workers <= 1:
+        yield from ((batch, function(batch)) for batch in batches)
+        return
+    # Fresh processes: a forked one could inherit a lock that a thread of torch or tqdm holds. The parent alone answers
+    # to Ctrl-C.
+    executor = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    waiting: deque[tuple[Batch, Future[Columns | None]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append((batch, executor.submit(function, batch)))
+            if len(waiting) >= 2 * workers:
+                done, result = waiting.popleft()
+                yield done, result.result()
+        for done, result in waiting:
+            yield done, result.result()
+    except BrokenProcessPool as error:
+        raise DataError("a worker process was killed, perhaps for want of memory; try --workers 1.") from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)

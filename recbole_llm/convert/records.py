@@ -12,23 +12,125 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any
 
-from recbole_llm.convert.lines import LineError, Skips, shown
-from recbole_llm.convert.parallel import ordered_map
-from recbole_llm.convert.reading import decode
-from recbole_llm.convert.sources import Block, Source
+from recbole_llm.convert.reading import Batch, Columns, decode, line_batches, transposed
+from recbole_llm.convert.sources import Source
+from recbole_llm.convert.values import LineError, shown
 
-_STANDARD = json.JSONDecoder(parse_constant=lambda _: None)
-_AS_WRITTEN = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
+#: Longest line that is handed to ``ast.literal_eval``: its syntax tree takes some 100 bytes per character.
+MAX_LITERAL_CHARS = 256 << 10
+#: Deepest nesting of brackets that is handed to ``ast.literal_eval``.
+MAX_DEPTH = 32
+#: Starting worker processes takes about a second; a smaller source (bytes on disk) is done by then.
+PARALLEL_FROM = 16 << 20
+
+Record = dict[str, Any]
+
+
+# ---- files
+
+
+def record_batches(
+    source: Source,
+    fields: Sequence[str],
+    *,
+    ids: int = 0,
+    optional: bool = False,
+    wanted: Callable[[bytes], bool] | None = None,
+    progress: bool = False,
+) -> Iterator[Batch]:
+    """Yield the columns ``fields`` of a file with one record a line.
+
+    Parameters
+    ----------
+    source : Source
+    fields : sequence of str
+    ids : int
+        How many of the first fields are ids that may be numbers; they become the text of the file.
+    optional : bool
+        Whether a record may lack a field; it is None then.
+    wanted : callable, optional
+        Says from the raw line whether it has to be parsed at all.
+    progress : bool
+    """
+    parse = partial(parse_columns, fields=tuple(fields), ids=ids, optional=optional)
+    for batch in line_batches(source, parse, progress):
+        if wanted is None:
+            yield batch
+            continue
+        kept = [(number, line) for number, line in zip(batch.numbers, batch.rows, strict=True) if wanted(line)]
+        yield Batch([number for number, _ in kept], [line for _, line in kept], parse)
+
+
+def mentions(ids: Collection[str], pattern: re.Pattern[bytes]) -> Callable[[bytes], bool]:
+    """Return a test whether a raw line can be about one of ``ids``.
+
+    Parsing is what takes the time, and a metadata file describes many products that nobody in the reviews has
+    bought. A line is passed over only if every id that ``pattern`` finds in it is a foreign one; if none is found it
+    is parsed.
+    """
+
+    def test(line: bytes) -> bool:
+        found = pattern.findall(line)
+        return not found or any(raw.decode("utf-8", "replace") in ids for raw in found)
+
+    return test
+
+
+def parse_columns(lines: Sequence[bytes], fields: tuple[str, ...], ids: int, optional: bool) -> Columns:
+    """Return the columns ``fields`` of lines; raise :class:`LineError` if any line cannot be used."""
+    if not lines:
+        return [()] * len(fields)
+    columns: list[Sequence[Any]] | None = None
+    if not optional and lines[0].startswith(b'{"') and len(fields) > 1:
+        # One record lives at a time; a list of them all would double the time, which then goes to memory.
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
+            columns = list(transposed(map(itemgetter(*fields), map(fast_loads, lines))))
+    if columns is None:
+        records = [parse_record(line) for line in lines]
+        if optional:
+            columns = [[record.get(name) for record in records] for name in fields]
+        else:
+            absent = next((name for record in records for name in fields if name not in record), None)
+            if absent is not None:
+                raise LineError(f"the record has no {absent!r}")
+            columns = [[record[name] for record in records] for name in fields]
+    for place, name in enumerate(fields[:ids]):
+        if set(map(type, columns[place])) - {str}:
+            columns[place] = [_id(value, line, name) for value, line in zip(columns[place], lines, strict=True)]
+    return columns
+
+
+def _id(value: Any, line: bytes, name: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if type(value) is int and value:
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise LineError(f"an id that is neither text nor a number: {shown(value)}")
+    # 1.0, 1e5 and -0 have left no trace of how they were written.
+    try:
+        return str(_AS_WRITTEN.decode(decode(line))[name])
+    except ValueError:
+        try:
+            return str(_AS_WRITTEN.decode(_as_json(decode(line)))[name])
+        except ValueError as error:
+            raise LineError(f"an id that is a number of unusual form: {shown(value)}") from error
+
+
+# ---- one record
 
 
 def standard_loads(text: str | bytes) -> Any:
     """Parse one JSON text with the standard library; ``NaN`` and ``Infinity`` become ``None``."""
-    return _STANDARD.decode(text.decode("utf-8") if isinstance(text, bytes) else text)
+    return _STANDARD.decode(text.decode() if isinstance(text, bytes) else text)
 
+
+_STANDARD = json.JSONDecoder(parse_constant=lambda _: None)
+_AS_WRITTEN = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
 
 #: Parser of one JSON text, str or bytes; both possible ones raise a ValueError. orjson rounds whole numbers of more
 #: than 64 bits to floats, so this one is for records of which only texts and numbers of known size are used.
@@ -53,13 +155,8 @@ def _may_be_rounded(value: Any) -> bool:
     return isinstance(value, list) and any(map(_may_be_rounded, value))
 
 
-def numbers_as_written(text: str | bytes) -> Any:
-    """Parse one JSON text with every number as the text that stands there: ``1.0``, ``1e5``, ``-0``."""
-    return _AS_WRITTEN.decode(text.decode("utf-8") if isinstance(text, bytes) else text)
-
-
-def parse_json(line: bytes) -> Any:
-    """Parse one line.
+def parse_record(line: bytes) -> Record:
+    """Parse a line that holds a JSON object or a Python dictionary.
 
     What orjson refuses and the standard library reads is taken from the latter: ``NaN`` and ``Infinity``, which some
     tools write although JSON has no such words (they become ``None``), and half surrogate pairs.
@@ -67,42 +164,30 @@ def parse_json(line: bytes) -> Any:
     Raises
     ------
     LineError
-        The line is not UTF-8 or not JSON, or it is nested too deep.
+        The line is neither, it is nested too deep, or not UTF-8.
     """
-    if b"NaN" not in line:
-        with suppress(ValueError, RecursionError):
-            return loads(line)
+    json_error = None
+    if line.lstrip().startswith(b'{"'):
+        for parser in (standard_loads,) if b"NaN" in line else (loads, standard_loads):
+            try:
+                return _record(parser(line))
+            except UnicodeDecodeError as error:
+                json_error = LineError(f"not UTF-8 (byte {line[error.start]:#04x} at position {error.start})")
+            except (ValueError, RecursionError) as error:
+                json_error = LineError(f"not JSON ({error})")
     try:
-        return standard_loads(line)
-    except UnicodeDecodeError as error:
-        raise LineError(f"not UTF-8 (byte {line[error.start]:#04x} at position {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise LineError(f"not JSON ({error})") from error
+        return _record(parse_literal(decode(line)))
+    except LineError as error:
+        raise (json_error or error) from None
 
 
-def parse_lines(lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """Parse lines that hold one JSON object each.
-
-    Raises
-    ------
-    LineError
-        A line is not a JSON object.
-    """
-    try:
-        records = list(map(loads, lines))
-    except (ValueError, RecursionError):
-        records = [parse_json(line) for line in lines]
-    if set(map(type, records)) - {dict}:
-        raise LineError("not a JSON object")
-    return records
+def _record(value: Any) -> Record:
+    if not isinstance(value, dict):
+        raise LineError("not a dictionary")
+    return value
 
 
 # ---- Python literals
-
-#: Longest line that is handed to ``ast.literal_eval``: its syntax tree takes some 100 bytes per character.
-MAX_LITERAL_CHARS = 256 << 10
-#: Deepest nesting of brackets that is handed to ``ast.literal_eval``.
-MAX_DEPTH = 32
 
 _STRING = re.compile(r"""([uU]?'[^'\\]*(?:\\.[^'\\]*)*'|[uU]?"[^"\\]*(?:\\.[^"\\]*)*")""", re.DOTALL)
 _LETTER = re.compile(r"[A-Za-z]")
@@ -119,16 +204,7 @@ _SIGNS = re.compile(r"[+-]\s*[+-]")
 
 
 def parse_literal(line: str) -> Any:
-    """Parse one line that holds a Python literal.
-
-    Parameters
-    ----------
-    line : str
-
-    Returns
-    -------
-    object
-        What ``ast.literal_eval`` returns, save that ``nan`` is ``None``.
+    """Parse one line that holds a Python literal, as ``ast.literal_eval`` does, save that ``nan`` is ``None``.
 
     Raises
     ------
@@ -139,11 +215,6 @@ def parse_literal(line: str) -> Any:
         return loads(_as_json(line))
     except (LineError, ValueError, RecursionError):
         return _evaluate(line)
-
-
-def literal_as_written(line: str) -> Any:
-    """As :func:`parse_literal`, with numbers as they are written; raise ValueError if that cannot be told."""
-    return numbers_as_written(_as_json(line))
 
 
 def _as_json(line: str) -> str:
@@ -227,197 +298,3 @@ def _evaluate(line: str) -> Any:
             return ast.literal_eval(line.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise LineError(f"not JSON and not a Python literal ({getattr(error, 'msg', None) or error})") from error
-
-
-# ---- files
-
-#: Starting processes takes about a second; a smaller source (bytes on disk) is done by then.
-PARALLEL_FROM = 16 << 20
-
-Record = dict[str, Any]
-Parser = Callable[[Sequence[bytes]], list[Record]]
-
-
-def parse_any(lines: Sequence[bytes]) -> list[Record]:
-    """Parse lines that are JSON or Python literals, as they come.
-
-    Raises
-    ------
-    LineError
-        A line is neither, or not a dictionary.
-    """
-    if all(line.startswith(b'{"') for line in lines):
-        try:
-            return parse_lines(lines)
-        except LineError:
-            pass  # a single line may still be a literal: {"title": 'x'}
-    records = [_parse_one(line) for line in lines]
-    if set(map(type, records)) - {dict}:
-        raise LineError("not a dictionary")
-    return records
-
-
-def _parse_one(line: bytes) -> Any:
-    looks_like_json = line.lstrip().startswith(b'{"')
-    if looks_like_json:
-        try:
-            return parse_json(line)
-        except LineError as error:
-            json_error = error
-    try:
-        return parse_literal(decode([line])[0])
-    except LineError as error:
-        raise (json_error if looks_like_json else error) from None
-
-
-def columns_of(records: Sequence[Record], fields: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Return one tuple per field.
-
-    Raises
-    ------
-    LineError
-        A record lacks one of the fields.
-    """
-    try:
-        return list(zip(*map(itemgetter(*fields), records), strict=True))
-    except KeyError as error:
-        raise LineError(f"the record has no {error.args[0]!r}") from error
-
-
-def each_record(
-    source: Source,
-    skips: Skips,
-    progress: bool = False,
-    wanted: Callable[[bytes], bool] | None = None,
-    ids: Sequence[str] = (),
-) -> Iterator[tuple[int, Record]]:
-    """Yield ``(line number, record)``.
-
-    Parameters
-    ----------
-    source : Source
-    skips : Skips
-    progress : bool
-    wanted : callable, optional
-        Says from the raw line whether it has to be parsed at all.
-    ids : sequence of str
-        Fields that hold ids, which become the text of the file, also where they are numbers.
-    """
-    for block in source.blocks(progress):
-        numbered = [
-            (number, line)
-            for number, line in enumerate(block.lines, block.first_line)
-            if line.strip() and (wanted is None or wanted(line))
-        ]
-        try:
-            records = parse_any([line for _, line in numbered])
-        except LineError:
-            for number, line in numbered:
-                try:
-                    yield number, _with_ids(parse_any([line])[0], line, ids)
-                except LineError as error:
-                    skips.handle(error, source.name, number)
-            continue
-        for (number, line), record in zip(numbered, records, strict=True):
-            try:
-                record = _with_ids(record, line, ids)
-            except LineError as error:
-                skips.handle(error, source.name, number)
-            else:
-                yield number, record
-
-
-def _with_ids(record: Record, line: bytes, ids: Sequence[str]) -> Record:
-    for name in ids:
-        value = record.get(name)
-        if type(value) is int and value:
-            record[name] = str(value)
-        elif type(value) in (int, float):
-            # 1.0, 1e5 and -0 have left no trace of how they were written.
-            record[name] = _as_written(line)[name]
-        elif value is not None and not isinstance(value, str):
-            raise LineError(f"an id that is neither text nor a number: {shown(value)}")
-    return record
-
-
-def _as_written(line: bytes) -> Any:
-    try:
-        return numbers_as_written(line)
-    except ValueError:
-        try:
-            return literal_as_written(decode([line])[0])
-        except ValueError as error:
-            raise LineError("an id that is a number, in a record that is neither JSON nor a plain literal") from error
-
-
-def mentions(ids: Collection[str], pattern: Any) -> Callable[[bytes], bool]:
-    """Return a test whether a raw line can be about one of ``ids``.
-
-    Parsing is what takes the time, and a metadata file describes many products that nobody in the reviews has
-    bought. A line is passed over only if every id that ``pattern`` finds in it is a foreign one; if none is found it
-    is parsed.
-    """
-
-    def test(line: bytes) -> bool:
-        found = pattern.findall(line)
-        return not found or any(raw.decode("utf-8", "replace") in ids for raw in found)
-
-    return test
-
-
-class _Extract:
-    """Parse a block of lines and keep some fields: what a worker process does."""
-
-    def __init__(self, fields: tuple[str, ...]) -> None:
-        self.fields = fields
-
-    def __call__(self, block: Block) -> list[tuple[Any, ...]] | None:
-        lines = block.lines
-        if b"" in lines:
-            lines = [line for line in lines if line]
-        if not lines:
-            return []
-        if lines[0].startswith(b'{"'):
-            # One record lives at a time; a list of them all would double the time, which then goes to memory.
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                return list(zip(*map(itemgetter(*self.fields), map(fast_loads, lines)), strict=True))
-        try:
-            return columns_of(parse_any(lines), self.fields)
-        except LineError:
-            return None
-
-
-def read_columns(
-    source: Source,
-    fields: Sequence[str],
-    take: Callable[[Sequence[Sequence[Any]]], None],
-    skips: Skips,
-    progress: bool = False,
-    workers: int = 1,
-) -> None:
-    """Hand the columns ``fields`` of all records to ``take`` in large batches; where that fails, record by record.
-
-    Parameters
-    ----------
-    take : callable
-        Gets one sequence per field, must check everything before it keeps anything, and raises :class:`LineError`.
-    workers : int
-        Processes that parse, for a source of at least :data:`PARALLEL_FROM` bytes. Pays for Python literals, of which
-        one process manages 20 to 30 MB/s; not for JSON, which orjson parses about as fast as it can be handed over.
-    """
-    if source.size < PARALLEL_FROM:
-        workers = 1
-    for block, columns in ordered_map(_Extract(tuple(fields)), source.blocks(progress), workers):
-        try:
-            if columns is None:
-                raise LineError
-            if columns:
-                take(columns)
-        except LineError:
-            for number, line in enumerate(block.lines, block.first_line):
-                if not line.strip():
-                    continue
-                try:
-                    take(columns_of(parse_any([line]), fields))
-                except LineError as error:
-                    skips.handle(error, source.name, number)

@@ -1,4 +1,4 @@
-"""Read downloads as they come: plain files, gzip, members of a zip archive, folders of these, parquet.
+"""Read downloads as they come: plain files, gzip, members of a zip archive, folders of these.
 
 Nothing is unpacked to disk and no file is held in memory: text comes in blocks of whole lines, each block with the
 number of its first line, so that every message can name file and line.
@@ -6,28 +6,68 @@ number of its first line, so that every message can name file and line.
 
 import fnmatch
 import gzip
+import hashlib
 import re
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, NoReturn, cast
 
 from tqdm import tqdm
 
-from recbole_llm.errors import DataError
-from recbole_llm.extras import optional
+from recbole_llm.convert.values import KnownGap, LineError
+from recbole_llm.errors import ConfigError, DataError
 
 #: Bytes that are read at once; what becomes of them then fits into a processor's cache.
 BLOCK_BYTES = 1 << 18
 #: A longer line is refused: no known download has one, and a file without line ends would fill the memory.
 MAX_LINE_BYTES = 16 << 20
 
-_LINE_END = ord("\n")
+_HASH_BYTES = 4 << 20  # large, so that the hashing thread seldom asks the parsing one for Python's lock
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
+
+
+@dataclass
+class Skips:
+    """Counts of skipped lines by reason, with the first place of each.
+
+    Parameters
+    ----------
+    on_error : {'stop', 'skip'}
+        Whether an unexpected line raises :class:`~recbole_llm.errors.DataError` or is counted. Damaged compression,
+        missing files and lines without end always stop.
+    """
+
+    on_error: str = "stop"
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("stop", "skip"):
+            raise ConfigError(f"on_error is {self.on_error!r}; allowed are 'stop' and 'skip'.")
+
+    def count(self, reason: str, where: str) -> None:
+        """Count a line that is always skipped."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.first.setdefault(reason, where)
+
+    @contextmanager
+    def line(self, where: str, number: int) -> Iterator[None]:
+        """Count a :class:`LineError` of the block, or raise it with its place if ``on_error`` is ``stop``."""
+        try:
+            yield
+        except LineError as error:
+            place = f"{where}, line {number}"
+            if not isinstance(error, KnownGap) and self.on_error == "stop":
+                raise DataError(
+                    f"{place}: {error} (on_error=skip, --on_error skip, counts such lines instead)."
+                ) from None
+            self.count(str(error), place)
 
 
 class Block(NamedTuple):
@@ -35,45 +75,6 @@ class Block(NamedTuple):
 
     first_line: int
     lines: list[bytes]
-
-
-class _Counted:
-    """A binary file that moves a progress bar as it is read (by bytes on disk, also under gzip or zip)."""
-
-    def __init__(self, raw: IO[bytes], bar: Any) -> None:
-        self._raw, self._bar = raw, bar
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._raw.read(size)
-        self._bar.update(len(data))
-        return data
-
-    def readline(self, size: int = -1) -> bytes:
-        data = self._raw.readline(size)
-        self._bar.update(len(data))
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._raw.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._raw.closed
-
-    def flush(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -111,58 +112,43 @@ class Source:
         """The base name without ``.gz``."""
         return self.basename.removesuffix(".gz")
 
+    def opened(self) -> None:
+        """Tell ``on_open``."""
+        if self.on_open is not None:
+            self.on_open(self)
+
     @contextmanager
     def open(self, progress: bool = False) -> Iterator[IO[bytes]]:
         """Open for reading, decompressed; the kind is taken from the content, not from the ending.
 
-        Parameters
-        ----------
-        progress : bool
-            Show a bar (on a terminal only) over the bytes on disk.
-
-        Raises
-        ------
-        DataError
-            The file cannot be opened or its compressed data is damaged.
+        ``progress`` shows a bar (on a terminal only) over the bytes on disk. A file that cannot be opened, or whose
+        compressed data is damaged, raises :class:`~recbole_llm.errors.DataError`.
         """
         self.opened()
-        bar = tqdm(
-            total=self.size,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            desc=self.basename,
-            disable=None if progress else True,
-            leave=False,
-        )
-        archive: zipfile.ZipFile | None = None
-        try:
+        with ExitStack() as stack:
             try:
                 if self.member:
-                    archive = zipfile.ZipFile(self.path)
-                    with archive.open(self.member) as start:
-                        magic = start.read(2)
-                    raw: IO[bytes] = archive.open(self.member)
+                    raw = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.member))
                 else:
-                    raw = self.path.open("rb")
-                    magic = raw.read(2)
-                    raw.seek(0)
-            except OSError as error:
-                raise DataError(f"{self.name}: cannot be read: {error.strerror or error}.") from error
-            except _DAMAGE as error:
-                raise DataError(f"{self.name}: {_damage(error)}") from error
-            stream = cast(IO[bytes], _Counted(raw, bar))
-            try:
-                yield cast(IO[bytes], gzip.GzipFile(fileobj=stream, mode="rb")) if magic == b"\x1f\x8b" else stream
-            finally:
-                raw.close()
-        finally:
-            if archive is not None:
-                archive.close()
-            bar.close()
+                    raw = stack.enter_context(self.path.open("rb"))
+                magic = raw.read(2)
+                raw.seek(0)
+            except (OSError, *_DAMAGE) as error:
+                self._fail(error)
+            if progress:
+                bar = tqdm.wrapattr(raw, "read", total=self.size, desc=self.basename, disable=None, leave=False)
+                raw = stack.enter_context(bar)
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb")) if magic == b"\x1f\x8b" else raw
+
+    def _fail(self, error: BaseException, place: str = "") -> NoReturn:
+        if isinstance(error, _DAMAGE):
+            text = f"{place}: the compressed data is damaged or cut short ({error}); download it again."
+        else:
+            text = f": cannot be read: {getattr(error, 'strerror', None) or error}."
+        raise DataError(f"{self.name}{text}") from error
 
     def blocks(self, progress: bool = False, size: int = BLOCK_BYTES) -> Iterator[Block]:
-        """Yield the content in blocks of whole lines.
+        """Yield the content in blocks of whole lines; a line ends with ``\\n`` or ``\\r\\n`` and nothing else.
 
         Raises
         ------
@@ -175,11 +161,9 @@ class Source:
                 try:
                     chunk = stream.read(size)
                     # The rest of the last line, which may be the only one; an unended file must not fill the memory.
-                    rest = stream.readline(MAX_LINE_BYTES + 1) if chunk and chunk[-1] != _LINE_END else b""
-                except _DAMAGE as error:
-                    raise DataError(f"{self.name}, after line {number - 1}: {_damage(error)}") from error
-                except OSError as error:
-                    raise DataError(f"{self.name}: cannot be read: {error.strerror or error}.") from error
+                    rest = stream.readline(MAX_LINE_BYTES + 1) if chunk and chunk[-1:] != b"\n" else b""
+                except (OSError, *_DAMAGE) as error:
+                    self._fail(error, f", after line {number - 1}")
                 if not chunk:
                     return
                 if number == 1:
@@ -195,19 +179,15 @@ class Source:
                     )
                 if not rest and chunk[-1:] == b"\n":
                     lines.pop()
-                if b"\r" in chunk:
+                if b"\r" in chunk or b"\r" in rest:
                     lines = [line.removesuffix(b"\r") for line in lines]
                 yield Block(number, lines)
                 number += len(lines)
 
-    def opened(self) -> None:
-        """Tell ``on_open``."""
-        if self.on_open is not None:
-            self.on_open(self)
-
-
-def _damage(error: BaseException) -> str:
-    return f"the compressed data is damaged or cut short ({error}); download it again."
+    def first_line(self) -> bytes | None:
+        """Return line 1, or None for an empty file."""
+        block = next(iter(self.blocks(size=4096)), None)
+        return block.lines[0] if block else None
 
 
 class Bundle:
@@ -217,7 +197,6 @@ class Bundle:
     ----------
     inputs : sequence of path-like
         Zip archives are looked into; folders are searched two levels deep.
-
     on_open : callable, optional
         Told of each source that is opened.
 
@@ -234,25 +213,31 @@ class Bundle:
         self.named: list[Source] = []
         for path in self.inputs:
             if path.is_dir():
-                for pattern in ("*", "*/*"):
-                    self.sources += [
-                        Source(file, size=file.stat().st_size, on_open=on_open)
-                        for file in sorted(path.glob(pattern))
-                        if file.is_file()
-                    ]
+                files = [file for pattern in ("*", "*/*") for file in sorted(path.glob(pattern)) if file.is_file()]
+                self.sources += [Source(file, size=file.stat().st_size, on_open=on_open) for file in files]
             elif path.is_file():
-                found = (
-                    _members(path, on_open)
-                    if zipfile.is_zipfile(path)
-                    else [Source(path, size=path.stat().st_size, on_open=on_open)]
-                )
-                self.sources += found
-                self.named += found
+                self.named += self._members(path)
             else:
                 raise DataError(f"{path}: there is no such file or folder.")
+        self.sources += self.named
 
     def __str__(self) -> str:
         return ", ".join(str(path) for path in self.inputs)
+
+    def _members(self, path: Path) -> list[Source]:
+        source = Source(path, size=path.stat().st_size, on_open=self._on_open)
+        if not zipfile.is_zipfile(path):
+            return [source]
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        except (OSError, *_DAMAGE) as error:
+            source._fail(error)
+        return [
+            Source(path, entry.filename, entry.compress_size, self._on_open)
+            for entry in entries
+            if not re.match(r"(__MACOSX/|.*/\._)", entry.filename)
+        ]
 
     def find(self, *patterns: str) -> list[Source]:
         """Return the sources whose base name, with or without ``.gz``, matches the first pattern that any matches."""
@@ -266,13 +251,17 @@ class Bundle:
                 return found
         return []
 
+    def nothing(self, what: str) -> NoReturn:
+        """Raise a :class:`DataError` that lists what is there instead."""
+        listed = sorted({source.basename for source in self.sources})
+        there = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "") if listed else "nothing"
+        raise DataError(f"{self}: {what} found there; it holds {there}.")
+
     def one(self, *patterns: str) -> Source:
-        """Return the only source that matches, or raise a :class:`DataError` that lists what is there."""
+        """Return the only source that matches, or raise a :class:`DataError`."""
         found = self.find(*patterns)
         if not found:
-            listed = sorted({source.basename for source in self.sources})
-            there = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "") if listed else "nothing"
-            raise DataError(f"{self}: no {' or '.join(patterns)} found there; it holds {there}.")
+            self.nothing(f"no {' or '.join(patterns)}")
         if len(found) > 1:
             raise DataError(
                 f"{self}: more than one file matches {patterns[0]}: {', '.join(source.name for source in found[:6])}; "
@@ -284,95 +273,43 @@ class Bundle:
         """Return the folders of the files that were given by name."""
         return Bundle(sorted({source.path.parent for source in self.named}), self._on_open)
 
-    def beside(self, *patterns: str) -> list[Source]:
-        """As :meth:`find`, then also in the folder of a file that was given by itself."""
-        found = self.find(*patterns)
-        if found:
-            return found
-        return self.folders().find(*patterns)
 
+class Fingerprints:
+    """Name, size and SHA-256 of files; hashing starts when a file is opened and runs beside the parsing.
 
-def _members(path: Path, on_open: Callable[[Source], None] | None) -> list[Source]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [
-                Source(path, entry.filename, entry.compress_size, on_open)
-                for entry in archive.infolist()
-                if not entry.is_dir() and not re.match(r"(__MACOSX/|.*/\._)", entry.filename)
-            ]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path}: {_damage(error)}") from error
-
-
-def _parquet(source: Source) -> Any:
-    parquet = optional("pyarrow.parquet", "convert", f"{source.name}: reading parquet")
-    if source.member:
-        raise DataError(f"{source.name}: a parquet file is read from disk, not from inside an archive; unpack it.")
-    return parquet
-
-
-def parquet_columns(source: Source) -> list[str]:
-    """Return the names of the columns of a parquet file.
-
-    Raises
-    ------
-    MissingExtraError
-        pyarrow is not installed.
-    DataError
-        The file is damaged.
+    ``hashlib`` works without Python's lock, so a second core does it for nothing. As a context manager it stops the
+    thread, also in the middle of a file.
     """
-    parquet = _parquet(source)
-    try:
-        return list(parquet.read_schema(source.path).names)
-    except (ValueError, OSError) as error:  # pyarrow's errors derive from these
-        raise DataError(f"{source.name}: the parquet data is damaged ({error}).") from error
 
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._jobs: dict[Path, Future[str]] = {}
+        self._stop = threading.Event()
 
-def parquet_batches(
-    source: Source, columns: Sequence[str], progress: bool = False, ids: Sequence[str] = ()
-) -> Iterator[tuple[int, Any]]:
-    """Yield ``(first row number, pyarrow record batch)`` of a parquet file, row group by row group.
+    def __enter__(self) -> "Fingerprints":
+        return self
 
-    The columns ``ids`` come as text: whole numbers in all their digits.
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
-    Raises
-    ------
-    MissingExtraError
-        pyarrow is not installed.
-    DataError
-        The file is damaged, a column is missing, or one of ``ids`` is neither text nor whole numbers: a float has no
-        text that was in the file.
-    """
-    parquet = _parquet(source)
-    source.opened()
-    row = 1
-    try:
-        with parquet.ParquetFile(source.path) as file:
-            there = file.schema_arrow.names
-            absent = [column for column in columns if column not in there]
-            if absent:
-                raise DataError(f"{source.name}: no column {absent[0]!r}; the columns are {', '.join(there)}.")
-            with tqdm(total=file.metadata.num_rows, desc=source.basename, disable=None if progress else True) as bar:
-                for batch in file.iter_batches(batch_size=1 << 16, columns=list(columns)):
-                    yield row, _ids_as_text(batch, ids, source)
-                    row += batch.num_rows
-                    bar.update(batch.num_rows)
-    except DataError:
-        raise
-    except (ValueError, OSError) as error:  # pyarrow's errors derive from these
-        raise DataError(f"{source.name}, after row {row - 1}: the parquet data is damaged ({error}).") from error
+    def start(self, source: Source) -> None:
+        """Hash the file of ``source`` on disk (the whole archive for a member), once."""
+        if source.path not in self._jobs:
+            self._jobs[source.path] = self._pool.submit(self._hash, source.path)
 
+    def of(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
+        """Return the files of ``sources``, each once, without their folders, which differ between machines."""
+        for source in sources:
+            self.start(source)
+        return [
+            {"file": path.name, "bytes": path.stat().st_size, "sha256": self._jobs[path].result()}
+            for path in dict.fromkeys(source.path for source in sources)
+        ]
 
-def _ids_as_text(batch: Any, ids: Sequence[str], source: Source) -> Any:
-    types = import_module("pyarrow.types")
-    for name in ids:
-        column = batch.column(name)
-        kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-        if types.is_integer(kind) or (types.is_decimal(kind) and kind.scale == 0) or types.is_binary(kind):
-            batch = batch.set_column(batch.schema.names.index(name), name, column.cast("string"))
-        elif not (types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)):
-            raise DataError(
-                f"{source.name}: the column {name!r} holds ids of the type {kind}; ids are text or whole numbers. "
-                f"With pandas: frame[{name!r}] = frame[{name!r}].astype('Int64') before it is written."
-            )
-    return batch
+    def _hash(self, path: Path) -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while not self._stop.is_set() and (chunk := stream.read(_HASH_BYTES)):
+                digest.update(chunk)
+        return digest.hexdigest()

@@ -5,20 +5,20 @@ somebody has re-encoded as JSON, with NaN for what is missing, are read as well.
 """
 
 import re
-from collections.abc import Sequence
 from datetime import date
 from functools import lru_cache
-from typing import Any
 
-from recbole_llm.convert.catalogue import Catalogue
-from recbole_llm.convert.lines import KnownGap, LineError, shown
-from recbole_llm.convert.records import each_record, read_columns
-from recbole_llm.convert.source_kinds import Reading, Request, plain_text
+from recbole_llm.convert.interactions import Interactions
+from recbole_llm.convert.reading import Columns, Reading, Request, each_row, take_all
+from recbole_llm.convert.records import PARALLEL_FROM, record_batches
 from recbole_llm.convert.sources import Source
-from recbole_llm.convert.table import Interactions, check_ids
+from recbole_llm.convert.values import Catalogue, KnownGap, LineError, check_ids, plain_text, shown
 from recbole_llm.errors import ConfigError, DataError
 
 _GAMES = ("steam_games.json*",)
+_GAME_FIELDS = (
+    *("id", "title", "app_name", "genres", "tags", "developer", "publisher", "release_date", "price", "specs"),
+)
 _EPOCH = date(1970, 1, 1).toordinal()
 _POSTED = re.compile(r"Posted ([A-Z][a-z]+) (\d{1,2}), (\d{4})\.?")
 _UNDATED = re.compile(r"Posted [A-Z][a-z]+ \d{1,2}\.?")
@@ -70,7 +70,7 @@ def _games(request: Request) -> Source | None:
         return None
     if request.metadata is not None:
         return request.metadata.named[0] if len(request.metadata.named) == 1 else request.metadata.one(*_GAMES)
-    found = request.bundle.beside(*_GAMES)
+    found = request.bundle.find(*_GAMES) or request.bundle.folders().find(*_GAMES)
     if not found:
         raise DataError(
             f"{request.bundle}: there is no steam_games.json.gz beside the reviews; name it with --metadata "
@@ -91,45 +91,36 @@ def _read_reviews(source: Source, request: Request) -> Interactions:
     key = request.options.get("user_key") or "username"
     if key not in ("username", "user_id"):
         raise ConfigError(f"user_key is {key!r}; allowed are 'username' and 'user_id'.")
-    table = Interactions(spill=request.spill)
+    table = request.interactions()
 
-    def take(columns: Sequence[Sequence[Any]]) -> None:
+    def take(columns: Columns) -> None:
         users, items, dates = columns
+        if key == "user_id" and not all(users):
+            # The field is optional in the download: a line without it is a known gap.
+            raise KnownGap("a review without user_id")
         check_ids(users, items)
         if set(map(type, dates)) != {str}:
             raise LineError("a date that is not text")
         table.extend(users, items, list(map(_day, dates)))
 
-    if key == "user_id":
-        # The field is optional in the download: a line without it is a known gap.
-        for number, record in each_record(source, request.skips, request.progress):
-            try:
-                if not record.get("user_id"):
-                    raise KnownGap("a review without user_id")
-                take([[record.get(name)] for name in ("user_id", "product_id", "date")])
-            except LineError as error:
-                request.skips.handle(error, source.name, number)
-    else:
-        workers = int(request.options.get("workers") or 1)
-        read_columns(source, ("username", "product_id", "date"), take, request.skips, request.progress, workers)
+    fields, optional = (key, "product_id", "date"), key == "user_id"
+    workers = int(request.options.get("workers") or 1) if source.size >= PARALLEL_FROM else 1
+    batches = record_batches(source, fields, optional=optional, progress=request.progress)
+    take_all(source, batches, take, request.skips, workers)
     return table
 
 
 def _read_australian(source: Source, request: Request) -> Interactions:
-    table = Interactions(("recommend",), request.spill)
-    for number, record in each_record(source, request.skips, request.progress):
-        user = record.get("user_id")
-        for review in record.get("reviews") or ():
-            try:
+    table = request.interactions("recommend")
+    batches = record_batches(source, ("user_id", "reviews"), optional=True, progress=request.progress)
+    for number, (user, reviews) in each_row(source, batches, request.skips):
+        for review in reviews or ():
+            with request.skips.line(source.name, number):
+                if not isinstance(review, dict):
+                    raise LineError(f"a review that is no dictionary: {shown(review)}")
                 check_ids([user], [review.get("item_id")])
-                table.extend(
-                    [str(user)],
-                    [review["item_id"]],
-                    [_posted(review.get("posted"))],
-                    [[float(bool(review.get("recommend")))]],
-                )
-            except LineError as error:
-                request.skips.handle(error, source.name, number)
+                recommended = float(bool(review.get("recommend")))
+                table.extend([user], [review["item_id"]], [_posted(review.get("posted"))], [[recommended]])
     return table
 
 
@@ -157,10 +148,11 @@ def _read_games(source: Source, table: Interactions, request: Request) -> Catalo
         title="title",
     )
     complete = bool(request.options.get("complete_games"))
-    for number, game in each_record(source, request.skips, request.progress, ids=["id"]):
-        place = f"{source.name}, line {number}"
-        raw_id = game.get("id")
-        if not isinstance(raw_id, str) or not raw_id:
+    batches = record_batches(source, _GAME_FIELDS, ids=1, optional=True, progress=request.progress)
+    for number, values in each_row(source, batches, request.skips):
+        game = dict(zip(_GAME_FIELDS, values, strict=True))
+        place, raw_id = f"{source.name}, line {number}", game["id"]
+        if not raw_id:
             request.skips.count("a game without id", place)
             continue
         if not request.all_items and raw_id not in table.items:
@@ -168,22 +160,22 @@ def _read_games(source: Source, table: Interactions, request: Request) -> Catalo
         if raw_id in items:
             request.skips.count("a game that is there already (the first one is kept)", place)
             continue
-        title = plain_text(game.get("title")) or plain_text(game.get("app_name"))
-        genres, tags = _listed(game.get("genres")), _listed(game.get("tags"))
+        title = plain_text(game["title"]) or plain_text(game["app_name"])
+        genres, tags = _listed(game["genres"]), _listed(game["tags"])
         if complete and not (genres and tags):
             title = ""
-        year = re.search(r"\b(?:19|20)\d\d\b", plain_text(game.get("release_date")))
+        year = re.search(r"\b(?:19|20)\d\d\b", plain_text(game["release_date"]))
         items.add(
             raw_id,
             (
                 title,
                 genres,
                 tags,
-                plain_text(game.get("developer")),
-                plain_text(game.get("publisher")),
+                plain_text(game["developer"]),
+                plain_text(game["publisher"]),
                 year.group() if year else "",
-                plain_text(game.get("price")),
-                _listed(game.get("specs")),
+                plain_text(game["price"]),
+                _listed(game["specs"]),
             ),
         )
     if not any(raw in table.items for raw in items.rows):

@@ -14,8 +14,10 @@ from recbole_llm.errors import ConfigError, DataError
 FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, encoding: str = "utf-8", errors: str = "strict") -> Iterator[tuple[int, str]]:
     r"""Yield the number, from 1, and the text, without its end, of every line that is not blank.
+
+    ``errors`` says what becomes of bytes that are not ``encoding``, as for :func:`open`.
 
     Raises
     ------
@@ -38,7 +40,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
     except LookupError:
         raise ConfigError(f"encoding={encoding!r} is not a text encoding that Python knows.") from None
     try:
-        with path.open(encoding=codec, newline="\n") as file:
+        with path.open(encoding=codec, errors=errors, newline="\n") as file:
             for number, line in enumerate(file, 1):
                 text = line.removesuffix("\n").removesuffix("\r")
                 if text.strip(" "):

@@ -10,10 +10,10 @@ import numpy as np
 
 # ASCII digits only, and none of the other forms that float() takes: 1_000, nan, infinity.
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
-# Numbers from here on may be dates: seconds since 1970 are above it from 1973 on.
-_DATES_FROM = 1e8
-# Seconds and milliseconds of our century are at least this far apart; dates in one unit are not.
-_UNIT_GAP = 50
+#: Numbers from here on may be dates: seconds since 1970 are above it from 1973 on.
+DATES_FROM = 1e8
+#: Seconds and milliseconds of our century are at least this far apart; dates in one unit are not.
+UNIT_GAP = 50
 
 
 def parse_number(text: str) -> float:
@@ -146,7 +146,7 @@ def examine_times(users: np.ndarray, times: np.ndarray) -> TimeReport:
     lengths = np.diff(np.r_[-1, ends])
     last = ends[lengths > 1]
     size = np.sort(np.abs(times.astype(np.float64)))
-    gaps = np.flatnonzero((size[1:] >= _DATES_FROM) & (size[1:] >= _UNIT_GAP * size[:-1]))
+    gaps = np.flatnonzero((size[1:] >= DATES_FROM) & (size[1:] >= UNIT_GAP * size[:-1]))
     low = int(gaps[0]) if len(gaps) else -1
     return TimeReport(
         interactions=len(times),
