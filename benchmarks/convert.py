@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from recbole_llm.convert import convert
-from recbole_llm.convert.records import loads, parse_literal
+from recbole_llm.convert.records import fast_loads, parse_literal, standard_loads
 
 TEXT = 'the a great toy my son loves it broke after two weeks would buy again it\'s "perfect" for kids & adults'
 WORDS = re.findall(r"\S+", TEXT)
@@ -68,13 +68,13 @@ def throughput(folder: Path) -> None:
     def bare() -> None:
         with plain.open("rb") as file:
             for line in file:
-                loads(line)
+                fast_loads(line)
 
     def whole() -> None:
         shutil.rmtree(folder / "out", ignore_errors=True)
         convert("amazon-toys-2014", plain, folder / "out" / "toys", no_metadata=True)
 
-    parser = loads.__module__ if loads.__module__ != "recbole_llm.convert.records" else "json"
+    parser = "json" if fast_loads is standard_loads else "orjson"
     parse, full = best(bare), best(whole)
     print(f"JSON lines, {megabytes:.0f} MB, {len(lines) * 10:,} reviews of {len(data) / len(lines):.0f} bytes")
     print(f"  {parser} alone, line by line   {megabytes / parse:7.0f} MB/s")

@@ -22,7 +22,7 @@ from recbole_llm.convert.reading import (
     split_lines,
     take_all,
 )
-from recbole_llm.convert.records import PARALLEL_FROM, mentions, record_batches
+from recbole_llm.convert.records import mentions, record_batches
 from recbole_llm.convert.sources import Bundle, Skips, Source
 from recbole_llm.convert.values import (
     Catalogue,
@@ -219,7 +219,7 @@ def _read_reviews(source: Source, table: Interactions, release: _Release, reques
         batches = line_batches(source, parse, request.progress, first)
     else:
         batches = record_batches(source, release.json_fields, progress=request.progress)
-        if source.size >= PARALLEL_FROM and not (source.first_line() or b'{"').lstrip().startswith(b'{"'):
+        if not (source.first_line() or b'{"').lstrip().startswith(b'{"'):
             workers = int(request.options.get("workers") or 1)
     take_all(source, batches, take, request.skips, workers)
 

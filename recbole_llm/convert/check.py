@@ -38,6 +38,7 @@ _TEXT_LIMIT = 131_072
 _BATCH = 1 << 14
 
 Array = npt.NDArray[Any]
+_Rows = tuple[Sequence[str], Sequence[str], Sequence[str] | None]  # users, items and, if there is the column, times
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class _AtomicFile:
     def __init__(self, path: Path, settings: Mapping[str, Any], findings: list[Finding], progress: bool) -> None:
         self.path, self.settings, self._findings, self._progress = path, settings, findings, progress
         self._found: dict[str, list[Any]] = {}
-        self.fields = read_header(path, settings["field_separator"], settings["encoding"])
+        self.fields = read_header(path, settings["field_separator"], settings["encoding"], "surrogateescape")
 
     def place(self, key: str) -> int:
         """Return where the column that the setting ``key`` names is; DataError if there is none."""
@@ -359,9 +360,7 @@ def _are_numbers(values: Sequence[str] | None) -> bool:
         return False
 
 
-def _usable(
-    file: _AtomicFile, numbers: Sequence[int], rows: tuple[Sequence[str], Sequence[str], Sequence[str] | None], name: str
-) -> tuple[Sequence[str], Sequence[str], Sequence[str] | None]:
+def _usable(file: _AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) -> _Rows:
     """Leave out what a run leaves out or refuses, and count it."""
     kept: list[tuple[str, str, str]] = []
     for number, user, item, time in zip(numbers, rows[0], rows[1], rows[2] or ["0"] * len(numbers), strict=True):

@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from recbole_llm.config.arguments import split_arguments
 from recbole_llm.config.registry import listed_files
-from recbole_llm.config.values import load_yaml, nearest, parse_arguments
+from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.convert.check import SETTINGS, check
 from recbole_llm.convert.conversion import convert, source_names, source_options
 from recbole_llm.convert.reading import default_workers
@@ -30,6 +31,8 @@ examples:
   recbole-llm convert --list
 """
 _CHECK_HELP = """\
+usage: recbole-llm check DATASET [--data_path=FOLDER] [--KEY=VALUE ...]
+
 Read the atomic files of a dataset as a run does and report what would hurt, with the keys to set. The exit status is 1
 if there is an ERROR: a run refuses such a file.
 
@@ -91,31 +94,23 @@ def check_main(argv: Sequence[str]) -> int:
         1 if the report holds an error, otherwise 0. Files that cannot be read at all raise
         :class:`~recbole_llm.errors.DataError`.
     """
-    parser = argparse.ArgumentParser(
-        prog="recbole-llm check",
-        usage="recbole-llm check DATASET [--data_path FOLDER] [--KEY=VALUE ...]",
-        description=_CHECK_HELP.replace("{settings}", ", ".join(SETTINGS)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "dataset", metavar="DATASET", nargs="?", help="name of the dataset, or the folder of its files"
-    )
-    parser.add_argument("--data_path", metavar="FOLDER", help="holds the dataset's folder (default: dataset)")
-    parser.add_argument("--config_files", metavar="FILES", default="", help="settings files, separated by blanks")
-    options, rest = parser.parse_known_args(list(argv))
-    given = parse_arguments(rest)
-    for key in given:
-        if key not in SETTINGS:
-            raise ConfigError(f"`recbole-llm check` has no setting {key!r}.{nearest(key, SETTINGS)}")
+    if {"-h", "--help"} & set(argv):
+        _show(_CHECK_HELP.replace("{settings}", ", ".join(SETTINGS)))
+        return 0
+    given, names = split_arguments(argv)
     settings: dict[str, Any] = {}
-    for file in listed_files(options.config_files):
+    for file in listed_files(given.pop("config_files", None)):
         settings.update(load_yaml(file))
+    for key in given:
+        if key not in (*SETTINGS, "dataset", "data_path"):
+            raise ConfigError(f"`recbole-llm check` has no setting {key!r}.{nearest(key, SETTINGS)}")
     settings.update(given)
-    dataset = options.dataset or settings.get("dataset")
-    if not dataset:
-        parser.error("DATASET is needed: a name or a folder")
-    data_path = options.data_path or settings.get("data_path") or "dataset"
+    dataset, data_path = (names or [settings.get("dataset")])[0], settings.get("data_path") or "dataset"
+    if not dataset or len(names) > 1:
+        raise ConfigError(
+            "`recbole-llm check DATASET` takes one dataset, a name or a folder"
+            + (f", but got {', '.join(names)}." if names else "; `recbole-llm check --help` has examples.")
+        )
     report = check(dataset, data_path, settings, progress=True)
     _show(report.text())
     return int(report.failed)

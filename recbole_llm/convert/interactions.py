@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from recbole_llm.errors import ConfigError, DataError
 
 #: What the engine may use before it spills; about 30 bytes are needed for an interaction.
 MEMORY = "256MB"
+#: At most so many threads, which all need memory of their own.
+THREADS = 4
 #: Rows that are handed to the engine, and fetched from it, at a time.
 ROWS = 1 << 16
 
@@ -160,7 +163,7 @@ class Interactions:
         self._engine = duckdb.connect(
             config={
                 "memory_limit": MEMORY,
-                "threads": min(4, cores),
+                "threads": min(THREADS, cores),
                 "temp_directory": str(folder / "spilled"),
                 "autoinstall_known_extensions": False,
             }
@@ -302,23 +305,23 @@ class Interactions:
         kept = f"kept{self._tables - 1}" if self._tables else "read"
         # What a run reads from the file.
         times = f'SELECT "user", CAST(time AS DOUBLE) + micro / 1e6 AS time FROM {kept}'
-        top = f'SELECT max(time, 3) AS top FROM ({times}) GROUP BY "user"'
-        counted = self._row(
-            "SELECT count(*) FILTER (len(top) > 1), count(*) FILTER (len(top) > 1 AND top[1] = top[2]), "
-            f"count(*) FILTER (len(top) > 2 AND top[2] = top[3]) FROM ({top})"
+        last = f'SELECT "user", max(time) AS time, count(*) AS often FROM ({times}) GROUP BY "user"'
+        rows, low, high = self._row(f"SELECT count(*), min(time), max(time) FROM ({times})")
+        (users,) = self._row(f"SELECT count(*) FROM ({last}) WHERE often > 1")
+        ends = f'SELECT "user" FROM ({times}) JOIN ({last}) USING ("user", time) GROUP BY "user" HAVING count(*) > 1'
+        (tied,) = self._row(f"SELECT count(*) FROM ({ends})")
+        # Sizes within a power of two are no gap, so the least and the greatest of each are enough to find one.
+        power = "CASE WHEN time = 0 THEN -2000 ELSE floor(log2(abs(time))) END"
+        sizes = self._run(
+            f"SELECT max(abs(time)), min(abs(time)), count(*) FROM ({times}) GROUP BY {power} ORDER BY 1"
         )
-        rows, low, high, size = self._row(f"SELECT count(*), min(time), max(time), min(abs(time)) FROM ({times})")
         gap: tuple[Any, ...] = ()
-        if max(abs(low), abs(high)) >= max(DATES_FROM, UNIT_GAP * size):
-            ordered = f"SELECT DISTINCT abs(time) AS above FROM ({times})"
-            pairs = f"SELECT above, lag(above) OVER (ORDER BY above) AS below FROM ({ordered})"
-            found = self._run(
-                f"SELECT (SELECT count(*) FROM ({times}) WHERE abs(time) <= below), below, above FROM ({pairs}) "
-                f"WHERE above >= {DATES_FROM} AND above >= {UNIT_GAP} * below ORDER BY above LIMIT 1"
-            )
-            gap = found[0] if found else ()
-        users, tied_last, tied_before_last = counted
-        return TimeReport(rows, users, low, high, tied_last, tied_before_last, *gap).notices("timestamp")
+        below = 0
+        for (lower, *_, count), (_, upper, _) in pairwise(sizes):
+            below += count
+            if not gap and upper >= max(DATES_FROM, UNIT_GAP * lower):
+                gap = (below, lower, upper)
+        return TimeReport(rows, users, low, high, tied, *gap).notices("timestamp")
 
     def _row(self, query: str) -> tuple[Any, ...]:
         return self._run(query)[0]

@@ -29,6 +29,8 @@ from recbole_llm.errors import DataError
 Columns = Sequence[Sequence[Any]]
 Take = Callable[[Columns], None]
 
+#: Starting worker processes takes about a second; a smaller source (bytes on disk) is done by then.
+PARALLEL_FROM = 16 << 20
 _PARQUET_ROWS = 1 << 14
 # Types of parquet columns whose values have one exact text.
 _ID_TYPES = re.compile(r'VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+,0\)|UUID|"NULL"')
@@ -104,10 +106,10 @@ def take_all(source: Source, batches: Iterable[Batch], take: Take, skips: Skips,
         Gets one sequence per column. It must check everything before it keeps anything, and raises
         :class:`LineError` if any row cannot be used.
     workers : int
-        Processes that parse. It pays for Python literals, of which one process manages 20 to 30 MB/s; not for JSON,
-        which orjson parses about as fast as it can be handed over.
+        Processes that parse, for a source of at least :data:`PARALLEL_FROM` bytes. It pays for Python literals, of
+        which one process manages 20 to 30 MB/s; not for JSON, which orjson parses as fast as it can be handed over.
     """
-    for batch, columns in _ordered_map(_parsed, batches, workers):
+    for batch, columns in _ordered_map(_parsed, batches, workers if source.size >= PARALLEL_FROM else 1):
         if columns is not None:
             try:
                 take(columns)

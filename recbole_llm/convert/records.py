@@ -24,8 +24,6 @@ from recbole_llm.convert.values import LineError, shown
 MAX_LITERAL_CHARS = 256 << 10
 #: Deepest nesting of brackets that is handed to ``ast.literal_eval``.
 MAX_DEPTH = 32
-#: Starting worker processes takes about a second; a smaller source (bytes on disk) is done by then.
-PARALLEL_FROM = 16 << 20
 
 Record = dict[str, Any]
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from recbole_llm.convert.interactions import Interactions
 from recbole_llm.convert.reading import Columns, Reading, Request, each_row, take_all
-from recbole_llm.convert.records import PARALLEL_FROM, record_batches
+from recbole_llm.convert.records import record_batches
 from recbole_llm.convert.sources import Source
 from recbole_llm.convert.values import Catalogue, KnownGap, LineError, check_ids, plain_text, shown
 from recbole_llm.errors import ConfigError, DataError
@@ -104,7 +104,7 @@ def _read_reviews(source: Source, request: Request) -> Interactions:
         table.extend(users, items, list(map(_day, dates)))
 
     fields, optional = (key, "product_id", "date"), key == "user_id"
-    workers = int(request.options.get("workers") or 1) if source.size >= PARALLEL_FROM else 1
+    workers = int(request.options.get("workers") or 1)
     batches = record_batches(source, fields, optional=optional, progress=request.progress)
     take_all(source, batches, take, request.skips, workers)
     return table

@@ -54,7 +54,7 @@ def read_lines(path: Path, encoding: str = "utf-8", errors: str = "strict") -> I
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 
-def read_header(path: Path, separator: str, encoding: str = "utf-8") -> dict[str, str]:
+def read_header(path: Path, separator: str, encoding: str = "utf-8", errors: str = "strict") -> dict[str, str]:
     """Return the name and type of each field of an atomic file, in its order.
 
     Raises
@@ -62,7 +62,7 @@ def read_header(path: Path, separator: str, encoding: str = "utf-8") -> dict[str
     DataError
         Where line 1 is not made of ``name:type``, or names a field twice; and as :func:`read_lines`.
     """
-    number, line = next(read_lines(path, encoding), (1, ""))
+    number, line = next(read_lines(path, encoding, errors), (1, ""))
     header: dict[str, str] = {}
     for cell in (line if number == 1 else "").split(separator):
         name, _, kind = cell.partition(":")

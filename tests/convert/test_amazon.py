@@ -4,7 +4,7 @@ import json
 import pytest
 from convert_helpers import read_rows, write
 
-import recbole_llm.convert.records as records_module
+import recbole_llm.convert.reading as reading
 from recbole_llm.convert import convert
 from recbole_llm.errors import ConfigError, DataError
 
@@ -277,7 +277,7 @@ def test_missing_files(tmp_path, toys_2014):
 
 
 def test_loose_reviews_in_several_processes(tmp_path, toys_2014, monkeypatch):
-    monkeypatch.setattr(records_module, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(reading, "PARALLEL_FROM", 0)
     rows = [(f"A{n % 50}", f"B{n % 7}", float(n % 5 + 1), n) for n in range(3000)]
     records = [
         {"reviewerID": u, "asin": i, "overall": r, "unixReviewTime": t, "reviewText": 'it\'s "x"'}

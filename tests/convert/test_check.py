@@ -1,9 +1,11 @@
 import pytest
 from convert_helpers import write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from recbole_llm.convert import check
 from recbole_llm.convert.command import check_main, convert_main
-from recbole_llm.errors import DataError
+from recbole_llm.errors import DataError, RecBoleLLMError
 
 
 def dataset(tmp_path, inter, item=None, name="set"):
@@ -74,40 +76,162 @@ def test_text(tmp_path):
     assert report["unrated_items"].value == 1
 
 
-def test_what_the_reader_misreads(tmp_path):
+def test_what_a_run_refuses_and_what_stock_recbole_misreads(tmp_path):
     items = 'item_id:token\ttitle:token_seq\tprice:float\ni0\t"Half"-Life\t1\ni1\tNone\tcheap\n'
     items += "i2\ta\ni0\tagain\t\nNA\tb\rc\t2\n"
     report = check(dataset(tmp_path, GOOD, items.encode() + b"i3\t\xff\t3\n"))
-    errors = {finding.name: finding for finding in report.findings if finding.severity == "error"}
-    assert errors.keys() == {
+    by_severity = {severity: {} for severity in ("error", "warning", "note")}
+    for finding in report.findings:
+        by_severity[finding.severity][finding.name] = finding.text
+    errors, warnings = by_severity["error"], by_severity["warning"]
+    assert errors.keys() == {"not_a_number:price", "field_count", "duplicate_items", "not_utf8"}
+    assert warnings.keys() >= {
         "leading_quotes:title",
         "missing_words:title",
         "missing_words:item_id",
         "line_breaks:title",
-        "not_a_number:price",
-        "field_count",
-        "duplicate_items",
-        "not_utf8",
     }
-    assert "line 2" in errors["leading_quotes:title"].text and "line 4" in errors["field_count"].text
-    assert "line 7" in errors["not_utf8"].text
+    assert "line 2" in warnings["leading_quotes:title"] and "line 4" in errors["field_count"]
+    assert "line 7" in errors["not_utf8"] and "line 5" in errors["duplicate_items"]
 
 
 @pytest.mark.parametrize(
     ("inter", "message"),
     [
-        ("", "the file is empty"),
-        ("user_id\titem_id\n", "line 1: 'user_id' is not 'name:type'"),
+        ("", "line 1: '' is not `name:type`"),
+        ("user_id\titem_id\n", "line 1: 'user_id' is not `name:type`"),
         ("user_id:text\n", "line 1: 'user_id:text' is not"),
         ("user_id:token\tuser_id:token\n", "'user_id' is there twice"),
-        ("user:token\titem_id:token\ttimestamp:float\n", "no field 'user_id'; the fields are user, item_id"),
+        ("user:token\titem_id:token\ttimestamp:float\n", r"no field 'user_id' \(USER_ID_FIELD\); .* --USER_ID_FIELD="),
         (HEAD, "no interaction"),
-        (HEAD + "a\tb\tsoon\n", "line 2: the time 'soon' is not"),
+        (HEAD + "a\tb\tsoon\n", r"no interaction that can be used: .* 1 values of timestamp:float are not .* line 2"),
     ],
 )
 def test_unreadable(tmp_path, inter, message):
     with pytest.raises(DataError, match=message):
         check(dataset(tmp_path, inter))
+
+
+# What a run leaves out or refuses, in every way that we could think of.
+LINES = [
+    "u0\ti0\t1",
+    "u1\ti0\t2",
+    "01\t1\t3",
+    "1\t01\t4",
+    "1.0\t1e5\t5",
+    "NA\tnull\t6",
+    'u"\t"i\t7',
+    "a\rb\tc\u2028d\t8",
+    "  \t \t9",
+    "é\te\u0301\t1e1",
+]
+LEFT_OUT = ["\ti0\t1", "u0\t\t1", "", "   "]
+REFUSED = ["u0\ti0\tinf", "u0\ti0\tTrue", "u0\ti0\t1_0", "u0\ti0\tnan", "u0\ti0\t", "u0\ti0", "u0\ti0\t1\t2", "x"]
+
+
+def counts_of_a_run(folder, **settings):
+    from recbole_llm.config import Config
+    from recbole_llm.data.dataset import HistoryDataset
+
+    given = {"data_path": str(folder.parent), "show_progress": False, "use_gpu": False, **settings}
+    data = HistoryDataset(Config(model="SASRec", dataset=folder.name, config_dict=given))
+    return data.user_num - 1, data.item_num - 1, len(data.inter_feat)
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(st.sampled_from(LINES + LEFT_OUT), max_size=12),
+    ended=st.booleans(),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_counts_are_those_of_a_run(tmp_path, end, lines, ended):
+    lines = [*LINES, "u0\ti1\t5", *lines]
+    folder = dataset(tmp_path, (HEAD + "\n".join(lines)).replace("\n", end) + (end if ended else ""))
+    report = check(folder)
+    assert not report.failed
+    sizes = report.sizes
+    assert (sizes["users"], sizes["items"], sizes["interactions"]) == counts_of_a_run(folder)
+    empty = sum(line in LEFT_OUT[:2] for line in lines)
+    assert ("no_id" in report) == bool(empty) and (not empty or report["no_id"].value == empty)
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_a_run_refuses_is_an_error(tmp_path, line):
+    folder = dataset(tmp_path, HEAD + "\n".join([*LINES, "u0\ti1\t5", line]))
+    report = check(folder)
+    assert report.failed and report.sizes["interactions"] == len(LINES) + 1
+    with pytest.raises(DataError):
+        counts_of_a_run(folder)
+
+
+def test_doubtful_times(tmp_path):
+    def findings(times):
+        rows = "".join(f"u{n % 4}\ti{n}\t{time}\n" for n, time in enumerate(times))
+        return check(dataset(tmp_path, HEAD + rows))
+
+    assert "equal_times" in findings([7] * 40)
+    seconds = range(1_700_000_000, 1_700_000_020)
+    assert findings([*seconds, *(1000 * time for time in seconds)])["mixed_units"].value == 20
+    assert {"equal_times", "mixed_units"}.isdisjoint(finding.name for finding in findings(seconds).findings)
+
+
+def test_settings_of_a_run(tmp_path, capsys):
+    text = "session:token|sku:token|at:float|é:token\n" + "".join(f"s{n % 9}|i{n % 7}|{n}|x\n" for n in range(90))
+    folder = dataset(tmp_path, text.encode("latin-1"), name="shop")
+    write(folder / "shop.item", "sku:token|title:token_seq\ni0|Café\n".encode("latin-1"))
+    fields = {"USER_ID_FIELD": "session", "ITEM_ID_FIELD": "sku", "TIME_FIELD": "at"}
+    form = {"field_separator": "|", "encoding": "latin-1", **fields}
+    report = check(folder, settings={**form, "epochs": 3})
+    assert (report.sizes["users"], report.sizes["items"], report.sizes["interactions"]) == (9, 7, 90)
+    assert report["unlisted_items"].value == 6 and not report.failed
+    assert counts_of_a_run(folder, **form) == (9, 7, 90)
+    yaml = write(tmp_path / "mine.yaml", "".join(f"{key}: '{value}'\n" for key, value in form.items()) + "epochs: 3\n")
+    for arguments in (
+        [str(folder), f"--config_files={yaml}"],
+        [str(folder), *(f"--{key}={value}" for key, value in form.items())],
+        ["shop", f"--data_path={tmp_path}", f"--config_files={yaml}", "--encoding=cp1252"],
+        ["--dataset=shop", "--data_path", str(tmp_path), "--config_files", str(yaml)],
+    ):
+        assert check_main(arguments) == 0
+        assert "users 9   items 7   interactions 90" in capsys.readouterr().out
+    # As UTF-8 the item's title is damaged: an error, and the exit status says so.
+    assert (
+        check_main([str(folder), *(f"--{key}={value}" for key, value in {**form, "encoding": "utf-8"}.items())]) == 1
+    )
+    assert "ERROR   shop.item: 1 values are not utf-8 text (first: line 2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shop", "--USER_FIELD=x"], "no setting 'USER_FIELD'. Did you mean 'USER_ID_FIELD'"),
+        (["shop", "--encoding=klingon"], "encoding='klingon' is not a text encoding"),
+        (["shop", "--TIME_FIELD=when"], "no_time"),
+        (["shop", "--ITEM_ID_FIELD=sku"], r"no field 'sku' \(ITEM_ID_FIELD\); the fields are user_id, item_id"),
+        (["shop", "--MAX_ITEM_LIST_LENGTH=many"], "MAX_ITEM_LIST_LENGTH='many' is not usable"),
+        (["shop", "--config_files=nothing.yaml"], "nothing.yaml"),
+        (["shop", "two"], "takes one dataset, a name or a folder, but got shop, two"),
+        ([], "takes one dataset"),
+    ],
+)
+def test_wrong_settings(tmp_path, monkeypatch, arguments, message, capsys):
+    monkeypatch.chdir(tmp_path)
+    dataset(tmp_path / "dataset", GOOD, name="shop")
+    if message == "no_time":
+        assert check_main(arguments) == 1
+        assert "has no field 'when'" in capsys.readouterr().out
+        return
+    with pytest.raises(RecBoleLLMError, match=message):
+        check_main(arguments)
+
+
+def test_advice_is_possible(tmp_path, capsys):
+    """No finding and no error names an option that check does not have."""
+    folder = dataset(tmp_path, HEAD + "\n".join([*LINES, "u0\ti1\t5", *REFUSED]))
+    text = check(folder).text()
+    assert "--time_format" not in text and "--on_error" not in text
+    assert check_main(["--help"]) == 0
+    assert "--USER_ID_FIELD" in capsys.readouterr().out
 
 
 def test_missing(tmp_path):

@@ -2,22 +2,17 @@
 
 import hashlib
 import json
-import random
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from convert_helpers import make_zip, read_rows, write
 
 import recbole_llm.convert.conversion as conversion
 from recbole_llm.convert import convert
-from recbole_llm.convert.filters import Filters, select
-from recbole_llm.convert.recipes import all_recipes
+from recbole_llm.convert.report import all_recipes
 from recbole_llm.convert.sources import Source
-from recbole_llm.convert.table import Interactions
 from recbole_llm.errors import ConfigError, DataError
 
 
@@ -25,62 +20,14 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def made_up(seed, n=400):
-    draw = random.Random(seed)
-    rows = [
-        (f"u{draw.randrange(30)}", f"i{draw.randrange(25)}", draw.randrange(40), float(draw.randrange(1, 6)))
-        for _ in range(n)
-    ]
-    table = Interactions(("rating",))
-    table.extend([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], [[r[3] for r in rows]])
-    return rows, table
-
-
-def by_hand(rows, filters, titled):
-    kept = [(n, *row) for n, row in enumerate(rows)]
-    if filters.min_rating is not None:
-        kept = [row for row in kept if row[4] >= filters.min_rating]
-    if filters.untitled == "drop":
-        kept = [row for row in kept if row[2] in titled]
-    in_time = sorted(kept, key=lambda row: (row[3], row[0]))
-    if filters.dedup != "none":
-        chosen = {}
-        for row in in_time if filters.dedup == "first" else reversed(in_time):
-            chosen.setdefault((row[1], row[2]), row)
-        kept = sorted(chosen.values())
-        in_time = sorted(kept, key=lambda row: (row[3], row[0]))
-    while True:
-        users, items = Counter(row[1] for row in kept), Counter(row[2] for row in kept)
-        smaller = [row for row in kept if users[row[1]] >= filters.k_core and items[row[2]] >= filters.k_core]
-        if len(smaller) == len(kept):
-            break
-        kept = smaller
-    return [row[0] for row in (sorted(kept, key=lambda row: (row[3], row[0])) if filters.order == "time" else kept)]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_filters_as_by_hand(seed):
-    draw = random.Random(seed)
-    rows, table = made_up(seed)
-    titled = {item for item in table.items if draw.random() < 0.7}
-    filters = Filters(
-        min_rating=draw.choice([None, 2.0, 4.0]),
-        untitled=draw.choice(["keep", "drop"]),
-        dedup=draw.choice(["none", "first", "last"]),
-        k_core=draw.choice([0, 2, 5, 8]),
-        order=draw.choice(["time", "input"]),
-    )
-    mask = np.array([item in titled for item in table.items])
-    chosen, steps = select(table, filters, mask)
-    assert chosen.tolist() == by_hand(rows, filters, titled)
-    assert steps[-1][1].interactions == len(chosen)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"dedup": "all"}, "dedup is 'all'; allowed are 'none', 'first', 'last'"),
         ({"k_core": -1}, "k_core is -1"),
+        ({"k_core": True}, "k_core is True"),
+        ({"min_rating": float("nan")}, "min_rating is nan"),
+        ({"min_rating": "x"}, "min_rating is 'x'"),
         ({"untitled": "x"}, "untitled is 'x'"),
         ({"order": "x"}, "order is 'x'"),
         ({"items": "x"}, "items is 'x'"),
@@ -133,7 +80,7 @@ def test_interruption_leaves_what_was_there(tmp_path, monkeypatch, error):
     def interrupted(*_):
         raise error
 
-    monkeypatch.setattr(conversion, "write_catalogue", interrupted)
+    monkeypatch.setattr(conversion._Output, "write_json", interrupted)
     for target in ("set", "new"):
         with pytest.raises(error):
             convert("ml-1m", archive, tmp_path / target, overwrite=True)
@@ -197,8 +144,8 @@ def test_without_orjson_and_pyarrow_the_same_bytes(tmp_path):
     code = (
         "import sys; sys.modules['orjson'] = None; sys.modules['pyarrow'] = None\n"
         "from recbole_llm.convert import convert\n"
-        "from recbole_llm.convert.records import fast_loads as loads\n"
-        "assert loads.__name__ == 'standard_loads'\n"
+        "from recbole_llm.convert.records import fast_loads\n"
+        "assert fast_loads.__name__ == 'standard_loads'\n"
         f"convert('amazon-beauty-2014', {str(tmp_path / 'in')!r}, {str(tmp_path / 'b' / 'set')!r})\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

@@ -1,11 +1,12 @@
 import json
-import sys
+from datetime import datetime, timezone
+from decimal import Decimal
 
 import pytest
 from convert_helpers import make_zip, read_rows, write
 
 from recbole_llm.convert import convert
-from recbole_llm.errors import ConfigError, DataError, MissingExtraError
+from recbole_llm.errors import ConfigError, DataError
 
 LOG = "who,what,when,stars\nann,x1,2024-01-02,5\nbob,x2,2024-01-01T10:00:00Z,4.5\nann,x2,2024-01-02,1\n"
 COLUMNS = {"user_col": "who", "item_col": "what", "time_col": "when", "rating_col": "stars"}
@@ -168,17 +169,57 @@ def test_bad_catalogues(tmp_path):
         with_items("what,title\nx1,a\n", item_fields="name:token")
 
 
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'recbole-llm\[convert\]'"):
-        convert("generic", write(tmp_path / "log.parquet", b"PAR1"), tmp_path / "set", **COLUMNS)
-
-
 def test_damaged_parquet(tmp_path):
-    pytest.importorskip("pyarrow", exc_type=ImportError)
-    with pytest.raises(DataError, match=r"log\.parquet.*the parquet data is damaged"):
-        convert("generic", write(tmp_path / "log.parquet", b"PAR1" * 9), tmp_path / "set", **COLUMNS)
+    for data in (b"PAR1", b"PAR1" * 9):
+        with pytest.raises(DataError, match=r"log\.parquet: the parquet data is damaged"):
+            convert("generic", write(tmp_path / "log.parquet", data), tmp_path / "set", **COLUMNS)
+
+
+def test_parquet_of_all_kinds(tmp_path):
+    """Times with and without zone, decimals, lists; a path with pattern characters that looks like a column."""
+    pa = pytest.importorskip("pyarrow", exc_type=ImportError)
+    from pyarrow import parquet
+
+    at = datetime(2024, 1, 2, 3, 4, 5, 250_000, tzinfo=timezone.utc)
+    folder = tmp_path / "what=x[1]*"
+    folder.mkdir()
+    log = pa.table(
+        {
+            "who": ["a", "b"],
+            "what": pa.array(["x1", "x2"]).dictionary_encode(),
+            "zoned": pa.array([at] * 2, pa.timestamp("us", tz="Europe/Berlin")),
+            "local": pa.array([at.replace(tzinfo=None)] * 2, pa.timestamp("ns")),
+            "day": [at.date()] * 2,
+            "stars": pa.array([Decimal("4.50"), Decimal("5.00")]),
+        }
+    )
+    parquet.write_table(log, folder / "log?.parquet")
+    items = pa.table({"what": ["x1", "x2"], "title": ["One", None], "tags": [["a", "b"], []], "price": [1.5, None]})
+    parquet.write_table(items, tmp_path / "items.parquet")
+    for column, written in (("zoned", "1704164645.25"), ("local", "1704164645.25"), ("day", "1704153600")):
+        convert(
+            "generic",
+            folder / "log?.parquet",
+            tmp_path / column,
+            metadata=tmp_path / "items.parquet",
+            **{**COLUMNS, "time_col": column},
+        )
+        assert read_rows(tmp_path / column / f"{column}.inter")[1] == [
+            ["a", "x1", "4.5", written],
+            ["b", "x2", "5", written],
+        ]
+    assert read_rows(tmp_path / "day/day.item")[1] == [["x1", "One", "a b", "1.5"], ["x2", "", "", ""]]
+    with pytest.raises(DataError, match=r"no column 'when'; the columns are who, what, zoned"):
+        convert("generic", folder, tmp_path / "set", **COLUMNS)
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_delimiter_of_several_characters(tmp_path, quote):
+    log = write(tmp_path / "log.dat", f"who::what::when\nann::{quote}x,1{quote}::5\n")
+    convert("generic", log, tmp_path / "set", delimiter="::", user_col="who", item_col="what", time_col="when")
+    assert read_rows(tmp_path / "set/set.inter")[1] == [["ann", f"{quote}x,1{quote}", "5"]]
+    with pytest.raises(ConfigError, match="delimiter is '\"'; it must be some character other than a quote"):
+        convert("generic", log, tmp_path / "b", delimiter='"', user_col="who", item_col="what")
 
 
 def test_unknown_ending(tmp_path):

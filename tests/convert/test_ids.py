@@ -128,7 +128,7 @@ def test_parquet_floats_are_no_ids(tmp_path, values):
     pa = pytest.importorskip("pyarrow", exc_type=ImportError)
     parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
     parquet.write_table(pa.table({"u": ["a", "b"], "i": values, "t": [1, 2]}), tmp_path / "log.parquet")
-    with pytest.raises(DataError, match=r"log\.parquet: the column 'i' holds ids of the type double.*astype"):
+    with pytest.raises(DataError, match=r"log\.parquet: the column 'i' holds ids of the type DOUBLE.*astype"):
         convert("generic", tmp_path / "log.parquet", tmp_path / "set", **COLUMNS)
 
 

@@ -5,8 +5,8 @@ import tracemalloc
 
 import pytest
 
-from recbole_llm.convert.lines import LineError
-from recbole_llm.convert.records import MAX_LITERAL_CHARS, parse_any, parse_literal
+from recbole_llm.convert.records import MAX_LITERAL_CHARS, parse_literal, parse_record
+from recbole_llm.convert.values import LineError
 
 PIECES = [
     "a",
@@ -78,8 +78,8 @@ def test_other_forms_of_literals(line):
 
 def test_nan_is_missing():
     assert parse_literal("{'a': nan, 'b': [1, nan]}") == {"a": None, "b": [1, None]}
-    assert parse_any([b'{"a": "half \\ud83d"}']) == [{"a": "half \ud83d"}]
-    assert parse_any([b'{"a": NaN, "b": Infinity, "c": "NaN"}']) == [{"a": None, "b": None, "c": "NaN"}]
+    assert parse_record(b'{"a": "half \\ud83d"}') == {"a": "half \ud83d"}
+    assert parse_record(b'{"a": NaN, "b": Infinity, "c": "NaN"}') == {"a": None, "b": None, "c": "NaN"}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_hostile_lines_end_in_a_short_error(line):
     tracemalloc.start()
     started = time.process_time()
     with pytest.raises(LineError) as error:
-        record = parse_any([line.encode("utf-8", "surrogatepass")])
+        record = parse_record(line.encode("utf-8", "surrogatepass"))
         raise AssertionError(f"accepted: {str(record)[:80]}")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -101,7 +101,7 @@ def test_stock_recbole_reads_every_row_and_word(tmp_path, make):
     from recbole.config import Config
     from recbole.data import create_dataset
 
-    from recbole_llm.convert.text import clean_text
+    from recbole_llm.convert.values import clean_text
 
     name, title = make(tmp_path)
     config = Config(

@@ -4,7 +4,7 @@ import random
 import pandas as pd
 import pytest
 
-from recbole_llm.convert.text import (
+from recbole_llm.convert.values import (
     MAX_FIELD_CHARS,
     MISSING_WORDS,
     clean_text,
