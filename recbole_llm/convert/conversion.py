@@ -95,7 +95,7 @@ def convert(
     recipe : str, optional
         A paper's preparation (``props/dataset/recipes.yaml``); the arguments below override single settings of it.
     min_rating, untitled, dedup, k_core, order
-        See :class:`~recbole_llm.convert.filters.Filters`.
+        See :class:`~recbole_llm.convert.interactions.Filters`.
     items : {'auto', 'all', 'rated'}
         Which items the ``.item`` file lists. ``auto``: all of them for MovieLens, sessions and generic logs, unless
         a filter drops interactions; only those with interactions for Amazon and Steam, whose metadata describes the
