@@ -230,6 +230,8 @@ def merge(model: str, dataset: str, defaults: Defaults, given: Given) -> dict[st
     if "epochs" in defaults.model_keys and defaults.values["epochs"] == 0 != final["epochs"]:
         given.notices.append(f"{model} has nothing to train: epochs={final['epochs']} has no effect.")
         final["epochs"] = 0
+    if isinstance(suffix := final.get("additional_feat_suffix"), str):
+        final["additional_feat_suffix"] = [suffix]
     if final.get("load_col") is None:
         final["load_col"] = _default_columns(final, defaults.model_keys)
     if final.get("smoke"):
@@ -243,10 +245,14 @@ def merge(model: str, dataset: str, defaults: Defaults, given: Given) -> dict[st
     return final
 
 
-def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str, list[str]]:
-    """Load what is read and nothing else: ids, time, and the item fields that a feature model names."""
+def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str, Any]:
+    """Load what is read and nothing else: ids, time, and the item fields that a feature model names.
+
+    Of files that the user speaks of otherwise, everything: what ``unload_col`` takes from, those of
+    ``additional_feat_suffix``, and interactions split beforehand, which may have no time.
+    """
     item, user = final["ITEM_ID_FIELD"], final["USER_ID_FIELD"]
-    columns = {"inter": [user, item, final["TIME_FIELD"]]}
+    columns: dict[str, Any] = {"inter": [user, item, final["TIME_FIELD"]]}
     features: list[str] = []
     for key in ("selected_features", "item_attribute"):
         value = final.get(key) if key in model_keys else None
@@ -255,7 +261,8 @@ def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str
     columns["inter"] += [field for field in filtered if field not in columns["inter"]]
     if features:
         columns["item"] = [item, *dict.fromkeys(features)]
-    return columns
+    whole = [*(final.get("unload_col") or ()), *(final.get("additional_feat_suffix") or ())]
+    return columns | dict.fromkeys(whole + ["inter"] * bool(final.get("benchmark_filename")), "*")
 
 
 def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: Sequence[str] = ()) -> None:

@@ -2,7 +2,8 @@
 
 import torch
 
-from recbole_llm.data.dataset import POSITION, HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import DataError
 
 CANDIDATES = "candidate_id_list"

@@ -8,12 +8,16 @@ models and all seeds of training see the same cold items.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from recbole_llm.data.rows import POSITION, HistoryRows, take
 from recbole_llm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from recbole_llm.data.dataset import HistoryDataset
 
 
 @dataclass(frozen=True)
@@ -84,3 +88,36 @@ def check_left(training_rows: int, cold: ColdItems, dataset: str) -> None:
         raise DataError(
             f"cold_items={cold.share} leaves no training row of {dataset!r}: hold out fewer items, or use more data."
         )
+
+
+def without_cold(split: "HistoryDataset", name: str) -> "HistoryDataset":
+    """A split with cold items in no history and, in training, as no target.
+
+    Rows that are left without a history are dropped, and counted under ``name`` in the split's :attr:`cold`.
+    """
+    assert split.cold is not None
+    training = name == "training"
+    warm = ~split.cold.mask[split.histories.items.numpy()]
+    # How many warm interactions stand before each position: where that position is in the new array.
+    before = np.concatenate([[0], np.cumsum(warm)])
+    position = split.inter_feat[POSITION].numpy()
+    first = before[split.offsets][split.inter_feat[split.uid_field].numpy()]
+    depth = before[position] - first
+    kept = depth > 0
+    wanted = warm[position] if training else np.ones(len(position), dtype=bool)
+    if training:
+        # What training reads is the rows' targets and the first item of a user.
+        removed = ~warm[position]
+        removed_first = ~warm[position - 1] & (
+            position - 1 == split.offsets[split.inter_feat[split.uid_field].numpy()]
+        )
+        split.cold.counts["training_interactions_removed"] = int(removed.sum() + removed_first.sum())
+    split.cold.counts[f"{name}_rows_without_history"] = int((wanted & ~kept).sum())
+    index = np.flatnonzero(kept & wanted)
+    columns = take(split.inter_feat, torch.from_numpy(index)).interaction
+    columns[POSITION] = torch.from_numpy(before[position][index])
+    columns[split.item_list_length_field] = torch.from_numpy(np.minimum(depth[index], split.max_item_list_len))
+    other = split.copy(None)
+    other.histories = split.histories.kept(warm)
+    other.inter_feat = HistoryRows(columns, other)
+    return other

@@ -17,54 +17,14 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config.values import choice
-from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items
+from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items, without_cold
 from recbole_llm.data.histories import Histories, Pairs
+from recbole_llm.data.rows import NEXT, POSITION, HistoryRows, take
 from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, split_sessions
+from recbole_llm.data.splits import check_evaluated, grouped, leave_one_out
 from recbole_llm.data.tables import TableDataset
 from recbole_llm.data.times import are_ranks, examine_times, history_order, stable_order
 from recbole_llm.errors import ConfigError, DataError
-
-# Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
-# RecBole's sorting, splitting and copying, and never reaches a model.
-POSITION = "history_position"
-# Prefix of the list fields that the `sequence` view adds: the next item at every position.
-NEXT = "next_"
-
-
-def take(interaction: Interaction, index: Any) -> Interaction:
-    """Rows ``index`` of an interaction (RecBole's own indexing turns tensors into Python lists first)."""
-    if isinstance(index, torch.Tensor) and index.ndim == 1 and index.dtype == torch.int64:
-        # Takes a third of the time of values[index].
-        columns = {field: values.index_select(0, index) for field, values in interaction.interaction.items()}
-    else:
-        columns = {field: values[index] for field, values in interaction.interaction.items()}
-    return HistoryRows(columns, interaction.dataset) if isinstance(interaction, HistoryRows) else Interaction(columns)
-
-
-class HistoryRows(Interaction):
-    """Rows of a dataset; a list field is made when it is indexed, as FEARec does row by row."""
-
-    def __init__(self, columns: dict[str, torch.Tensor], dataset: "HistoryDataset") -> None:
-        super().__init__(columns)
-        self.dataset = dataset
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, str) and index not in self.interaction and index in self.dataset.list_fields:
-            return ListColumn(self, index)
-        return super().__getitem__(index)
-
-
-class ListColumn:
-    """A list field of all rows, gathered for the rows that are asked for."""
-
-    def __init__(self, rows: HistoryRows, field: str) -> None:
-        self.rows, self.field = rows, field
-
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        dataset = self.rows.dataset
-        position, length = self.rows[POSITION][index], self.rows[dataset.item_list_length_field][index]
-        values = dataset.gather_lists(position.reshape(-1), length.reshape(-1))[self.field]
-        return values[0] if position.ndim == 0 else values
 
 
 class HistoryDataset(TableDataset):
@@ -238,47 +198,19 @@ class HistoryDataset(TableDataset):
         """Training, validation and test split, as ``protocol``, ``eval_args`` and ``cold_items`` say."""
         splits = self._split()
         self.cold = draw_cold_items(self.config, self.histories.item_counts)
-        if self.cold is None:
-            return splits
+        if self.cold is not None:
+            self._leave_out_cold(splits)
+        self._notice(check_evaluated(self.config, splits))
+        return splits
+
+    def _leave_out_cold(self, splits: list["HistoryDataset"]) -> None:
+        assert self.cold is not None
         for number, (name, split) in enumerate(zip(("training", "validation", "test"), splits, strict=True)):
             split.cold = self.cold
             if number == 0 or not self.cold.in_history:
-                splits[number] = split.without_cold(name)
+                splits[number] = without_cold(split, name)
         check_left(len(splits[0]), self.cold, self.dataset_name)
         self.logger.info(self.cold.describe())
-        return splits
-
-    def without_cold(self, name: str) -> "HistoryDataset":
-        """This split with cold items in no history and, in training, as no target.
-
-        Rows that are left without a history are dropped, and counted under ``name`` in :attr:`cold`.
-        """
-        assert self.cold is not None
-        training = name == "training"
-        warm = ~self.cold.mask[self.histories.items.numpy()]
-        # How many warm interactions stand before each position: where that position is in the new array.
-        before = np.concatenate([[0], np.cumsum(warm)])
-        position = self.inter_feat[POSITION].numpy()
-        first = before[self.offsets][self.inter_feat[self.uid_field].numpy()]
-        depth = before[position] - first
-        kept = depth > 0
-        wanted = warm[position] if training else np.ones(len(position), dtype=bool)
-        if training:
-            # What training reads is the rows' targets and the first item of a user.
-            removed = ~warm[position]
-            removed_first = ~warm[position - 1] & (
-                position - 1 == self.offsets[self.inter_feat[self.uid_field].numpy()]
-            )
-            self.cold.counts["training_interactions_removed"] = int(removed.sum() + removed_first.sum())
-        self.cold.counts[f"{name}_rows_without_history"] = int((wanted & ~kept).sum())
-        index = np.flatnonzero(kept & wanted)
-        columns = take(self.inter_feat, torch.from_numpy(index)).interaction
-        columns[POSITION] = torch.from_numpy(before[position][index])
-        columns[self.item_list_length_field] = torch.from_numpy(np.minimum(depth[index], self.max_item_list_len))
-        split = self.copy(None)
-        split.histories = self.histories.kept(warm)
-        split.inter_feat = HistoryRows(columns, split)
-        return split
 
     def _split(self) -> list["HistoryDataset"]:
         if self.config["protocol"] != "temporal_session":
@@ -461,27 +393,14 @@ class HistoryDataset(TableDataset):
 
     def _grouped_index(self, group_by_list: Any) -> Iterable[np.ndarray]:
         """Row numbers of each group, groups in order of first appearance."""
-        codes, unique = pd.factorize(np.asarray(group_by_list))
-        order = stable_order(codes)
-        return np.split(order, np.cumsum(np.bincount(codes, minlength=len(unique)))[:-1])
+        order, counts = grouped(np.asarray(group_by_list))
+        return np.split(order, np.cumsum(counts)[:-1])
 
     def leave_one_out(self, group_by: str, leave_one_mode: str) -> list["HistoryDataset"]:
         """Last row of a user = test, the one before = validation, as RecBole splits, on whole arrays."""
-        parts = {"valid_and_test": 2, "valid_only": 1, "test_only": 1}
-        codes, unique = pd.factorize(self.inter_feat[group_by].numpy())
-        order = stable_order(codes)
-        counts = np.bincount(codes, minlength=len(unique))
-        from_end = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(len(order))
-        left_out = np.repeat(np.minimum(parts[leave_one_mode], counts - 1), counts)
-        none = np.array([], dtype=np.int64)
-        train, last = order[from_end >= left_out], order[(from_end == 0) & (left_out > 0)]
-        split = {
-            "valid_and_test": [train, order[(from_end == 1) & (left_out > 1)], last],
-            "valid_only": [train, last, none],
-            "test_only": [train, none, last],
-        }[leave_one_mode]
+        index = leave_one_out(self.inter_feat[group_by].numpy(), leave_one_mode)
         self._drop_unused_col()
-        return [self.copy(take(self.inter_feat, torch.from_numpy(index))) for index in split]
+        return [self.copy(take(self.inter_feat, torch.from_numpy(part))) for part in index]
 
     def _drop_unused_col(self) -> None:
         for kind, fields in (self.config["unused_col"] or {}).items():

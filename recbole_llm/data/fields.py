@@ -1,12 +1,12 @@
 """Settings that name fields of a dataset: RecBole's own keys, checked with the remedy before anything is computed."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
-from recbole_llm.config.values import choice, nearest
+from recbole_llm.config.values import nearest
 from recbole_llm.data.filters import parse_intervals
 from recbole_llm.errors import ConfigError, DataError
 
@@ -22,29 +22,21 @@ def columns_of(config: Any, kind: str) -> tuple[set[str] | None, set[str]]:
     Raises
     ------
     ConfigError
-        Where ``load_col`` or ``unload_col`` is no mapping of lists, or both are given for this file.
+        Where ``load_col`` or ``unload_col`` names another kind of file, or both are given for this one.
     """
-    wanted: dict[str, set[str] | None] = {}
+    known = [*KINDS, *_names(config, "additional_feat_suffix")]
     for key in ("load_col", "unload_col"):
-        given = config[key]
-        if given is None:
-            wanted[key] = None
-            continue
-        _mapping(key, given, "{inter: [user_id, item_id, timestamp]}")
-        known = [*KINDS, *_suffixes(config)]
-        for name, fields in given.items():
+        for name in config[key] or ():
             if name not in known:
                 raise ConfigError(f"{key}: there is no kind of file {name!r}.{nearest(str(name), known)}")
-            if fields != "*" and fields is not None:
-                _names(f"{key}.{name}", fields)
-        fields = given.get(kind, () if key == "load_col" else None)
-        wanted[key] = None if fields == "*" else set(fields or ())
-    load, unload = wanted["load_col"], wanted["unload_col"]
+    given = "*" if config["load_col"] is None else config["load_col"].get(kind)
+    load = None if given == "*" else set(given or ())
+    unload = set((config["unload_col"] or {}).get(kind) or ())
     if load and unload:
         raise ConfigError(
             f"load_col={sorted(load)} and unload_col={sorted(unload)} are both given for the .{kind} file: use one."
         )
-    return load, unload or set()
+    return load, unload
 
 
 def check_columns(
@@ -105,7 +97,7 @@ def check_columns(
 
 def check_suffixes(config: Any, folder: Path, name: str) -> None:
     """Check that the files of ``additional_feat_suffix`` are there, and are no file that is read anyway."""
-    for suffix in _suffixes(config):
+    for suffix in _names(config, "additional_feat_suffix"):
         if suffix in KINDS[:3]:
             raise ConfigError(f"additional_feat_suffix={suffix!r}: the .{suffix} file is read anyway; leave it out.")
         if not (folder / f"{name}.{suffix}").is_file():
@@ -115,7 +107,11 @@ def check_suffixes(config: Any, folder: Path, name: str) -> None:
 
 
 def check_field_settings(
-    config: Any, types: Mapping[str, FeatureType], sources: Mapping[str, Any], ids: Mapping[str, str]
+    config: Any,
+    types: Mapping[str, FeatureType],
+    sources: Mapping[str, Any],
+    ids: Mapping[str, str],
+    kinds: Sequence[str],
 ) -> None:
     """Check the settings that filter, scale or join fields against the fields that were loaded.
 
@@ -128,6 +124,8 @@ def check_field_settings(
         Where each field comes from.
     ids : dict of str to str
         The fields of user, item and time, by ``user``, ``item`` and ``time``.
+    kinds : sequence of str
+        Files that were loaded.
 
     Raises
     ------
@@ -150,49 +148,43 @@ def check_field_settings(
         if of is not None and kind != of and name not in (ids["user"], ids["item"]):
             raise ConfigError(f"{key}: {name!r} is a field of the .{kind} file; one of the .{of} file is needed.")
 
-    for name, value in _mapping("val_interval", config["val_interval"], '{rating: "[3,inf)"}').items():
+    for name, value in (config["val_interval"] or {}).items():
         field("val_interval", name, (FeatureType.FLOAT, FeatureType.TOKEN))
         if types[name] == FeatureType.FLOAT:
             parse_intervals(f"val_interval of {name}", value)
-        else:
-            _names(f"val_interval of {name}", value, numbers=True)
-    threshold = _mapping("threshold", config["threshold"], "{rating: 3}")
-    if len(threshold) > 1:
-        raise ConfigError(f"threshold={threshold!r} names {len(threshold)} fields; one of them can give the label.")
-    for name, value in threshold.items():
+        elif isinstance(value, str):
+            raise ConfigError(f"val_interval of {name}: {value!r} must be a list of ids, such as [{value}].")
+    threshold = config["threshold"] or {}
+    if len(threshold) > 1 or ids["time"] in threshold:
+        raise ConfigError(f"threshold={threshold!r} must name one field, other than the time, that gives the label.")
+    for name in threshold:
         field("threshold", name, (FeatureType.FLOAT,), of="inter")
-        if name == ids["time"] or isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"threshold={threshold!r} must give a number for a field other than the time.")
-    normalized = _names("normalize_field", config["normalize_field"])
+    normalized, numerical = _names(config, "normalize_field"), _names(config, "numerical_features")
     if normalized and config["normalize_all"]:
         raise ConfigError("normalize_field and normalize_all are both given: use one.")
     for name in normalized:
         field("normalize_field", name, _FLOATS)
-    numerical = _names("numerical_features", config["numerical_features"])
     for name in numerical:
-        field("numerical_features", name, _FLOATS)
-    for name, method in _mapping("discretization", config["discretization"], "{price: {method: LD}}").items():
-        field("discretization", name, _FLOATS)
+        field("numerical_features", name, (FeatureType.FLOAT,))
+    for name, method in (config["discretization"] or {}).items():
+        field("discretization", name, (FeatureType.FLOAT,))
         if name not in numerical:
             raise ConfigError(f"discretization: {name!r} must be among numerical_features={numerical!r}.")
         _check_discretization(name, method)
     _check_aliases(config, ids, field)
-    if config["rm_dup_inter"] is not None:
-        choice(config, "rm_dup_inter", ["first", "last", None])
-    for name, length in _mapping("seq_len", config["seq_len"], "{tags: 10}").items():
-        if name in types and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
-            raise ConfigError(f"seq_len={config['seq_len']!r}: {length!r} must be a number of parts, 1 or more.")
-    for name, value in _mapping("preload_weight", config["preload_weight"], "{item_id: vector}").items():
+    for name, value in (config["preload_weight"] or {}).items():
         field("preload_weight", name, (FeatureType.TOKEN,))
         field("preload_weight", value, _FLOATS)
-    _check_unused(config, sources, ids)
+        if source_name(sources[name]).removesuffix("_id") != source_name(sources[value]):
+            raise ConfigError(f"preload_weight: {name!r} and {value!r} must be fields of the same file.")
+    _check_unused(config, ids, kinds)
 
 
 def _check_aliases(config: Any, ids: Mapping[str, str], field: Any) -> None:
     aliases: dict[str, str] = {ids["user"]: "USER_ID_FIELD", ids["item"]: "ITEM_ID_FIELD"}
     for kind in ("user", "item"):
         key = f"alias_of_{kind}_id"
-        for name in _names(key, config[key]):
+        for name in _names(config, key):
             field(key, name, _TOKENS)
             if name in aliases:
                 raise ConfigError(f"{key}: {name!r} is already used by {aliases[name]}.")
@@ -209,35 +201,18 @@ def _check_discretization(name: str, method: Any) -> None:
         )
 
 
-def _check_unused(config: Any, sources: Mapping[str, Any], ids: Mapping[str, str]) -> None:
-    for kind, names in _mapping("unused_col", config["unused_col"], "{inter: [timestamp]}").items():
-        if kind not in {source_name(source).removesuffix("_id") for source in sources.values()}:
+def _check_unused(config: Any, ids: Mapping[str, str], kinds: Sequence[str]) -> None:
+    for kind, names in (config["unused_col"] or {}).items():
+        if kind not in kinds:
             raise ConfigError(f"unused_col: no .{kind} file is loaded.")
-        for name in _names(f"unused_col.{kind}", names):
+        for name in names or ():
             if name in (ids["user"], ids["item"]):
                 raise ConfigError(f"unused_col: {name!r} is needed; leave it out.")
 
 
-def _suffixes(config: Any) -> list[str]:
-    return _names("additional_feat_suffix", config["additional_feat_suffix"])
-
-
-def _names(key: str, value: Any, numbers: bool = False) -> list[Any]:
-    allowed = (str, int, float) if numbers else str
-    if value is None:
-        return []
-    if isinstance(value, str) or not isinstance(value, Collection) or isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value!r} must be a list, such as [{value}].")
-    for name in value:
-        if not isinstance(name, allowed):
-            raise ConfigError(f"{key}={value!r} must be a list of names; {name!r} is none.")
-    return list(value)
-
-
-def _mapping(key: str, value: Any, example: str) -> Mapping[str, Any]:
-    if value is not None and not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value!r} must be a mapping, such as {example}.")
-    return value or {}
+def _names(config: Any, key: str) -> list[str]:
+    value = config[key] or []
+    return [value] if isinstance(value, str) else list(value)
 
 
 def source_name(source: FeatureSource | str) -> str:

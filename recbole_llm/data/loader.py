@@ -19,7 +19,8 @@ from recbole_llm import distributed
 from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives, every_item, ranked_negatives
 from recbole_llm.data.controls import control_of
-from recbole_llm.data.dataset import HistoryDataset, take
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.rows import take
 from recbole_llm.data.views import WINDOWS, TrainRows, view_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import mask

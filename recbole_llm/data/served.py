@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 from recbole.utils.enum_type import FeatureType
 
-from recbole_llm.data.dataset import HistoryDataset, take
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.filters import parse_intervals, within
 from recbole_llm.data.histories import Histories
+from recbole_llm.data.rows import take
 from recbole_llm.data.trained import TrainedData
 from recbole_llm.errors import CheckpointError
 

@@ -1,8 +1,9 @@
 """The temporal session split of Boz et al. (arXiv 2402.01339): later users are tested on what earlier ones did.
 
 A session is everything a user did. Sessions stand in the order of their last event; the last of them are tested, with
-all items but the last as prompt and the last as target. No user is in two parts, and no test target is older than a
-training event.
+all items but the last as prompt and the last as target. No user is in two parts, and no test session ends before a
+training session. Items that training has not seen are taken out of test sessions, so a target, the last item that is
+left, may be older than the newest training event; ``test_targets_before_newest_training_event`` counts those.
 """
 
 from dataclasses import dataclass
@@ -108,4 +109,8 @@ def split_sessions(
         else:
             counts[f"{name}_unseen_interactions_dropped"] = unseen[kind]
             counts[f"{name}_sessions_dropped"] = len(drawn) - counts[f"{name}_sessions"]
+    ends = np.zeros(len(lengths), dtype=np.int64)
+    np.maximum.at(ends, users[kept], np.flatnonzero(kept))
+    newest = times[of == TRAIN].astype(np.float64).max(initial=-np.inf)
+    counts["test_targets_before_newest_training_event"] = int((times[ends[part == TEST]] < newest).sum())
     return SessionSplit(part, kept, counts)

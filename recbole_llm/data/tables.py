@@ -91,6 +91,12 @@ class TableDataset(SequentialDataset):
         if not names:
             self.logger.warning(f"No field of {path} is loaded.")
             return None
+        for field in names:
+            if self.field2source.get(field, source) != source and field not in self._needed(source).values():
+                raise DataError(
+                    f"{path} has a field {field!r}, and so has a file that was read before: rename one, or leave it "
+                    "out with load_col. An additional file has ids of another name, which alias_of_item_id lists."
+                )
         frame = read_table(path, form, header, names)
         for field in names:
             ftype = header[field]
@@ -123,7 +129,8 @@ class TableDataset(SequentialDataset):
 
     def _init_alias(self) -> None:
         ids = {"user": self.uid_field, "item": self.iid_field, "time": self.time_field}
-        check_field_settings(self.config, self.field2type, self.field2source, ids)
+        kinds = [name.removesuffix("_feat") for name in self._build_feat_name_list()]
+        check_field_settings(self.config, self.field2type, self.field2source, ids, kinds)
         super()._init_alias()
 
     # ---- filtering, ids
@@ -258,6 +265,36 @@ class TableDataset(SequentialDataset):
                         index=feat.index,
                         dtype=object,
                     )
+
+    def _normalize(self) -> None:
+        """Scale the fields of ``normalize_field``, or all numbers under ``normalize_all``, to 0 to 1."""
+        fields = self.float_like_fields if self.config["normalize_all"] else self.config["normalize_field"]
+        for field in fields or ():
+            for feat in self.field2feats(field):
+                parts = feat[field].tolist() if self.field2type[field] == FeatureType.FLOAT_SEQ else None
+                values = feat[field].to_numpy(np.float64) if parts is None else _concatenate(parts)
+                low, high = (values.min(), values.max()) if len(values) else (0, 0)
+                if low == high:
+                    self.logger.warning(f"All values of {field!r} are the same; normalized, they are 1.")
+                scaled = (values - low) / (high - low) if low < high else np.ones(len(values))
+                if parts is not None:
+                    ends = np.cumsum([len(part) for part in parts])[:-1]
+                    scaled = pd.Series(np.split(scaled, ends), index=feat.index, dtype=object)
+                feat[field] = scaled
+
+    def _preload_weight_matrix(self) -> None:
+        """Tables (number of ids, width) of numbers by id, as ``preload_weight`` names them."""
+        for id_field, value_field in (self.config["preload_weight"] or {}).items():
+            feat = self.field2feats(value_field)[0]
+            values = feat[value_field].tolist()
+            if self.field2type[value_field] == FeatureType.FLOAT:
+                matrix = np.zeros(self.num(id_field))
+                matrix[feat[id_field]] = values
+            else:
+                matrix = np.zeros((self.num(id_field), self.field2seqlen[value_field]))
+                for index, part in zip(feat[id_field], values, strict=True):
+                    matrix[index, : len(part)] = part
+            self._preloaded_weight[id_field] = matrix
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         tensors = {}

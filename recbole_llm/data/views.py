@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from recbole_llm.config.values import choice
-from recbole_llm.data.dataset import POSITION, HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import DataError
 
 VIEWS = ("prefix", "segment", "p5", "sequence")

@@ -13,7 +13,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config.values import choice
-from recbole_llm.data.dataset import POSITION
+from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import exclude_from_choice
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_llm.config.values import choice
-from recbole_llm.data.dataset import NEXT
+from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss

@@ -18,7 +18,7 @@ from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional
 
-from recbole_llm.data.dataset import NEXT
+from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.lru import LRU

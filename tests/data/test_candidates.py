@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_llm.data.candidates import CandidateSampler, PrefixNegatives, UnseenNegatives
-from recbole_llm.data.dataset import POSITION
+from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import DataError
 
 

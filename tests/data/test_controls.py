@@ -12,8 +12,9 @@ import torch
 
 from recbole_llm.config import Config
 from recbole_llm.data.controls import exchanged, random_vectors
-from recbole_llm.data.dataset import NEXT, HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
+from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.text.item_text import item_text_of

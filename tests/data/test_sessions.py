@@ -152,6 +152,17 @@ def test_no_target_of_the_test_is_older_than_training(visits, tmp_path):
     assert counts["train_items"] == (train.train_counts > 0).sum()
 
 
+def test_targets_older_than_training_are_counted(tmp_path):
+    folder = tmp_path / "visits"
+    folder.mkdir()
+    # The last session to end is v's, whose last item training never saw: its target becomes b, from time 2.
+    rows = ["u\ta\t1", "u\tb\t5", "u\tc\t6", "v\ta\t1", "v\tb\t2", "v\tnew\t9", "w\ta\t0", "w\tb\t4"]
+    (folder / "visits.inter").write_text(HEADER + "\n".join(rows) + "\n", encoding="utf-8")
+    dataset = make(tmp_path, temporal_session_valid_ratio=0, temporal_session_test_ratio=0.3)
+    assert tasks_of(dataset.build()[2]) == {"v": (["a"], "b")}
+    assert dataset.sessions.counts["test_targets_before_newest_training_event"] == 1
+
+
 def test_history_mask_covers_the_whole_prompt_of_known_items(visits, tmp_path):
     _, _, test = make(tmp_path, MAX_ITEM_LIST_LENGTH=2).build()
     tasks = tasks_of(test)

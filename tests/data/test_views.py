@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_llm.data.dataset import NEXT
 from recbole_llm.data.loader import TrainLoader, prepare_data
+from recbole_llm.data.rows import NEXT
 from recbole_llm.data.views import TrainRows, view_of
 from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.model.base import LLMRecommender
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pod" / "segment_sampling.npz"
 LIST = "item_id_list"
@@ -246,15 +247,15 @@ def test_nothing_to_train_on(histories, make_dataset):
 
 
 def test_view_of(shop, make_config):
-    class Plain:
+    class Plain(LLMRecommender):
         pass
 
-    class Declared:
+    class Declared(LLMRecommender):
         train_view = "segment"
 
-    class Depends:
-        @staticmethod
-        def train_view(config):
+    class Depends(LLMRecommender):
+        @classmethod
+        def view_for(cls, config):
             return "sequence" if config["MAX_ITEM_LIST_LENGTH"] == 6 else "prefix"
 
     config = make_config()

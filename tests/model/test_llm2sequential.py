@@ -9,8 +9,9 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 
 from recbole_llm.config import Config
-from recbole_llm.data.dataset import NEXT, HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
+from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.packing import Packing
 from recbole_llm.quick_start import load_run, run

@@ -185,7 +185,7 @@ class AtomicFiles(Section):
     unused_col: Columns | None
     additional_feat_suffix: Name | list[Name] | None
     rm_dup_inter: Literal["first", "last"] | None
-    val_interval: dict[str, Interval] | None
+    val_interval: dict[str, Interval | list[Name]] | None
     filter_inter_by_user_or_item: bool
     user_inter_num_interval: Interval | None
     item_inter_num_interval: Interval | None
