@@ -17,7 +17,7 @@ from recbole.utils import set_color
 from recbole_llm.compare.plan import Job, Plan
 from recbole_llm.errors import ConfigError
 from recbole_llm.run.folder import name_prefix, same_data
-from recbole_llm.run.identity import plain, same_experiment
+from recbole_llm.run.identity import changed_language_models, plain, same_experiment
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def find_finished(job: Job) -> Path | None:
             results["model_class"] == model_class
             and same_experiment({**known, **results["settings"]}, config.merged)
             and same_data(results["dataset"]["files"], config)
+            and not changed_language_models(results.get("auto", ()), config)
             and (run_dir / "test_ranks.npz").is_file()
         ):
             return run_dir

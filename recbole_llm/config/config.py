@@ -61,6 +61,7 @@ class Config(RecBoleConfig):
     """
 
     parameters: dict[str, list[str]]
+    auto_models: Sequence[dict[str, Any]] = ()
     model_class: type[LLMRecommender]
 
     def __init__(

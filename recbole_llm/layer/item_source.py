@@ -23,7 +23,7 @@ from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
-from recbole_llm.text.pooling import pool_tokens, resolve_pooling, special_ids
+from recbole_llm.text.pooling import pool_tokens, pooling_of, special_ids
 
 # Items that go through the Item LLM at once; above it activations are recomputed, not stored.
 ITEM_CHUNK = 512
@@ -195,7 +195,7 @@ class ItemLLM(TextItems):
         super().__init__()
         text = item_text_of(dataset, config)
         resolved = resolve_llm(LLMSpec.from_config(config, "llm", preferred), logger=logger)
-        self.pooling = resolve_pooling(str(config["item_pooling"]), resolved)
+        self.pooling = pooling_of(config, resolved, gradient=True)
         self.max_tokens = int(config["item_max_tokens"])
         self.provenance = {
             "llm": resolved.label(),

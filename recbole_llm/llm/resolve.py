@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from recbole_llm.errors import ConfigError, ModelNotFoundError
+from recbole_llm.llm.auto import note
 from recbole_llm.llm.fingerprint import file_sha256, folder_revision
 from recbole_llm.llm.gguf import (
     SMOLLM2,
@@ -64,6 +65,10 @@ def resolve_llm(spec: LLMSpec, logger: logging.Logger | None = None, weights: bo
     logger = logger or logging.getLogger(__name__)
     if spec.name != "auto":
         return _resolve_exactly(spec, logger, weights)
+    return note(spec, _auto_encoder(spec, logger, weights), causal=False, weights=weights)
+
+
+def _auto_encoder(spec: LLMSpec, logger: logging.Logger, weights: bool) -> ResolvedLLM:
     try:
         return replace(_resolve_exactly(replace(spec, name=spec.preferred), logger, weights), requested="auto")
     except ModelNotFoundError as error:
@@ -107,7 +112,7 @@ def resolve_causal_lm(
             f"{key}: {resolved.name} is no causal language model, and only such a one can {to}."
             f"{_CAUSAL_REMEDIES.format(key=key)}"
         )
-    return resolved
+    return note(spec, resolved, causal=True, weights=weights) if spec.name == "auto" else resolved
 
 
 def _auto_causal_lm(spec: LLMSpec, logger: logging.Logger, weights: bool, key: str) -> ResolvedLLM:

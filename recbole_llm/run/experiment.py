@@ -23,6 +23,7 @@ from recbole_llm.data import controls
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
+from recbole_llm.llm.auto import recording
 from recbole_llm.run import submodel
 from recbole_llm.run.evaluate import evaluate_on_test, finish, time_inference
 from recbole_llm.run.folder import (
@@ -34,6 +35,7 @@ from recbole_llm.run.folder import (
     new_run,
     run_lock,
     stamp_data,
+    stamp_language_models,
 )
 from recbole_llm.run.load import what_was_read
 from recbole_llm.run.logging import log_to_console, logging_into
@@ -198,10 +200,13 @@ def _experiment(
         if submodel.has_pretraining(config):
             _pretrain_s3rec(config, run_dir, Path(temporary), train_data, resume, meter)
         init_seed(config["seed"], config["reproducibility"])
-        with meter.phase("model"):
+        with meter.phase("model"), recording() as auto:
             train_data.dataset.applied = ()
             model = submodel.build(config, train_data.dataset)
             controls.check_applied(config, train_data.dataset)
+    config.auto_models = auto
+    if run_dir is not None and distributed.world().is_main:
+        stamp_language_models(run_dir, auto)
     _notice_untrained_users(config, model, dataset)
     if weights is not None:
         checkpoint.load_weights(model, weights)

@@ -22,16 +22,18 @@ from recbole_llm.data import trained
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.fingerprint import file_sha256
-from recbole_llm.run.identity import changed_settings, plain, same_experiment
+from recbole_llm.run.identity import changed_language_models, changed_settings, plain, same_experiment
 from recbole_llm.run.provenance import files_read
 from recbole_llm.trainer import checkpoint
 
 LOCK, DATA_STAMP, RESULTS = "lock", "data.json", "results.json"
 # Written when training has ended: all that the results need besides the weights and an evaluation.
 TRAINED = "trained.json"
+# What `auto` stood for.
+AUTO = "auto.json"
 # What a run writes before there is anything worth keeping.
 _BEGINNINGS = frozenset(
-    {"config.yaml", "run.log", LOCK, DATA_STAMP, trained.FILE, "pretrained.pth", "history.csv", "tensorboard"}
+    {"config.yaml", "run.log", LOCK, DATA_STAMP, AUTO, trained.FILE, "pretrained.pth", "history.csv", "tensorboard"}
     | {"candidates", checkpoint.WEIGHTS, f"{checkpoint.STATE}.new", f"{checkpoint.STATE}.old"}
 )
 _NAME = re.compile(r".+-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
@@ -126,6 +128,17 @@ def _stamp_fits(run_dir: Path, config: Config) -> bool:
     return not file.is_file() or same_data(json.loads(file.read_text(encoding="utf-8")), config)
 
 
+def stamp_language_models(run_dir: Path, chosen: list[dict[str, Any]]) -> None:
+    """Keep what ``auto`` stood for, so that a run is not continued with another language model."""
+    if chosen:
+        (run_dir / AUTO).write_text(json.dumps(chosen, indent=1), encoding="utf-8")
+
+
+def _other_language_models(run_dir: Path, config: Config) -> list[str]:
+    file = run_dir / AUTO
+    return changed_language_models(json.loads(file.read_text(encoding="utf-8")), config) if file.is_file() else []
+
+
 def discard_unused(run_dir: Path | None) -> None:
     """Remove the directory of a run that ended before it had anything to keep."""
     if run_dir is not None and _has_nothing(run_dir):
@@ -215,6 +228,11 @@ def find_resumable(config: Config) -> Path | None:
                 f"{run_dir} was started with other settings ({', '.join(changed[:5])}). Resume it with its own: "
                 f"--resume={run_dir} and nothing else, or start a new run without --resume."
             )
+        if other_models := _other_language_models(run_dir, config):
+            raise CheckpointError(
+                f"{run_dir} was started with another language model: {', '.join(other_models)}. Make that one "
+                "available again, or start a new run."
+            )
         return run_dir
     pattern = glob.escape(name_prefix(config)) + "*"
     other = ""
@@ -223,7 +241,11 @@ def find_resumable(config: Config) -> Path | None:
             continue
         settings = settings_of(run_dir)
         if same_experiment(settings, config.merged):
-            return run_dir
+            other_models = _other_language_models(run_dir, config)
+            if not other_models:
+                return run_dir
+            other = other or f" {run_dir} is unfinished, but {', '.join(other_models)}."
+            continue
         other = (
             other
             or f" {run_dir} is unfinished, but differs in {', '.join(changed_settings(settings, config.merged)[:5])}."

@@ -1,12 +1,17 @@
 """Whether two runs are the same experiment."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from recbole_llm.config.registry import stock_models
 from recbole_llm.config.values import CODE_KEYS, SECRETS
+from recbole_llm.errors import RecBoleLLMError
+from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
+from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 
 # Where and how a run is carried out, not what it computes: two runs that differ only here are the same experiment.
 CIRCUMSTANCES = frozenset(
@@ -43,6 +48,35 @@ def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the numbers of a run. RecBole's own models read no text, so no language model is part of theirs."""
     ignored = CIRCUMSTANCES | (LANGUAGE_MODEL_KEYS if settings.get("model") in stock_models() else frozenset())
     return {key: value for key, value in plain(settings).items() if key not in ignored and value is not None}
+
+
+def changed_language_models(recorded: Iterable[Mapping[str, Any]], config: Any) -> list[str]:
+    """What ``auto`` stood for in a run and does not stand for now, in words.
+
+    Parameters
+    ----------
+    recorded : iterable of mappings
+        What :func:`recbole_llm.llm.auto.recording` collected in the run.
+    config : Config
+    """
+    changed = []
+    for entry in recorded:
+        options = {**config.final_config_dict, "llm": "auto"}
+        spec = LLMSpec.from_config(options, preferred=entry["preferred"])
+        now = _resolved(spec, entry["causal"], entry["weights"])
+        if now is None or (now.name, now.revision) != (entry["name"], entry["revision"]):
+            changed.append(f"auto was {entry['name']} and is {'not to be had' if now is None else now.name} now")
+    return changed
+
+
+@lru_cache(maxsize=32)
+def _resolved(spec: LLMSpec, causal: bool, weights: bool) -> ResolvedLLM | None:
+    silent = logging.Logger("silent")
+    silent.addHandler(logging.NullHandler())
+    try:
+        return (resolve_causal_lm if causal else resolve_llm)(spec, silent, weights)
+    except RecBoleLLMError:
+        return None
 
 
 def changed_settings(settings: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

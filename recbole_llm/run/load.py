@@ -17,7 +17,7 @@ from recbole_llm.data.trained import FILE, TrainedData, text_digests
 from recbole_llm.errors import CheckpointError
 from recbole_llm.run import submodel
 from recbole_llm.run.folder import changed_files
-from recbole_llm.run.results import read_results
+from recbole_llm.run.results import read_results, read_training_record
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.trainer.trainer import RunTrainer
 
@@ -90,8 +90,23 @@ def load_with(config: Config, run_dir: Path, files: Mapping[str, str]) -> Run:
     dataset = read_dataset(config, run_dir, files)
     train_data, valid_data, test_data = prepare_data(config, dataset)
     network = submodel.restore(config, train_data.dataset, run_dir)
+    _check_language_models(network.provenance() or {}, run_dir)
     trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts, finished=True)
     return Run(config, dataset, network, trainer, train_data, valid_data, test_data)
+
+
+def _check_language_models(now: Mapping[str, Any], run_dir: Path) -> None:
+    """CheckpointError where texts were read by another language model than in the run."""
+    known = read_training_record(run_dir)["language_models"] or {}
+    for key in ("llm", "rec_llm"):
+        first, second = (source.get(f"{key}_revision") for source in (known, now))
+        # A revision names the content, but for random weights, which share the seed.
+        renamed = str(first).startswith("seed-") and known.get(key) != now.get(key)
+        if first is not None and second is not None and (first != second or renamed):
+            raise CheckpointError(
+                f"{run_dir} was trained with {key}={known.get(key)}, revision {first}, and would now get "
+                f"{now.get(key)}, revision {second}. Make the first available on this machine, or train again."
+            )
 
 
 def read_dataset(config: Config, run_dir: Path, files: Mapping[str, str]) -> HistoryDataset:

@@ -43,6 +43,7 @@ def training_record(config: Config, trainer: Any, meter: Meter) -> dict[str, Any
             },
             "train_rows": trainer.train_rows,
             "language_models": trainer.model.provenance(),
+            "auto": config.auto_models,
             "seconds": {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds},
             "phase_peak_memory_mb": {**meter.peak_memory_mb, **trainer.meter.peak_memory_mb},
             "notices": config.notices,
@@ -110,6 +111,7 @@ def results_of(
                 "files": {path.name: file_sha256(path) for path in files_read(dataset, model)},
             },
             "language_models": training["language_models"],
+            "auto": training.get("auto", []),
             "parameters": {
                 "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 "all": sum(p.numel() for p in model.parameters()),

@@ -19,6 +19,7 @@ from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.encoder import encode_items
 from recbole_llm.text.item_text import ItemText, item_text_of
+from recbole_llm.text.pooling import pooling_of
 from recbole_llm.text.vector_file import read_item_vectors
 
 
@@ -80,7 +81,7 @@ def _encoded(dataset: Any, config: Any, preferred: str, logger: logging.Logger) 
     read = partial(
         encode_items,
         llm=resolved,
-        pooling=str(config["item_pooling"]),
+        pooling=pooling_of(config, resolved),
         max_tokens=int(config["item_max_tokens"]),
         device=config["device"],
         cache_dir=config["embedding_cache_dir"],

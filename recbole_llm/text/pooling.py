@@ -40,6 +40,36 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
+def pooling_of(config: Any, resolved: ResolvedLLM, gradient: bool = False) -> str:
+    """Return the pooling for a resolved model: ``item_pooling``, unless it belongs to another family.
+
+    Where ``auto`` means a T5 and took a model of another family in its place, a pooling that is T5's (a mean over
+    tokens) gives way to what the model was trained with, and a notice of the run says so.
+
+    Parameters
+    ----------
+    config : Config or dict
+        ``item_pooling``; its ``notices``, where it has any, get the change.
+    resolved : ResolvedLLM
+    gradient : bool
+        The vectors are to have a gradient, which a pipeline ("sentence") does not give.
+    """
+    asked = str(config["item_pooling"])
+    of_t5 = asked in ("mean", "mean_no_eos", "mean_padded") and "t5" in resolved.spec.preferred
+    if resolved.requested != "auto" or resolved.family == "t5" or not of_t5:
+        return resolve_pooling(asked, resolved)
+    taken = resolve_pooling("auto", resolved)
+    taken = "mean" if taken == "sentence" and gradient else taken
+    if taken != asked:
+        notice = (
+            f"llm=auto took {resolved.label()} in place of {resolved.spec.preferred}: item_pooling={asked} is "
+            f"meant for a T5 and became {taken}. Name the model (--llm) to pool it as you like."
+        )
+        if notice not in getattr(config, "notices", [notice]):
+            config.notices.append(notice)
+    return taken
+
+
 def pool_tokens(
     output: Any, ids: torch.Tensor, mask: torch.Tensor, pooling: str, special_ids: Collection[int] = ()
 ) -> torch.Tensor:
