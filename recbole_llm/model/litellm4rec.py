@@ -111,6 +111,14 @@ class LiteLLM4Rec(LLMRecommender):
             raise ConfigError(
                 f"loss={self.item_loss.loss!r} contradicts task='topn', which has candidates: use loss=ce."
             )
+        if self.task == "topn" and not config["init_from"]:
+            notice = (
+                "task=topn without init_from: the paper fine-tunes a trained sequential model (Sec. 5.4), this run "
+                "starts from the language model alone. Give --init_from=RUN_DIR of a run with task=sequential."
+            )
+            self.logger.warning(notice)
+            if notice not in getattr(config, "notices", [notice]):
+                config.notices.append(notice)
 
     # ---- what it is made of
 

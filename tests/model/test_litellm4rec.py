@@ -1,6 +1,8 @@
 """LiteLLM4Rec: every switch of its property file does what it says."""
 
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -365,6 +367,9 @@ def test_topn_starts_from_a_sequential_run(tmp_path):
     )
     assert [stage["stage"] for stage in second["stages"]] == ["stage2"]
     assert second["test_result"]["recall@10"] == 1.0  # ten candidates
+    alone = run("LiteLLM4Rec", "cycle", config_dict={**settings, "task": "topn", "topn_negatives": 9})
+    notices = [json.loads((Path(each["run_dir"]) / "results.json").read_text())["notices"] for each in (second, alone)]
+    assert ["without init_from" in " ".join(texts) for texts in notices] == [False, True]
 
 
 # Wrong settings
