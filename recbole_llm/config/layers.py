@@ -20,6 +20,7 @@ from recbole_llm.config.registry import (
 )
 from recbole_llm.config.schema import is_text, types_of, value_problem
 from recbole_llm.config.schema.general import Files
+from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.values import load_yaml, nearest, parse_value, plain, without_code_keys
 from recbole_llm.errors import ConfigError
 
@@ -373,7 +374,7 @@ def precheck(
     defaults = Defaults.of(model, str(dataset), property_file(model_file(model)))
     check(model, defaults, given)
     final = merge(model, str(dataset), defaults, given)
-    complete(final, defaults, given)
+    complete(final, defaults, given, MODELS[model].valid_figures if model in MODELS else ())
     _check_dataset(final)
 
 

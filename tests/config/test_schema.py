@@ -4,7 +4,16 @@ import re
 
 import pytest
 
-from recbole_llm.config.registry import RECBOLE_ROOT, load_yaml, own_models, property_file, props_dir, stock_models
+from recbole_llm.config.layers import precheck
+from recbole_llm.config.registry import (
+    RECBOLE_ROOT,
+    get_model,
+    load_yaml,
+    own_models,
+    property_file,
+    props_dir,
+    stock_models,
+)
 from recbole_llm.config.schema import Comparison, general_sections, is_text, sections_of, types_of, value_problem
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.schema.recbole import LEARNERS, METRICS, STOCK_MODELS
@@ -107,6 +116,13 @@ def test_the_type_in_a_comment_is_that_of_the_declaration(path):
         allowed = set(re.findall(r"\w+", comments[key]))
         if value is not None:
             assert words[type(value)] in allowed or (type(value) is int and "float" in allowed), key
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_the_defaults_of_every_model_pass_the_check_of_the_command_line(name):
+    """It knows no class, but may refuse nothing that the class allows."""
+    assert tuple(get_model(name).valid_figures) == MODELS[name].valid_figures
+    precheck(None, None, {"model": name, "dataset": "ml-100k"})
 
 
 def test_choices_are_those_of_the_code():

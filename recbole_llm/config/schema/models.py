@@ -275,6 +275,8 @@ class LLMSeqPrompt(LoRA, RecLLM, ItemText):
 class Generative(Section):
     """A T5 that writes the code of an item: P5, POD and LightLM."""
 
+    valid_figures = ("loss",)
+
     rec_llm_init: Initial
     scratch_shape: dict[str, Any] | None
     feed_forward_size: Positive | None

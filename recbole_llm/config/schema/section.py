@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from recbole_llm.config.types import unwrap
 
@@ -21,6 +21,9 @@ class Section:
     >>> Optimizer.of({"learning_rate": 1})
     Optimizer(learning_rate=1.0)
     """
+
+    valid_figures: ClassVar[tuple[str, ...]] = ()
+    """Figures that the model reports and that ``valid_metric`` may name beside the metrics."""
 
     @classmethod
     def types(cls) -> dict[str, Any]:
