@@ -226,6 +226,11 @@ COMMANDS = {
         _compare,
         COMPARE_HELP,
     ),
+    "leaderboard": Command(
+        "leaderboard [PLAN ...] [--check]",
+        "the tables of docs/results, made by commands alone",
+        "recbole_llm.compare.leaderboard:leaderboard_main",
+    ),
     "tune": Command("tune -m NAME -d NAME [--params_file=FILE]", "search for the best settings", _tune),
     "evaluate": Command(
         "evaluate RUN_DIR [--topk=1,5] [--mask_history=False]",

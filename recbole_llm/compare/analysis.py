@@ -147,6 +147,11 @@ class Comparison:
         return number, count
 
     @property
+    def test_rows(self) -> int:
+        """Test rows of every run: targets of users."""
+        return len(self.reference.ranks["user"])
+
+    @property
     def n_users(self) -> int:
         """Users that were tested."""
         return len(self._users[1])
@@ -229,7 +234,7 @@ class Comparison:
 
     def milliseconds_per_row(self, row: Row) -> float:
         """Time of the test pass per test row: scoring the catalogue and ranking it, both versions."""
-        return 1000 * self.seconds(row)["test"] / len(self.reference.ranks["user"])
+        return 1000 * self.seconds(row)["test"] / self.test_rows
 
     @property
     def timed(self) -> list[Row]:

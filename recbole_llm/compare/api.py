@@ -8,6 +8,7 @@ does what ``python run_recbole_llm.py --model=LLMSeqSim,SASRec --dataset=ml-100k
 import os
 import shlex
 import sys
+import time
 import webbrowser
 from collections.abc import Mapping, Sequence
 from logging import getLogger
@@ -227,15 +228,15 @@ def _write(comparison: Comparison) -> None:
 
     def text(name: str, content: str) -> None:
         temporary = folder / f"{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8", newline="\n")
         os.replace(temporary, folder / name)
 
     text("table.txt", tables.as_text(comparison))
     text("table.md", tables.as_markdown(comparison))
     text("table.tex", tables.as_latex(comparison))
-    tables.write_table_csv(comparison, folder / "table.csv")
-    tables.write_runs_csv(comparison, folder / "runs.csv")
-    text("report.html", report.render(comparison, _command()))
+    text("table.csv", tables.as_csv(comparison))
+    text("runs.csv", tables.runs_as_csv(comparison))
+    text("report.html", report.render(comparison, _command(), time.strftime("%Y-%m-%d %H:%M")))
 
 
 def _command() -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,19 +68,22 @@ def find_finished(job: Job) -> Path | None:
 
     A setting that the run did not know, having been made by an older version, counts as its present default.
     """
-    config = job.config
-    known = {key: value for key, value in config.internal_config_dict.items() if key in config.merged}
-    model_class = f"{config.model_class.__module__}.{config.model_class.__qualname__}"
-    for run_dir, results in _finished_runs(Path(config["checkpoint_dir"]), name_prefix(config)):
-        if (
-            results["model_class"] == model_class
-            and same_experiment({**known, **results["settings"]}, config.merged)
-            and same_data(results["dataset"]["files"], config)
-            and not changed_language_models(results.get("auto", ()), config)
-            and (run_dir / "test_ranks.npz").is_file()
-        ):
+    for run_dir, results in _finished_runs(Path(job.config["checkpoint_dir"]), name_prefix(job.config)):
+        if is_same_run(job, results) and (run_dir / "test_ranks.npz").is_file():
             return run_dir
     return None
+
+
+def is_same_run(job: Job, results: Mapping[str, Any]) -> bool:
+    """Whether a run with this ``results.json`` is what a job asks for."""
+    config = job.config
+    known = {key: value for key, value in config.internal_config_dict.items() if key in config.merged}
+    return (
+        results["model_class"] == f"{config.model_class.__module__}.{config.model_class.__qualname__}"
+        and same_experiment({**known, **results["settings"]}, config.merged)
+        and same_data(results["dataset"]["files"], config)
+        and not changed_language_models(results.get("auto", ()), config)
+    )
 
 
 def _finished_runs(parent: Path, prefix: str) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -1,7 +1,6 @@
 """The report: one HTML file that needs no other file and no network."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from recbole_llm.compare.tables import (
 from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
 
 
-def render(comparison: Comparison, command: str) -> str:
+def render(comparison: Comparison, command: str, created: str | None = None) -> str:
     """The report as HTML.
 
     Parameters
@@ -31,12 +30,14 @@ def render(comparison: Comparison, command: str) -> str:
     comparison : Comparison
     command : str
         The command line that made it.
+    created : str, optional
+        Date and time that the page shows.
     """
     return pages.render(
         Path(__file__).with_name("report.html"),
         comparison=comparison,
-        created=time.strftime("%Y-%m-%d %H:%M"),
-        facts=_facts(comparison, command),
+        created=created,
+        facts=facts_of(comparison, command),
         tables=[_table(comparison, version) for version in comparison.versions],
         heads=[metric_name(metric) for metric in comparison.metrics],
         tests=_tests(comparison),
@@ -50,7 +51,7 @@ def render(comparison: Comparison, command: str) -> str:
     )
 
 
-def _facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
+def facts_of(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     """Protocol and provenance, as name and text."""
     origin = dict(pages.provenance(comparison.reference.results))
     facts = [
@@ -116,6 +117,8 @@ def _tests(comparison: Comparison) -> list[Any]:
 
 
 def _charts(comparison: Comparison) -> list[dict[str, Any]]:
+    if not comparison.reference.ranks:
+        return []  # made from records, which have no values per user
     metric, version = metric_name(comparison.headline), history(comparison.versions[0])
     intervals = f"95 % intervals over users; test, {version}"
     explained = {
@@ -170,8 +173,8 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
                     "best_epoch": None if best is None else best + 1,
                     "updates": run.results["updates"],
                     "valid": run.results["best_valid_score"],
-                    "run_dir": str(run.run_dir),
-                    "link": _relative(run.run_dir, comparison.directory),
+                    "name": str(run.run_dir) if run.file != run.run_dir else run.run_dir.name,
+                    "link": _relative(run.file, comparison.directory),
                 }
             )
     return runs

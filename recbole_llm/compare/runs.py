@@ -24,7 +24,7 @@ class FinishedRun:
 
     Attributes
     ----------
-    run_dir : pathlib.Path
+    run_dir : directory of the run, or the file of its record.
     results : ``results.json``.
     curve : lines of ``history.csv``; empty where nothing was trained.
     ranks : arrays of ``test_ranks.npz``, shape (test rows,), ordered by user and target.
@@ -34,6 +34,11 @@ class FinishedRun:
     results: dict[str, Any]
     curve: list[dict[str, Any]]
     ranks: dict[str, np.ndarray]
+
+    @property
+    def file(self) -> Path:
+        """``results.json``, or the record that stands for it."""
+        return self.run_dir if self.run_dir.suffix == ".json" else self.run_dir / "results.json"
 
     @property
     def seed(self) -> int:

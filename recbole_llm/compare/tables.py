@@ -1,8 +1,8 @@
 """The tables of a comparison as text, Markdown, LaTeX and CSV."""
 
 import csv
+import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from recbole.evaluator.register import metrics_dict
@@ -261,7 +261,7 @@ def _latex_table(grid: Sequence[Sequence[str]], heads: Sequence[str], note: str,
 # ---- CSV
 
 
-def write_table_csv(comparison: Comparison, file: Path) -> None:
+def as_csv(comparison: Comparison) -> str:
     """One line per version, row and metric, unrounded, with the test where there was one."""
     heads = ["history", "model", "baseline", "seeds", "metric", "mean", "deviation", "place", "compared_with"]
     heads += ["difference", "low", "high", "p", "p_holm", "significant", "tied_targets"]
@@ -274,10 +274,10 @@ def write_table_csv(comparison: Comparison, file: Path) -> None:
         if test is not None:
             line += [test.baseline, test.difference, test.low, test.high, test.p, test.corrected, test.significant]
         lines.append(line + [None] * (len(heads) - 1 - len(line)) + [comparison.tied(row)])
-    _write_csv(file, heads, lines)
+    return _csv(heads, lines)
 
 
-def write_runs_csv(comparison: Comparison, file: Path) -> None:
+def runs_as_csv(comparison: Comparison) -> str:
     """One line per run, failed ones included."""
     phases = comparison.phases
     metrics = [f"{metric} {version}" for version in comparison.versions for metric in comparison.metrics]
@@ -298,11 +298,12 @@ def write_runs_csv(comparison: Comparison, file: Path) -> None:
             line += [(results.get("inference") or {}).get(key) for key in timed]
             lines.append(line)
         lines += [[row.label, seed, None, reason, *[None] * (len(heads) - 4)] for seed, reason in row.failures]
-    _write_csv(file, heads, lines)
+    return _csv(heads, lines)
 
 
-def _write_csv(file: Path, heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(heads)
-        writer.writerows(lines)
+def _csv(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(lines)
+    return stream.getvalue()

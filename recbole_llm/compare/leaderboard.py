@@ -1,0 +1,245 @@
+"""Leaderboards: comparison plans carried out, recorded, and written as pages from the records alone.
+
+``recbole-llm leaderboard ml-100k`` runs what ``props/leaderboard/ml-100k.yaml`` asks for and ``docs/results/records``
+does not hold yet, and writes ``docs/results/ml-100k.md``, ``.csv`` and ``.html``. ``--check`` makes every page again
+from its records and says where it differs.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.compare import report, tables
+from recbole_llm.compare.analysis import Comparison
+from recbole_llm.compare.execution import Outcome, execute, find_finished, is_same_run
+from recbole_llm.compare.plan import Job, Plan, make_plan
+from recbole_llm.compare.records import (
+    BOARD,
+    FORMAT,
+    RecordedComparison,
+    hashes_of,
+    load_record,
+    read_json,
+    record_name,
+    record_of,
+    tests_of,
+    write_json,
+)
+from recbole_llm.compare.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines
+from recbole_llm.config.arguments import split_arguments
+from recbole_llm.config.registry import props_dir
+from recbole_llm.config.values import nearest
+from recbole_llm.errors import ConfigError
+from recbole_llm.run.folder import run_lock
+from recbole_llm.run.identity import CIRCUMSTANCES
+from recbole_llm.run.logging import log_to_console
+
+HELP = """\
+Tables of many models under one protocol, made by commands alone.
+
+  recbole-llm leaderboard [PLAN ...] [--data_path=FOLDER] [--key=value ...]
+  recbole-llm leaderboard --check
+
+  PLAN             a file, or a name in props/leaderboard/ (default: all of them): rows, seeds and protocol as in
+                   props/compare.yaml. Runs what has no record yet; the same command goes on where it was stopped
+  --results=DIR    where pages and records go (default: docs/results)
+  --check          make every page again from its records; exit status 1 where one differs
+  --key=value      where and how runs are carried out (data_path, checkpoint_dir, use_gpu, show_progress, ...);
+                   everything else stands in the plan
+
+Writes <PLAN>.md, .csv and .html, and a small JSON record a run in records/<PLAN>/.
+"""
+RESULTS = Path("docs") / "results"
+
+
+def leaderboard_main(arguments: Sequence[str]) -> int:
+    """Carry out the command line; 0 where everything is there, 1 for failed runs or pages that differ."""
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(HELP)
+        return 0
+    given, names = split_arguments(arguments)
+    results = Path(str(given.pop("results", RESULTS))).expanduser()
+    if given.pop("check", False) is not False:
+        if names or given:
+            raise ConfigError("--check looks at every page of --results and takes no plan or setting.")
+        differing = check(results)
+        for file in differing:
+            sys.stdout.write(f"{file} is not what its records say: run `recbole-llm leaderboard {file.stem}`.\n")
+        return int(bool(differing))
+    failed = False
+    for plan in [find_plan(name) for name in names] or plans():
+        comparison = leaderboard(plan, results, given)
+        failed |= any(row.failures for row in comparison.all_rows)
+    return int(failed)
+
+
+def plans() -> list[Path]:
+    """The plans that ship, in order of their names."""
+    return sorted((props_dir() / "leaderboard").glob("*.yaml"))
+
+
+def find_plan(name: str) -> Path:
+    """A plan by file or by name.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = {plan.stem: plan for plan in plans()}
+    if name not in known:
+        raise ConfigError(f"There is no plan {name!r}.{nearest(name, known)} Plans: {', '.join(known) or 'none'}.")
+    return known[name]
+
+
+def leaderboard(
+    plan_file: str | Path, results: str | Path = RESULTS, circumstances: Mapping[str, Any] | None = None
+) -> RecordedComparison:
+    """Run what a plan asks for and no record holds, record it, and write the pages.
+
+    >>> from recbole_llm.compare.leaderboard import leaderboard
+    >>> leaderboard("props/leaderboard/ml-100k.yaml", "docs/results")  # doctest: +SKIP
+
+    Parameters
+    ----------
+    plan_file : str or pathlib.Path
+        As a file of :func:`recbole_llm.compare.compare`; its name is the board's.
+    results : str or pathlib.Path
+        Folder of pages and records.
+    circumstances : dict, optional
+        Where and how runs are carried out, such as ``data_path``; other settings stand in the plan.
+
+    Raises
+    ------
+    ConfigError
+        For a plan that cannot be carried out, or a setting that is part of it.
+    """
+    log_to_console()
+    plan_file, results, given = Path(plan_file), Path(results), dict(circumstances or {})
+    for key in given:
+        if key not in CIRCUMSTANCES:
+            raise ConfigError(
+                f"--{key} belongs into the plan {plan_file}, which says what a leaderboard shows."
+                f"{nearest(key, CIRCUMSTANCES)} Allowed here: {', '.join(sorted(CIRCUMSTANCES))}."
+            )
+    plan = make_plan(config_file_list=[plan_file], arguments=given)
+    folder = results / "records" / plan_file.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    with run_lock(folder):
+        # A run on this machine comes first: only with its ranks can rows be tested against each other.
+        known = {(job.label, job.seed): _known(job, folder) for job in plan.jobs}
+        missing = [job for job in plan.jobs if known[job.label, job.seed] is None]
+        logging.getLogger().info(f"{plan_file.stem}: {len(missing)} of {len(plan.jobs)} runs are missing.")
+
+        def write(outcomes: Sequence[Outcome]) -> None:
+            if any(known.values()) or any(outcome.run_dir for outcome in outcomes):
+                _write_board(plan, folder, known, outcomes)
+                write_pages(folder, results)
+
+        write(execute(replace(plan, jobs=missing), write))
+        return RecordedComparison(folder, results)
+
+
+def _known(job: Job, folder: Path) -> FinishedRun | None:
+    """The finished run of a job, else its record, else None."""
+    run_dir = find_finished(job)
+    if run_dir is not None:
+        return load_finished(run_dir)
+    file = folder / record_name(job.label, job.seed)
+    record = load_record(file) if file.is_file() else None
+    return record if record is not None and is_same_run(job, record.results) else None
+
+
+def _write_board(
+    plan: Plan, folder: Path, known: Mapping[tuple[str, int], FinishedRun | None], outcomes: Sequence[Outcome]
+) -> None:
+    models = {job.label: str(job.config["model"]) for job in plan.jobs}
+    rows = [Row(label, models[label]) for label in plan.labels]
+    ended = {(outcome.label, outcome.seed): outcome for outcome in outcomes}
+    for row in rows:
+        for job in (job for job in plan.jobs if job.label == row.label):
+            run, outcome = known[job.label, job.seed], ended.get((job.label, job.seed))
+            if outcome is not None and outcome.run_dir is not None:
+                run = load_finished(outcome.run_dir)
+            if run is not None:
+                row.runs.append(run)
+            elif outcome is not None:
+                row.failures.append((job.seed, (outcome.error or "unknown").splitlines()[0]))
+    for row in rows:
+        for run in row.runs:
+            if run.ranks:
+                write_json(folder / record_name(row.label, run.seed), record_of(run))
+    hashes = hashes_of(rows)
+    board = {
+        "format": FORMAT,
+        "rows": [
+            {
+                "label": row.label,
+                "model": row.model,
+                "seeds": [run.seed for run in row.runs],
+                "failures": [list(failure) for failure in row.failures],
+            }
+            for row in rows
+        ],
+        "options": {key: plan.options[key] for key in ("baselines", "significance_test", "significance_level")},
+        "warnings": plan.warnings,
+        "ranks": hashes,
+        "tests": _tests(plan, rows, hashes, folder / BOARD),
+    }
+    write_json(folder / BOARD, board)
+    for file in folder.glob("*.json"):
+        if file.name not in {BOARD, *(record_name(row.label, run.seed) for row in rows for run in row.runs)}:
+            file.unlink()  # of a row that the plan has no more
+
+
+def _tests(plan: Plan, rows: Sequence[Row], hashes: Mapping[str, list[str]], file: Path) -> list[dict[str, Any]]:
+    """The paired tests: made anew where all runs are here, else those of the same ranks, else none."""
+    runs = [run for row in rows for run in row.runs]
+    if all(run.ranks for run in runs):
+        check_same_test(runs)
+        mark_baselines(rows, plan.options["baselines"])
+        return tests_of(Comparison(rows, plan.options, plan.directory))
+    old = read_json(file) if file.is_file() else {}
+    return old["tests"] if old.get("ranks") == hashes else []
+
+
+def pages_of(folder: Path, results: Path) -> dict[Path, str]:
+    """The pages of a board from its records alone, by file."""
+    comparison = RecordedComparison(folder, results)
+    command = f"recbole-llm leaderboard {folder.name}"
+    head = f"# {comparison.dataset}: {folder.name}\n\n<!-- Made by `{command}`; changes by hand are lost. -->\n"
+    origin = "\n".join(f"* {name}: {value}" for name, value in report.facts_of(comparison, command))
+    return {
+        results / f"{folder.name}.md": f"{head}\n{tables.as_markdown(comparison)}\n## Provenance\n\n{origin}\n",
+        results / f"{folder.name}.csv": tables.as_csv(comparison),
+        results / f"{folder.name}.html": report.render(comparison, command),
+    }
+
+
+def write_pages(folder: Path, results: Path) -> None:
+    """Write the pages of a board; each appears whole."""
+    for file, content in pages_of(folder, results).items():
+        temporary = file.with_name(f"{file.name}.tmp")
+        temporary.write_text(content, encoding="utf-8", newline="\n")
+        temporary.replace(file)
+
+
+def check(results: str | Path = RESULTS) -> list[Path]:
+    """Pages that are missing or are not what their records say.
+
+    Raises
+    ------
+    ConfigError
+        If there are no records.
+    """
+    results = Path(results)
+    boards = sorted(file.parent for file in (results / "records").glob(f"*/{BOARD}"))
+    if not boards:
+        raise ConfigError(f"There are no records in {results / 'records'}: run a plan first.")
+    pages = {file: content for folder in boards for file, content in pages_of(folder, results).items()}
+    return [file for file, content in pages.items() if not file.is_file() or file.read_bytes() != content.encode()]
