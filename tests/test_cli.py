@@ -59,7 +59,20 @@ def test_every_command_has_help_of_its_own(command, capsys):
 def test_the_examples_of_the_help_name_real_keys(capsys):
     main(["--help"])
     main(["compare", "--help"])
-    known = {*types_by_key(), "help", "version", "key", "input", "output", "users", "k", "out", "faiss", "params_file"}
+    known = {
+        *types_by_key(),
+        "help",
+        "version",
+        "check",
+        "key",
+        "input",
+        "output",
+        "users",
+        "k",
+        "out",
+        "faiss",
+        "params_file",
+    }
     assert set(re.findall(r"--(\w+)", capsys.readouterr().out)) - {"LABEL"} <= known
 
 
