@@ -82,7 +82,7 @@ def is_same_run(job: Job, results: Mapping[str, Any]) -> bool:
         results["model_class"] == f"{config.model_class.__module__}.{config.model_class.__qualname__}"
         and same_experiment({**known, **results["settings"]}, config.merged)
         and same_data(results["dataset"]["files"], config)
-        and not changed_language_models(results.get("auto", ()), config)
+        and not changed_language_models(results.get("auto") or (), config)
     )
 
 
