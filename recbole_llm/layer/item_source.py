@@ -1,7 +1,8 @@
 """Where LiteLLM4Rec's item vectors come from: three modules with one interface.
 
     items(ids)   ids (...) -> vectors (..., d), with gradient in training
-    catalogue()  vectors of all items, (n_items, d), without gradient; padding is 0
+    table()      vectors of all items, (n_items, d), with gradient in training
+    catalogue()  the same without gradient; padding is 0
     append(texts)  grow by items known by their texts
 
 :class:`FrozenItems` reads encoded texts from the cache, :class:`ItemLLM` runs the language model, and both adapt what
@@ -49,6 +50,10 @@ class ItemSource(nn.Module):
         """Return vectors of items (...), shape (..., d); those of padding are masked by whoever reads them."""
         raise NotImplementedError
 
+    def table(self) -> torch.Tensor:
+        """Return vectors of all items, shape (n_items, d), with gradient in training; padding is anything."""
+        raise NotImplementedError
+
     def catalogue(self) -> torch.Tensor:
         """Return vectors of all items, shape (n_items, d), without gradient; padding is 0."""
         raise NotImplementedError
@@ -75,6 +80,7 @@ class TextItems(ItemSource):
     adapt: nn.Module
     ids: nn.Embedding | None
     adapts: bool
+    _kept: torch.Tensor | None = None
 
     def text(self, ids: torch.Tensor) -> torch.Tensor:
         """Return vectors of the texts of items (...), shape (..., width)."""
@@ -107,6 +113,19 @@ class TextItems(ItemSource):
         """Return adapted vectors of items (...), shape (..., d)."""
         return self._adapted(self.text(ids), ids)
 
+    def table(self) -> torch.Tensor:
+        """Return adapted vectors of all items, shape (n_items, d); in evaluation they are kept."""
+        if self.training:
+            return self.items(torch.arange(self.n_items, device=next(self.buffers()).device))
+        if self._kept is None:
+            self._kept = self.catalogue()
+        return self._kept
+
+    def train(self, mode: bool = True) -> "TextItems":
+        """As ``nn.Module.train``; vectors that were kept for an evaluation end with it."""
+        self._kept = None
+        return super().train(mode)
+
     @torch.no_grad()
     def catalogue(self) -> torch.Tensor:
         """Return adapted vectors of all items, shape (n_items, d); padding is 0."""
@@ -120,6 +139,7 @@ class TextItems(ItemSource):
     def append(self, texts: Sequence[str]) -> None:
         """Grow by items known by their texts; they have no vectors of their own."""
         self._append_texts(texts)
+        self._kept = None
         if self.ids is not None:
             grown = functional.pad(self.ids.weight, (0, 0, 0, len(texts)))
             self.ids = nn.Embedding.from_pretrained(grown, freeze=False, padding_idx=0)
@@ -225,21 +245,13 @@ class ItemLLM(TextItems):
         for name, values in self._tokenized(text.texts).items():
             self.register_buffer(name, values, persistent=False)
         self.n_items, self.width = len(text.texts), hidden_size(self.llm)
-        self._kept: torch.Tensor | None = None
 
     def items(self, ids: torch.Tensor) -> torch.Tensor:
         """Return adapted vectors of items (...), shape (..., d)."""
         if self.training:
             distinct, place = torch.unique(ids, return_inverse=True)
             return super().items(distinct)[place]
-        if self._kept is None:
-            self._kept = self.catalogue()
-        return self._kept[ids]
-
-    def train(self, mode: bool = True) -> "ItemLLM":
-        """As ``nn.Module.train``; vectors that were kept for an evaluation end with it."""
-        self._kept = None
-        return super().train(mode)
+        return self.table()[ids]
 
     def text(self, ids: torch.Tensor) -> torch.Tensor:
         """Return vectors of distinct items (n,), shape (n, width), from chunks of similar length."""
@@ -285,7 +297,6 @@ class ItemLLM(TextItems):
         self.tokens = torch.cat([old, fresh])
         self.token_count = torch.cat([self.token_count, new["token_count"].to(self.token_count)])
         self.has_text = torch.cat([self.has_text, new["has_text"].to(self.has_text)])
-        self._kept = None
 
 
 class ItemTable(ItemSource):
@@ -302,15 +313,19 @@ class ItemTable(ItemSource):
         # A text still leads to a row where nothing was learned on the way.
         self.encode = source.encode if isinstance(source, FrozenItems) and not source.adapts else None
         self.n_items = source.n_items
-        self.table = nn.Embedding.from_pretrained(source.catalogue(), freeze=False, padding_idx=0)
+        self.rows = nn.Embedding.from_pretrained(source.catalogue(), freeze=False, padding_idx=0)
 
     def items(self, ids: torch.Tensor) -> torch.Tensor:
         """Return rows of the table, (..., d)."""
-        return self.table(ids)
+        return self.rows(ids)
+
+    def table(self) -> torch.Tensor:
+        """Return the table, (n_items, d)."""
+        return self.rows.weight
 
     def catalogue(self) -> torch.Tensor:
-        """Return the table, (n_items, d)."""
-        return self.table.weight.detach()
+        """Return the table, (n_items, d), without gradient."""
+        return self.rows.weight.detach()
 
     def append(self, texts: Sequence[str]) -> None:
         """Grow by the vectors of texts, where they are what the table started from."""
@@ -319,7 +334,7 @@ class ItemTable(ItemSource):
                 "item_llm_mode: a second stage ends with a table of vectors, and what led from a text to them is not "
                 "kept: train with item_llm_mode=frozen or joint to score new items."
             )
-        old = self.table.weight
+        old = self.rows.weight
         grown = torch.cat([old, torch.from_numpy(self.encode(texts)).to(old)])
-        self.table = nn.Embedding.from_pretrained(grown, freeze=False, padding_idx=0)
+        self.rows = nn.Embedding.from_pretrained(grown, freeze=False, padding_idx=0)
         self.n_items += len(texts)

@@ -8,6 +8,11 @@
 
 What the paper leaves open is a switch in props/model/LiteLLM4Rec.yaml; none of it was checked against the authors'
 code. Where H comes from is the business of :mod:`recbole_llm.layer.item_source`.
+
+Ours, beyond the paper: ``rec_llm_attention: causal`` lets a position read those before it only, as a decoder does.
+Then one pass gives h_u of every prefix, ``train_strategy: all`` trains on whole sequences with a target at every
+position, and the mean of Eq. 4 is a running one. ``head: tied`` scores against H itself (as HLLM does, arXiv
+2409.12740), so that items without interactions are scored and the head costs no weights.
 """
 
 from collections.abc import Sequence
@@ -20,10 +25,12 @@ from torch.nn import functional
 
 from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.dataset import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_source import FrozenItems, ItemLLM, ItemSource, ItemTable, TextItems
 from recbole_llm.layer.precision import product
+from recbole_llm.layer.rec_llm import keep_layers, reads_ahead, states
 from recbole_llm.llm.backbone import dtype_to_train, hidden_size, load_encoder
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -55,8 +62,8 @@ class LiteLLM4Rec(LLMRecommender):
         H; a table of its own in the second stage.
     rec_llm : transformers encoder
         With ``fix_rec_llm`` it is a fixed function: frozen weights, and no dropout inside.
-    W_proj : torch.nn.Linear
-        The head, ``weight`` of shape (n_items, d).
+    W_proj : torch.nn.Linear or None
+        The head, ``weight`` of shape (n_items, d); None with ``head: tied``.
 
     Raises
     ------
@@ -72,15 +79,19 @@ class LiteLLM4Rec(LLMRecommender):
 
     @classmethod
     def view_for(cls, config: Any) -> str:
-        """``_sampling`` trains on random segments, ``_all`` on every prefix (Sec. 4.4)."""
-        return {"sampling": "segment", "all": "prefix"}[choice(config, "train_strategy", ["sampling", "all"])]
+        """``_sampling`` trains on random segments, ``_all`` on every prefix (Sec. 4.4), if causal at once."""
+        every = "sequence" if config["rec_llm_attention"] == "causal" else "prefix"
+        return {"sampling": "segment", "all": every}[choice(config, "train_strategy", ["sampling", "all"])]
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.item_loss = ItemLoss.from_config(config, dataset)
         self.item_llm_mode = choice(config, "item_llm_mode", list(STAGES))
         self.seq_pool = choice(config, "seq_pool", ["mean", "last"])
+        self.causal = choice(config, "rec_llm_attention", ["bidirectional", "causal"]) == "causal"
+        self.tied = choice(config, "head", ["projection", "tied"]) == "tied"
         self._read_task(config)
+        self._refuse_contradictions(config)
         self.training_stages = STAGES[self.item_llm_mode][-1:] if self.task == "topn" else STAGES[self.item_llm_mode]
 
         places = choice(config, "dropout_place", ["t5", "vectors", "pooled", "vectors+pooled"])
@@ -92,13 +103,7 @@ class LiteLLM4Rec(LLMRecommender):
         token_rms = self._build_rec_llm(config, inner)
         self.item_source = self._build_item_source(config, dataset, inner)
         self._build_scale(choice(config, "input_scale", ["none", "rms", "learned"]), token_rms)
-        self.W_proj = nn.Linear(self.hidden_size, self.n_items, bias=False)
-        self.head_init = choice(config, "head_init", ["default", "items"])
-        if self.head_init == "items":
-            with torch.no_grad():
-                self.W_proj.weight.copy_(self.item_source.catalogue())
-        if config["fix_head"]:
-            self.W_proj.weight.requires_grad_(False)
+        self._build_head(config)
         self.to(self.device)
         if self.training_stages == [FINETUNE]:
             self.start_stage(FINETUNE)
@@ -120,6 +125,24 @@ class LiteLLM4Rec(LLMRecommender):
             if notice not in getattr(config, "notices", [notice]):
                 config.notices.append(notice)
 
+    def _refuse_contradictions(self, config: Any) -> None:
+        if config["train_view"] == "sequence" and not self.causal:
+            raise ConfigError(
+                "train_view=sequence contradicts rec_llm_attention=bidirectional, where a position sees its target: "
+                "set rec_llm_attention=causal."
+            )
+        if self.task == "topn" and (self.causal or self.tied):
+            raise ConfigError("task=topn needs the paper's rec_llm_attention=bidirectional and head=projection.")
+        if self.tied and config["fix_head"]:
+            raise ConfigError("fix_head=True contradicts head=tied, which has no weights of its own.")
+        if self.tied and self.item_llm_mode.startswith("joint"):
+            raise ConfigError(
+                f"head=tied with item_llm_mode={self.item_llm_mode!r} would run the whole catalogue through the Item "
+                "LLM at every step: use item_llm_mode=frozen or two_stage."
+            )
+        if config["share_llm"] and config["rec_llm_layers"] is not None:
+            raise ConfigError("rec_llm_layers contradicts share_llm=True, whose Item LLM needs all layers.")
+
     # ---- what it is made of
 
     def _build_rec_llm(self, config: Any, dropout: float) -> float:
@@ -136,10 +159,28 @@ class LiteLLM4Rec(LLMRecommender):
             self.rec_llm.pooler = None
         if not config["share_llm"]:
             self._drop_token_table()
+        if config["rec_llm_layers"] is not None:
+            keep_layers(self.rec_llm, int(config["rec_llm_layers"]), self.rec_resolved.name)
+        self._check_attention()
         self.fix_rec_llm = bool(config["fix_rec_llm"])
         if self.fix_rec_llm:
             self.rec_llm.requires_grad_(False)
         return token_rms
+
+    def _check_attention(self) -> None:
+        """Decoders are causal as they are; encoders become so by a mask, if they heed it."""
+        decoder = self.rec_resolved.family == "decoder"
+        self.causal_mask = self.causal and not decoder
+        if decoder and not self.causal:
+            raise ConfigError(
+                f"rec_llm_attention=bidirectional: {self.rec_resolved.name} is a decoder, which reads from left to "
+                "right. Set rec_llm_attention=causal, or take an encoder as rec_llm."
+            )
+        if self.causal and reads_ahead(self.rec_llm, self.hidden_size, self.causal_mask):
+            raise ConfigError(
+                f"rec_llm_attention=causal: {self.rec_resolved.name} does not heed a causal mask. Take a T5, a "
+                "BERT-type encoder or a decoder as rec_llm."
+            )
 
     def _drop_token_table(self) -> None:
         self.rec_llm.set_input_embeddings(nn.Embedding(1, self.hidden_size, device=self.rec_llm.device))
@@ -167,6 +208,18 @@ class LiteLLM4Rec(LLMRecommender):
         if kind == "rms":
             vector_rms = self.item_source.catalogue()[1:].square().mean().sqrt().item()
             self.fixed_scale = token_rms / max(vector_rms, 1e-12)
+
+    def _build_head(self, config: Any) -> None:
+        self.head_init = choice(config, "head_init", ["default", "items"])
+        self.W_proj: nn.Linear | None = None
+        if self.tied:
+            return
+        self.W_proj = nn.Linear(self.hidden_size, self.n_items, bias=False)
+        if self.head_init == "items":
+            with torch.no_grad():
+                self.W_proj.weight.copy_(self.item_source.catalogue())
+        if config["fix_head"]:
+            self.W_proj.weight.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "LiteLLM4Rec":
         """As ``nn.Module.train``; a fixed Recommendation LLM stays in evaluation mode."""
@@ -202,11 +255,10 @@ class LiteLLM4Rec(LLMRecommender):
         -------
         torch.Tensor, shape (B, d)
         """
+        if self.causal:
+            return self.gather_indexes(self.prefix_vectors(item_seq), item_seq_len - 1)
         items = item_seq if candidates is None else torch.cat([item_seq, candidates], dim=1)
-        mask = items > 0
-        x = self._scaled(self.item_source.items(items))  # Eq. 1-3, (B, L, d)
-        x = self.vector_dropout(x) * mask[..., None]
-        z = self._through_rec_llm(x, mask)  # Eq. 4, (B, L, d)
+        z, mask = self._states(items)
         if self.seq_pool == "last" and candidates is None:
             h_u = self.gather_indexes(z, item_seq_len - 1)
         else:
@@ -214,13 +266,22 @@ class LiteLLM4Rec(LLMRecommender):
             h_u = (z * weight).sum(1) / weight.sum(1).clamp(min=1)
         return self.pooled_dropout(h_u.float())
 
-    def _scaled(self, vectors: torch.Tensor) -> torch.Tensor:
-        vectors = vectors * self.fixed_scale
-        return vectors if self.learned_scale is None else vectors * self.learned_scale
+    def prefix_vectors(self, item_seq: torch.Tensor) -> torch.Tensor:
+        """Return h_u of every prefix, from one causal pass: (B, L) -> (B, L, d)."""
+        z, mask = self._states(item_seq)
+        if self.seq_pool == "mean":
+            weight = mask[..., None].float()
+            z = (z.float() * weight).cumsum(1) / weight.cumsum(1).clamp(min=1)
+        return self.pooled_dropout(z.float())
 
-    def _through_rec_llm(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        x = x.to(next(self.rec_llm.parameters()).dtype)
-        return self.rec_llm(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state
+    def _states(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs z of the Recommendation LLM, (B, L, d), and which positions are real, (B, L)."""
+        mask = items > 0
+        x = self.item_source.items(items) * self.fixed_scale  # Eq. 1-3
+        if self.learned_scale is not None:
+            x = x * self.learned_scale
+        x = self.vector_dropout(x) * mask[..., None]
+        return states(self.rec_llm, x, mask, self.causal_mask), mask  # Eq. 4
 
     def user_vectors(self, interaction: Interaction) -> torch.Tensor:
         """Return h_u, shape (B, d)."""
@@ -231,25 +292,33 @@ class LiteLLM4Rec(LLMRecommender):
         return self.forward(seen, length, interaction[CANDIDATES])
 
     def catalogue_vectors(self) -> torch.Tensor:
-        """Return the rows of W_proj, shape (n_items, d): their products with h_u are the scores (Eq. 5)."""
-        return self.W_proj.weight
+        """Return the rows of W_proj, or H, shape (n_items, d): their products with h_u are the scores (Eq. 5)."""
+        return self.item_source.table() if self.W_proj is None else self.W_proj.weight
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Mean loss of the target: cross-entropy over the catalogue (Eq. 6), or over the top-N task's candidates."""
-        h_u = self.user_vectors(interaction)
-        target = interaction[self.POS_ITEM_ID]
+        """Mean loss of the targets: cross-entropy over the catalogue (Eq. 6), or over the top-N task's candidates."""
+        if NEXT + self.ITEM_SEQ in interaction:
+            target = interaction[NEXT + self.ITEM_SEQ]
+            h_u = self.prefix_vectors(interaction[self.ITEM_SEQ])
+            return self.item_loss(h_u[target > 0], self.catalogue_vectors(), target[target > 0])
+        h_u, target = self.user_vectors(interaction), interaction[self.POS_ITEM_ID]
         if self.task == "sequential":
-            return self.item_loss(h_u, self.W_proj.weight, target)
+            return self.item_loss(h_u, self.catalogue_vectors(), target)
         candidates = interaction[CANDIDATES]
-        logits = torch.einsum("bd,bcd->bc", h_u, self.W_proj.weight[candidates])
+        logits = torch.einsum("bd,bcd->bc", h_u, self.catalogue_vectors()[candidates])
         return functional.cross_entropy(logits, (candidates == target[:, None]).long().argmax(1))
+
+    def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
+        """Return how many targets the mean of :meth:`calculate_loss` was over."""
+        following = NEXT + self.ITEM_SEQ
+        return (interaction[following] > 0).sum() if following in interaction else len(interaction)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Return the scores of the catalogue, (B, n_items); padding, and in the top-N task other items, ``-inf``."""
         if self.task == "sequential":
             return super().full_sort_predict(interaction)
         candidates = interaction[CANDIDATES]
-        scores = self.mask_padding(product(self.user_vectors(interaction), self.W_proj.weight))
+        scores = self.mask_padding(product(self.user_vectors(interaction), self.catalogue_vectors()))
         return torch.full_like(scores, -torch.inf).scatter(1, candidates, scores.gather(1, candidates))
 
     # ---- what a run keeps
@@ -263,13 +332,15 @@ class LiteLLM4Rec(LLMRecommender):
         ConfigError
             If a head row has nothing to do with the item's vector, or the way from text to vector is gone.
         """
-        if self.head_init != "items":
+        if self.W_proj is not None and self.head_init != "items":
             raise ConfigError(
                 "With head_init=default a row of the head is learned from an item's interactions, and a new item has "
-                "none: train with head_init=items, where it starts from the vector of the item's text."
+                "none: train with head_init=items, where it starts from the vector of the item's text, or head=tied."
             )
         self.item_source.append(texts)
         self.n_items += len(texts)
+        if self.W_proj is None:
+            return
         rows = self.item_source.catalogue()[-len(texts) :]
         self.W_proj.weight = nn.Parameter(torch.cat([self.W_proj.weight, rows.to(self.W_proj.weight)]))
 

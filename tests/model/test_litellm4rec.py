@@ -118,12 +118,12 @@ def test_second_stage_starts_at_the_scores_of_the_first_and_trains_the_vectors(b
     before = scores(model, rows(test))
     model.start_stage("stage2")
     torch.testing.assert_close(scores(model, rows(test)), before, rtol=1e-5, atol=1e-6)
-    assert {name for name, _ in model.item_source.named_parameters()} == {"table.weight"}
+    assert {name for name, _ in model.item_source.named_parameters()} == {"rows.weight"}
     assert not list(model.item_source.buffers())
     state = snapshot(model)
     one_step(model, train)
-    assert "item_source.table.weight" in moved(model, state)
-    assert torch.equal(model.item_source.table.weight[0], torch.zeros(model.hidden_size))
+    assert "item_source.rows.weight" in moved(model, state)
+    assert torch.equal(model.item_source.rows.weight[0], torch.zeros(model.hidden_size))
 
 
 def test_both_stages_are_reported_and_the_second_never_ends_below_the_first(tmp_path):

@@ -111,7 +111,7 @@ def test_defaults_types_and_unknown_keys(project):
     assert config.notices == []
     with pytest.raises(ConfigError, match="'own_swich' is not known. Did you mean 'own_switch'?"):
         Config(f"{project}:Mine", "cycle", config_dict={**settings, "own_swich": True})
-    with pytest.raises(ConfigError, match="width='wide'"):
+    with pytest.raises(ConfigError, match="width: 'wide'"):
         Config(f"{project}:Mine", "cycle", config_dict={**settings, "width": "wide"})
 
 

@@ -199,6 +199,9 @@ class LiteLLM4Rec(ItemText, Adaptor, RecLLM, ItemLoss):
     item_llm_mode: Literal["two_stage", "frozen", "joint", "joint_then_two_stage"]
     share_llm: bool
     scratch_shape: dict[str, Any] | None
+    rec_llm_attention: Literal["bidirectional", "causal"]
+    rec_llm_layers: Positive | None
+    head: Literal["projection", "tied"]
     seq_pool: Literal["mean", "last"]
     input_scale: Literal["none", "rms", "learned"]
     fix_rec_llm: bool
