@@ -10,6 +10,7 @@ Trained on prompts with the next item among 19 random ones, by cross-entropy on 
 """
 
 from collections.abc import Mapping
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from recbole_llm.llm.lora import (
     tuned_dtype,
     with_adapters,
 )
+from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import Reranker
@@ -211,6 +213,7 @@ class LlamaRec(Reranker):
         ranker.config.use_cache = False
         ranker = with_adapters(ranker, self.resolved, config)
         self.ranker = ranker
+        self.micro_batches = MicroBatches(ranker, config["micro_batch_tokens"], config["gradient_checkpointing"])
         self.train(self.training)
         trained = sum(p.numel() for p in ranker.parameters() if p.requires_grad)
         getLogger().info(
@@ -300,16 +303,28 @@ class LlamaRec(Reranker):
         here : torch.BoolTensor, shape (B, C)
             Which candidates there are.
         """
+        length = mask.sum(1)
+        losses = []
+        for rows in self.micro_batches.parts(length, answer=0 if self.loss == "candidates" else 2):
+            width = int(length[rows].max())
+            part = (ids[rows, -width:], mask[rows, -width:], label[rows], here[rows])
+            losses.append(partial(self._summed_loss, *part))
+        answers = 2 if self.loss == "letter_eos" else 1
+        return self.micro_batches.total(losses) / (answers * len(ids))
+
+    def _summed_loss(
+        self, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
+    ) -> torch.Tensor:
         answer = self.answer_ids[label]
         if self.loss == "candidates":
             scores = self._letters(ids, mask, here.shape[1])
-            return functional.cross_entropy(scores.masked_fill(~here, -torch.inf), label)
+            return functional.cross_entropy(scores.masked_fill(~here, -torch.inf), label, reduction="sum")
         if self.loss == "letter":
-            return functional.cross_entropy(self._logits(ids, mask, 1)[:, -1], answer)
+            return functional.cross_entropy(self._logits(ids, mask, 1)[:, -1], answer, reduction="sum")
         ids = torch.cat([ids, answer[:, None]], dim=1)
         logits = self._logits(ids, functional.pad(mask, (0, 1), value=1), 2)
-        end = torch.full_like(answer, self.eos)
-        return functional.cross_entropy(logits.flatten(0, 1), torch.stack([answer, end], dim=1).flatten())
+        targets = torch.stack([answer, torch.full_like(answer, self.eos)], dim=1)
+        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
     # ---- evaluation
 

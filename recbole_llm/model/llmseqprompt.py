@@ -11,6 +11,7 @@ and Rank's candidates. The papers fine-tune paid models; here any causal languag
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from recbole_llm.llm.lora import (
     tuned_dtype,
     with_adapters,
 )
+from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import LLMRecommender
@@ -288,6 +290,7 @@ class LLMSeqPrompt(LLMRecommender):
         lm.generation_config = GenerationConfig(pad_token_id=self.prompts.pad, eos_token_id=self.ends)
         self.vocabulary = lm.get_output_embeddings().weight.shape[0]
         self.lm = with_adapters(lm, self.resolved, config)
+        self.micro_batches = MicroBatches(self.lm, config["micro_batch_tokens"], config["gradient_checkpointing"])
         # A single title is one line; lists and codes end by themselves.
         wanted = self.single and config["decoding"] != "trie"
         self.line_end = LineEnd(self.tokenizer, self.vocabulary).to(self.device) if wanted else None
@@ -359,16 +362,22 @@ class LLMSeqPrompt(LLMRecommender):
 
     def answer_loss(self, texts: Prompts, sizes: torch.Tensor) -> torch.Tensor:
         """Mean negative log-likelihood of the last ``sizes`` (B,) tokens of left-padded texts."""
-        last = int(sizes.max()) + 1
-        if last == 1:
+        total = int(sizes.sum())
+        if not total:
             return sum(p.sum() for p in self.lm.parameters() if p.requires_grad) * 0.0
-        places = (texts.mask.cumsum(1) - 1).clamp(min=0)
-        output = self.lm(
-            input_ids=texts.ids, attention_mask=texts.mask, position_ids=places, logits_to_keep=last, use_cache=False
-        )
-        logits, labels = output.logits[:, :-1].float(), texts.ids[:, 1 - last :]
+        losses = []
+        for rows in self.micro_batches.parts(texts.length, sizes + 1):
+            width = int(texts.length[rows].max())
+            losses.append(partial(self._summed_loss, texts.ids[rows, -width:], texts.mask[rows, -width:], sizes[rows]))
+        return self.micro_batches.total(losses) / total
+
+    def _summed_loss(self, ids: torch.Tensor, mask: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        last = max(int(sizes.max()), 1) + 1
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        output = self.lm(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=last, use_cache=False)
+        logits, labels = output.logits[:, :-1].float(), ids[:, 1 - last :]
         here = torch.arange(last - 1, 0, -1, device=labels.device) <= sizes[:, None]
-        return functional.cross_entropy(logits[here], labels[here])
+        return functional.cross_entropy(logits[here], labels[here], reduction="sum")
 
     # ---- evaluation
 

@@ -18,6 +18,7 @@ from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, MissingExtraError, ModelNotFoundError
+from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -541,13 +542,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, monkeypatch, caplo
 
 def test_candidates_are_computed_once_per_split(settings, monkeypatch, tmp_path):
     calls = []
-    original = RunTrainer._collect
+    original = Evaluator._collect
 
-    def counted(self, data, length, label, show, scorer=None):
-        calls.append(label) if scorer is not None else None
-        return original(self, data, length, label, show, scorer)
+    def counted(self, data, scores_of, length, label, *others):
+        calls.append(label) if label.startswith("Retrieve") else None
+        return original(self, data, scores_of, length, label, *others)
 
-    monkeypatch.setattr(RunTrainer, "_collect", counted)
+    monkeypatch.setattr(Evaluator, "_collect", counted)
     given = {**settings, "eval_updates": 1, "train_negatives": "retriever", "negative_pool": 8}
     result = run("LlamaRec", "cycle", config_dict=given)
     assert sorted(calls) == ["Retrieve test", "Retrieve train", "Retrieve valid"]
@@ -617,9 +618,9 @@ def test_learns_what_the_text_decides_and_nothing_where_it_is_shuffled(settings,
         ({"retriever_weight": 2.0}, "invalid value for retriever_weight: 2.0"),
         ({"train_negatives": "retriever", "negative_pool": 3}, "negative_pool=3 must be at least n_candidates"),
         ({"eval_args": {"mode": "uni5"}}, "Use mode: full"),
-        ({"retriever": "S3Rec"}, "'S3Rec' is itself trained in stages"),
-        ({"retriever": "LiteLLM4Rec"}, "'LiteLLM4Rec' is itself trained in stages"),
-        ({"retriever": "LlamaRec"}, "'LlamaRec' .*(stages|retriever of its own)"),
+        ({"retriever": "S3Rec", "retriever_settings": {}}, "'S3Rec' is itself trained in stages"),
+        ({"retriever": "LiteLLM4Rec", "retriever_settings": {}}, "'LiteLLM4Rec' is itself trained in stages"),
+        ({"retriever": "LlamaRec", "retriever_settings": {}}, "'LlamaRec' .*(stages|retriever of its own)"),
         ({"retriever": "SASrec"}, "retriever='SASrec' is not known.*Did you mean 'SASRec'"),
         ({"retriever": "nosuch"}, "^retriever='nosuch' is not known.*run directory"),
         ({"max_prompt_length": 2047}, "beyond the 2048 positions of small.*set it to 2046"),
@@ -668,8 +669,8 @@ def test_nothing_to_train(settings):
 
 
 def test_unknown_settings_of_the_retriever_are_reported(settings):
-    model, *_ = prepare(settings, "retriever", retriever_settings={"drpout": 0.1})
-    assert any("'drpout'" in notice and "'dropout'" in notice for notice in model.config.notices)
+    with pytest.raises(ConfigError, match="LRURec has no parameter 'drpout'. Did you mean 'dropout'"):
+        prepare(settings, "retriever", retriever_settings={"drpout": 0.1})
 
 
 def test_sixteen_bits(settings, llama):

@@ -252,7 +252,7 @@ def test_items_without_a_title_are_shown_and_neither_taught_nor_named(settings, 
     assert any("Unknown item" in text for text in shown)
     untaught = batch["item_id"] == bare
     assert 0 < int(untaught.sum()) < len(untaught)
-    assert int(model.loss_weight(batch[untaught])) == 0 and float(model.calculate_loss(batch[untaught]).detach()) == 0
+    assert float(model.calculate_loss(batch[untaught]).detach()) == 0 and int(model.loss_weight(batch[untaught])) == 0
     torch.testing.assert_close(model.calculate_loss(batch), model.calculate_loss(batch[~untaught]))
 
 

@@ -118,6 +118,7 @@ class LoRA(Section):
     lora_dropout: Dropout
     lora_target_modules: Name | Annotated[list[Name], Rule(bool, "names of layers")]
     gradient_checkpointing: bool
+    micro_batch_tokens: Positive | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,120 @@
+"""Batches of a causal language model in parts that fit into memory, with the gradient of the whole batch.
+
+Activations of a part are freed before the next one begins: its gradient is taken at once and kept. So the memory of a
+step is that of its largest part, and no row is padded to the longest of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from recbole_llm.llm.backbone import hidden_size
+
+# Bytes of activations at a time on a CPU; a GPU takes this share of its memory. Constants of a machine, so that parts,
+# and with them rounding, are the same in every run on it.
+CPU_BYTES, GPU_SHARE = 1.5 * 2**30, 0.4
+
+Loss = Callable[[], torch.Tensor]
+
+
+class MicroBatches:
+    """Splits batches of texts, and adds up the losses of the parts.
+
+    Parameters
+    ----------
+    lm : transformers causal language model, or a PEFT model around it
+    tokens : int, optional
+        Maximum number of tokens of a part, padding included; a longer text is a part by itself. None: what an estimate
+        of the activations says fits into :data:`CPU_BYTES` or :data:`GPU_SHARE`.
+    checkpointed : bool
+        Activations are computed again in the backward pass, layer by layer.
+    """
+
+    def __init__(self, lm: Any, tokens: int | None, checkpointed: bool) -> None:
+        self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
+        config = lm.config.get_text_config()
+        layer, kept = layer_bytes(config, lm.dtype.itemsize)
+        layers = config.num_hidden_layers
+        # A position whose logits are computed costs them in 32 bits, their softmax and their gradient.
+        self.costs = (kept * layers + layer if checkpointed else layer * layers, 12.0 * config.vocab_size)
+        self.limit = _activation_bytes(lm.device)
+        if tokens is not None:
+            self.costs, self.limit = (1.0, 0.0), float(tokens)
+
+    def parts(self, length: torch.Tensor, answer: torch.Tensor | int = 0) -> list[torch.Tensor]:
+        """Return the rows of each part, of similar length, shortest first.
+
+        Parameters
+        ----------
+        length : torch.LongTensor, shape (B,)
+            Tokens of each text.
+        answer : torch.LongTensor, shape (B,), or int
+            Positions of each whose logits over the vocabulary are computed.
+        """
+        cost = (length * self.costs[0] + answer * self.costs[1]).double()
+        order = cost.argsort(stable=True)
+        parts: list[torch.Tensor] = []
+        start = 0
+        for end, largest in enumerate(cost[order].tolist(), start=1):
+            if end - 1 > start and (end - start) * largest > self.limit:
+                parts.append(order[start : end - 1])
+                start = end - 1
+        return [*parts, order[start:]]
+
+    def total(self, losses: Sequence[Loss]) -> torch.Tensor:
+        """Return the sum of the losses of the parts, each of which is called once.
+
+        Its backward pass gives every trainable weight of the language model the gradient of the sum.
+        """
+        if len(losses) == 1 or not torch.is_grad_enabled() or not self.parameters or _half_precision():
+            return torch.stack([loss() for loss in losses]).sum()
+        return _Sum.apply(losses, *self.parameters)
+
+
+def layer_bytes(config: Any, itemsize: int) -> tuple[float, float]:
+    """Estimate the bytes of activations that a layer keeps for each token, and of its input alone."""
+    width = hidden_size(config)
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    return itemsize * (16.0 * width + 4 * inner), itemsize * float(width)
+
+
+def _activation_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return CPU_BYTES
+
+
+def _half_precision() -> bool:
+    """Whether losses will be scaled against underflow, which gradients that are taken here would not be."""
+    kinds = ("cuda", "cpu")
+    return any(torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16 for kind in kinds)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of losses whose graphs are freed one after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Sequence[Loss], *parameters: nn.Parameter) -> torch.Tensor:
+        total: torch.Tensor | None = None
+        gradients: list[torch.Tensor | None] = [None] * len(parameters)
+        for loss in losses:
+            with torch.enable_grad():
+                value = loss()
+            for number, part in enumerate(torch.autograd.grad(value, parameters, allow_unused=True)):
+                known = gradients[number]
+                gradients[number] = part if known is None else known if part is None else known.add_(part)
+            total = value.detach() if total is None else total + value.detach()
+            # Casts of weights are kept with the graph that has just been freed.
+            torch.clear_autocast_cache()
+        ctx.gradients = gradients
+        assert total is not None
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (scale,) = outputs
+        return (None, *(None if part is None else part * scale.to(part.dtype) for part in ctx.gradients))
