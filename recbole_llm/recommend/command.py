@@ -16,7 +16,7 @@ from recbole_llm.config.arguments import parse_arguments
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
-from recbole_llm.recommend import files
+from recbole_llm.recommend import files, reading
 from recbole_llm.recommend.recommender import HISTORIES, UNKNOWN, Recommender
 from recbole_llm.run.identity import SERVING
 from recbole_llm.run.logging import log_to_console
@@ -62,7 +62,11 @@ def recommend_main(argv: Sequence[str]) -> int:
     parser = _parser("recommend", _RECOMMEND_HELP)
     add = parser.add_argument
     add("--users", default="all", metavar="WHO", help="all, ids separated by commas, or a file (default: all)")
-    add("--histories", metavar="FILE", help="new users instead: JSON lines with a user and a list of item ids")
+    add(
+        "--histories",
+        metavar="FILE",
+        help="new users instead: JSON lines with a user and a list of item ids, or a table",
+    )
     add("--k", type=int, default=10, help="items of a list (default: 10)")
     add("--out", metavar="FILE", help=f"{', '.join(files.FORMATS)}; without it CSV goes to the terminal")
     add("--mask_history", choices=["True", "False"], help="leave out what a user had (default: as in the run)")
@@ -81,12 +85,14 @@ def recommend_main(argv: Sequence[str]) -> int:
     item_field, user_field = recommender.dataset.iid_field, recommender.dataset.uid_field
     encoding = recommender.config["encoding"] or "utf-8"
     if given.new_items:
-        recommender.add_items(files.read_items(given.new_items, item_field, recommender.config["field_separator"]))
+        recommender.add_items(
+            reading.read_items(given.new_items, item_field, recommender.config["field_separator"], encoding)
+        )
     options = {
         "k": given.k,
         "mask_history": None if given.mask_history is None else given.mask_history == "True",
-        "allow": None if given.allow is None else files.read_ids(given.allow, item_field, encoding),
-        "deny": None if given.deny is None else files.read_ids(given.deny, item_field, encoding),
+        "allow": None if given.allow is None else reading.read_ids(given.allow, item_field, encoding),
+        "deny": None if given.deny is None else reading.read_ids(given.deny, item_field, encoding),
         "unknown": given.unknown,
     }
     start = time.perf_counter()
@@ -94,7 +100,7 @@ def recommend_main(argv: Sequence[str]) -> int:
     if given.histories:
         frames = _of_histories(recommender, given.histories, options)
     else:
-        users = None if given.users == "all" else files.read_ids(given.users, user_field, encoding)
+        users = None if given.users == "all" else reading.read_ids(given.users, user_field, encoding)
         total = recommender.count_users(users, given.history, given.unknown)
         frames = recommender.recommend_users(users, history=given.history, **options)
     with tqdm(total=total, desc="Recommend", unit="user", disable=not sys.stderr.isatty(), leave=False) as bar:
@@ -112,7 +118,7 @@ def recommend_main(argv: Sequence[str]) -> int:
 
 def _of_histories(recommender: Recommender, file: str, options: dict[str, Any]) -> Iterator[pd.DataFrame]:
     user_field, item_field = recommender.dataset.uid_field, recommender.dataset.iid_field
-    for users, histories in files.read_histories(file, user_field, item_field, 1024):
+    for users, histories in reading.read_histories(file, user_field, item_field, 1024):
         lists = recommender.recommend(histories, **options)
         rows = [
             (user, item, rank, score)
@@ -147,7 +153,9 @@ def export_main(argv: Sequence[str]) -> int:
     count = 0
     if given.users != "none":
         encoding = recommender.config["encoding"] or "utf-8"
-        users = None if given.users == "all" else files.read_ids(given.users, recommender.dataset.uid_field, encoding)
+        users = (
+            None if given.users == "all" else reading.read_ids(given.users, recommender.dataset.uid_field, encoding)
+        )
         count = recommender.count_users(users, given.history, given.unknown)
         names: list[str] = []
         batches = recommender.vectors_of_users(users, given.history, given.unknown)

@@ -1,4 +1,4 @@
-"""Files around a recommender: ids and histories in, lists and vectors out. A file appears whole or not at all."""
+"""Lists and vectors into files. A file appears whole or not at all."""
 
 import json
 import sys
@@ -9,131 +9,11 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.errors import ConfigError
 from recbole_llm.extras import optional
 from recbole_llm.files import whole
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
-
-
-# ---- in
-
-
-def read_ids(source: str, field: str, encoding: str = "utf-8") -> list[str]:
-    """Raw ids from a file, or from a list separated by commas.
-
-    Parameters
-    ----------
-    source : str
-        ``50,181``, or the name of a file: one id a line; or a table separated by tabs or commas whose first line names
-        a column ``field`` or ``field:token``, such as an atomic file.
-    field : str
-    encoding : str
-
-    Raises
-    ------
-    DataError
-        If there is nothing in it, or the file cannot be read.
-    """
-    path = Path(source)
-    if not path.is_file():
-        if path.suffix in (".txt", ".csv", ".tsv", ".inter", ".item", ".user") or path.parent != Path():
-            raise DataError(f"There is no file {source!r} to read values of {field!r} from.")
-        ids = [part.strip() for part in source.split(",") if part.strip()]
-    else:
-        try:
-            lines = path.read_text(encoding="utf-8-sig" if encoding == "utf-8" else encoding).splitlines()
-        except (OSError, UnicodeError) as error:
-            raise DataError(f"{path} cannot be read as {encoding} text: {error}.") from error
-        separator = "\t" if lines and "\t" in lines[0] else ","
-        heads = [head.strip().partition(":")[0] for head in lines[0].split(separator)] if lines else []
-        if field in heads:
-            column = heads.index(field)
-            ids = [line.split(separator)[column].strip() for line in lines[1:] if line.count(separator) >= column]
-        elif len(heads) > 1:
-            raise DataError(
-                f"{path}: its first line has {len(heads)} columns and none is called {field!r}. Name it, or give one "
-                "id a line."
-            )
-        else:
-            ids = [line.strip() for line in lines]
-        ids = [one for one in ids if one]
-    if not ids:
-        raise DataError(f"{source!r} holds no value of {field!r}.")
-    return list(dict.fromkeys(ids))
-
-
-def read_histories(file: str, user_field: str, item_field: str, size: int) -> Iterator[tuple[list[str], list[list]]]:
-    """Users and their items from JSON lines ``{"user_id": "ann", "item_id": ["50", "181"]}``, ``size`` at a time.
-
-    Raises
-    ------
-    DataError
-        For a line that is not of that form.
-    """
-    users: list[str] = []
-    histories: list[list] = []
-    try:
-        with Path(file).open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    user, items = row[user_field], row[item_field]
-                    if not isinstance(items, list):
-                        raise TypeError(f"{item_field} is no list")
-                except (ValueError, KeyError, TypeError) as error:
-                    raise DataError(
-                        f"{file}, line {number}: {error}. Each line must be like "
-                        f'{{"{user_field}": "ann", "{item_field}": ["50", "181"]}}, oldest item first.'
-                    ) from error
-                users.append(str(user))
-                histories.append(items)
-                if len(users) == size:
-                    yield users, histories
-                    users, histories = [], []
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}.") from error
-    if users:
-        yield users, histories
-
-
-def read_items(file: str, item_field: str, separator: str = "\t") -> list[dict[str, Any]]:
-    """New items: an atomic file (``name:type`` in its first line), or JSON lines.
-
-    Raises
-    ------
-    DataError
-        For a line that cannot be read.
-    """
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}.") from error
-    if file.endswith(".jsonl"):
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                if line.strip():
-                    rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{file}, line {number}: {error}. One JSON object a line is needed.") from error
-        return rows
-    heads = [head.partition(":")[0].strip() for head in lines[0].split(separator)]
-    if item_field not in heads:
-        raise DataError(f"{file}: the first line has no field {item_field!r}; it has {', '.join(heads)}.")
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        cells = line.rstrip("\r").split(separator)
-        if line.strip() and len(cells) != len(heads):
-            raise DataError(f"{file}, line {number}: {len(cells)} fields instead of the {len(heads)} of line 1.")
-        if line.strip():
-            rows.append(dict(zip(heads, cells, strict=True)))
-    return rows
-
-
-# ---- out
 
 
 def check_format(file: Path) -> None:

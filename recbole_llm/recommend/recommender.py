@@ -27,6 +27,7 @@ from recbole_llm.evaluator.mask import Pairs, exclude_from_choice, remove_histor
 from recbole_llm.evaluator.ranks import ScoreError
 from recbole_llm.evaluator.topk import SCORES_AT_ONCE, top_k, top_k_of_products
 from recbole_llm.recommend.products import Products, products_of
+from recbole_llm.recommend.reading import as_id
 from recbole_llm.run.load import Run, load_run
 from recbole_llm.text.item_text import item_text_of
 
@@ -346,7 +347,7 @@ class Recommender:
         for number, row in enumerate(rows):
             if row.get(field) in (None, ""):
                 raise DataError(f"Row {number} of the new items has no {field!r}, the id of the item.")
-            token = str(row[field])
+            token = as_id(row[field], f"{field} of row {number}")
             if token in self._ids or token in tokens:
                 raise DataError(f"Item {token!r} is already in the catalogue; new items need new ids.")
             tokens.append(token)
@@ -374,15 +375,16 @@ class Recommender:
                     f"histories[{number}] is {history!r}, not a list of item ids. Put one history into a list: "
                     '[["50", "181"]].'
                 )
-            ids = [self._ids.get(str(item), 0) for item in history]
+            history = [as_id(item, f"An item of history {number}") for item in history]
+            ids = [self._ids.get(item, 0) for item in history]
             if 0 in ids:
-                bad = next(str(item) for item, known in zip(history, ids, strict=True) if not known)
+                bad = next(item for item, known in zip(history, ids, strict=True) if not known)
                 if unknown == "error":
                     raise DataError(
                         f"Item {bad!r} of history {number} is not known to the run. Leave it "
                         "out, let unknown='skip' do so, or bring it in with add_items."
                     )
-                skipped.update(str(item) for item, known in zip(history, ids, strict=True) if not known)
+                skipped.update(item for item, known in zip(history, ids, strict=True) if not known)
                 ids = [item for item in ids if item]
             if not ids and unknown == "error":
                 raise DataError(f"History {number} is empty: a sequential model needs at least one item.")
@@ -399,7 +401,7 @@ class Recommender:
         for name, items, value in (("allow", allow, True), ("deny", deny, False)):
             if items is None:
                 continue
-            tokens = [str(item) for item in items]
+            tokens = [as_id(item, name) for item in items]
             ids = [self._ids.get(token, 0) for token in tokens]
             missing = [token for token, known in zip(tokens, ids, strict=True) if not known]
             if missing:
@@ -453,7 +455,7 @@ class Recommender:
                 getLogger().warning(f"{missing} users have no {_NAMES[history]} and are left out.")
             return torch.from_numpy(np.flatnonzero(has) if history == "all" else np.arange(len(owners)))
         known = self.dataset_of_everything.field2token_id[self.dataset.uid_field]
-        tokens = list(dict.fromkeys(str(user) for user in users))
+        tokens = list(dict.fromkeys(as_id(user, "A user") for user in users))
         ids = np.array([known.get(token, 0) for token in tokens], dtype=np.int64)
         good = has[ids] & (ids > 0)
         if not good.all():

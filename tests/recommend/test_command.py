@@ -11,7 +11,7 @@ import pytest
 from recbole_llm.cli import main
 from recbole_llm.errors import ConfigError, DataError, MissingExtraError
 from recbole_llm.quick_start import run
-from recbole_llm.recommend import Recommender, files
+from recbole_llm.recommend import Recommender, files, reading
 from tests.worlds import write_cycle
 
 SETTINGS = {"epochs": 2, "train_batch_size": 64, "learning_rate": 0.01, "show_progress": False, "use_gpu": False}
@@ -151,13 +151,13 @@ def test_ids_from_tables(tmp_path):
         ("b.txt", "user_id\nu1\nu2\n"),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        assert files.read_ids(str(tmp_path / name), "user_id") == ["u1", "u2"]
+        assert reading.read_ids(str(tmp_path / name), "user_id") == ["u1", "u2"]
     (tmp_path / "c.csv").write_text("who,age\nu1,3\n", encoding="utf-8")
-    with pytest.raises(DataError, match="2 columns and none is called 'user_id'"):
-        files.read_ids(str(tmp_path / "c.csv"), "user_id")
+    with pytest.raises(DataError, match="no column in its first line is called 'user_id'"):
+        reading.read_ids(str(tmp_path / "c.csv"), "user_id")
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="cannot be read as utf-8"):
-        files.read_ids(str(tmp_path / "d.txt"), "user_id")
+    with pytest.raises(DataError, match="d.txt, line 1: not utf-8 text"):
+        reading.read_ids(str(tmp_path / "d.txt"), "user_id")
 
 
 @pytest.mark.parametrize("line", ["{", '{"user_id": "a"}', '{"user_id": "a", "item_id": "i1"}', "[1]"])
@@ -165,15 +165,15 @@ def test_histories_of_another_form(line, tmp_path):
     file = tmp_path / "new.jsonl"
     file.write_text('{"user_id": "a", "item_id": ["i1"]}\n' + line, encoding="utf-8")
     with pytest.raises(DataError, match="new.jsonl, line 2"):
-        list(files.read_histories(str(file), "user_id", "item_id", 1))
+        list(reading.read_histories(str(file), "user_id", "item_id", 1))
 
 
 def test_new_items_from_files(tmp_path):
     expected = [{"item_id": "n1", "title": "Heat"}, {"item_id": "n2", "title": "Ran"}]
     (tmp_path / "new.item").write_text("item_id:token\ttitle:token_seq\nn1\tHeat\r\n\nn2\tRan", encoding="utf-8")
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in expected), encoding="utf-8")
-    assert files.read_items(str(tmp_path / "new.item"), "item_id") == expected
-    assert files.read_items(str(tmp_path / "new.jsonl"), "item_id") == expected
+    assert reading.read_items(str(tmp_path / "new.item"), "item_id") == expected
+    assert reading.read_items(str(tmp_path / "new.jsonl"), "item_id") == expected
     for name, text, says in (
         ("x.item", "id:token\nn1\n", "no field 'item_id'; it has id"),
         ("x.item", "item_id:token\ttitle:token_seq\nn1\n", "line 2: 1 fields instead of the 2"),
@@ -181,7 +181,7 @@ def test_new_items_from_files(tmp_path):
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=says):
-            files.read_items(str(tmp_path / name), "item_id")
+            reading.read_items(str(tmp_path / name), "item_id")
 
 
 def test_missing_packages_are_named(monkeypatch, trained, capsys):
