@@ -223,7 +223,7 @@ def _own_settings(cls: type) -> dict[str, Any]:
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if source is not None:
         for path in dict.fromkeys((Path(source).with_suffix(".yaml"), Path(source).with_name(f"{cls.__name__}.yaml"))):
-            settings.update(load_yaml(path) if path.is_file() else {})
+            settings.update(property_file(path) if path.is_file() else {})
     return settings | copy.deepcopy(dict(vars(cls).get("defaults", {})))
 
 

@@ -8,6 +8,7 @@ from recbole_llm.config.layers import precheck
 from recbole_llm.config.registry import (
     RECBOLE_ROOT,
     get_model,
+    included_files,
     load_yaml,
     own_models,
     property_file,
@@ -75,6 +76,21 @@ def test_every_setting_of_a_model_has_a_default_or_may_be_absent(name):
     assert absent == set(), f"give them a default in props/model/{name}.yaml, or drop them from the section {name}"
 
 
+def test_included_blocks_are_taken_over_and_departed_from(tmp_path):
+    block = load_yaml(props_dir() / "common" / "item_loss.yaml")
+    assert block.items() <= property_file(props_dir() / "model" / "LRURec.yaml").items()
+    file = tmp_path / "Mine.yaml"
+    file.write_text("include: [item_loss]\nnum_negatives: 7\nmine: 1\n", encoding="utf-8")
+    assert property_file(file) == {**block, "num_negatives": 7, "mine": 1}
+    for path in sorted(props_dir().glob("common/*.yaml")):
+        users = [other for other in props_dir().glob("model/*.yaml") if path in included_files(other)]
+        assert len(users) > 1, f"{path.name} is included by fewer than two models"
+        repeated = {
+            other.stem: [k for k, v in load_yaml(path).items() if load_yaml(other).get(k, "-") == v] for other in users
+        }
+        assert not any(repeated.values()), f"{path.name} already says {repeated}"
+
+
 def test_every_own_model_has_a_section():
     assert sorted(MODELS) == own_models(), "declare the settings of each model in recbole_llm/config/schema/models.py"
 
@@ -107,7 +123,7 @@ def test_every_value_of_a_preset_is_of_its_declared_type(path):
 def test_the_type_in_a_comment_is_that_of_the_declaration(path):
     """`(int)`, `(list of str)`, `(int or str)`: the first word names the type of the default, where it has one."""
     words = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict"}
-    content, comments = property_file(path), {}
+    content, comments = load_yaml(path), {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if match := re.match(r"(\w+):.*?\s# \(([\w ]+)\)", line):
             comments[match[1]] = match[2]
