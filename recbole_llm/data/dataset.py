@@ -17,6 +17,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config.values import choice
+from recbole_llm.data import benchmark
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items, without_cold
 from recbole_llm.data.histories import Histories, Pairs
 from recbole_llm.data.rows import NEXT, POSITION, HistoryRows, take
@@ -63,16 +64,12 @@ class HistoryDataset(TableDataset):
     sessions: SessionSplit | None = None
     cold: ColdItems | None = None
     read_histories: tuple[np.ndarray, np.ndarray]
+    row_parts: np.ndarray  # of files split beforehand: which part each row belongs to
 
     def __init__(self, config: Any) -> None:
         self._exact_time: np.ndarray | None = None
         self._unused_lists: set[str] = set()
         choice(config, "time_order", ["exact", "recbole"])
-        if config["benchmark_filename"] is not None:
-            raise ConfigError(
-                f"benchmark_filename={config['benchmark_filename']!r}: files split beforehand are not supported. "
-                "Join them into one .inter file and choose a split with eval_args."
-            )
         if hasattr(recbole.data.dataset, f"{config['model']}Dataset"):
             raise ConfigError(
                 f"model={config['model']!r} reads data that RecBole prepares in its {config['model']}Dataset "
@@ -109,6 +106,11 @@ class HistoryDataset(TableDataset):
 
     def _change_feat_format(self) -> None:
         """DataFrames to tensors; then sort histories and define the rows, without building their lists."""
+        if self.parts is not None:
+            self.row_parts = benchmark.lay_out(self, self.parts)
+            self.read_histories = self.histories.items.numpy(), self.offsets
+            self.catalogue_size = int((self.histories.item_counts > 0).sum())
+            return
         Dataset._change_feat_format(self)
         self._aug_presets()
         times = self._order_times()
@@ -213,9 +215,13 @@ class HistoryDataset(TableDataset):
         self.logger.info(self.cold.describe())
 
     def _split(self) -> list["HistoryDataset"]:
-        if self.config["protocol"] != "temporal_session":
+        if self.config["protocol"] != "temporal_session" and self.parts is None:
             return super().build()
         self._change_feat_format()
+        if self.parts is not None:
+            self._drop_unused_col()
+            rows = [np.flatnonzero(self.row_parts == part) for part in range(3)]
+            return [self.copy(take(self.inter_feat, torch.from_numpy(index))) for index in rows]
         assert self.sessions is not None
         user, position = self.inter_feat[self.uid_field].numpy(), self.inter_feat[POSITION].numpy()
         part = self.sessions.part[user]
@@ -429,7 +435,7 @@ class HistoryDataset(TableDataset):
     @property
     def train_positions(self) -> np.ndarray:
         """Positions in :attr:`flat` of the interactions of this split, first items included."""
-        return torch.cat([self.inter_feat[POSITION], self._firsts()]).numpy()
+        return self.histories.up_to(self.inter_feat[self.uid_field], self.inter_feat[POSITION])
 
     @property
     def train_counts(self) -> np.ndarray:

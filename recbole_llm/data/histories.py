@@ -149,6 +149,13 @@ class Histories:
         offsets = torch.from_numpy(self.offsets)
         return self._between(offsets[user], offsets[user + 1])
 
+    def up_to(self, user: torch.Tensor, position: torch.Tensor) -> np.ndarray:
+        """Every position from the start of some history of users (B,) to the positions (B,), ascending."""
+        edges = np.zeros(len(self) + 1, dtype=np.int64)
+        np.add.at(edges, self._starts_of(user, position).numpy(), 1)
+        np.add.at(edges, position.numpy() + 1, -1)
+        return np.flatnonzero(np.cumsum(edges[:-1]) > 0)
+
     def ends(self, user: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions after the last interaction of users (B,), and the lengths of the histories that end there."""
         end = torch.from_numpy(self.offsets)[user + 1]

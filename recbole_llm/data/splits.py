@@ -53,7 +53,9 @@ def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str
     evaluated = {phase: len(np.unique(parts[phase].inter_feat[train.uid_field].numpy())) for phase in wanted}
     last = "test" if "test" in wanted else "valid"
     longest = int(np.diff(train.offsets).max())
-    rule = ""
+    rule, split = "", f"eval_args.split={config['eval_args']['split']!r}"
+    if config["benchmark_filename"] is not None:
+        split = f"benchmark_filename={config['benchmark_filename']!r}"
     if "LS" in config["eval_args"]["split"] and config["benchmark_filename"] is None:
         rule = " (leave-one-out tests users of 3 interactions or more, and validates those of 4 or more)"
         if len(wanted) == 1:
@@ -62,7 +64,7 @@ def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str
         raise DataError(
             f"Nothing to evaluate: of {users:,} users of {train.dataset_name!r}, the longest with {longest} "
             f"interactions, none has a {'test' if last == 'test' else 'validation'} item{rule}. Use more data, looser "
-            f"filters, or another split than eval_args.split={config['eval_args']['split']!r}."
+            f"filters, or another split than {split}."
         )
     if config["protocol"] == "temporal_session" or config["benchmark_filename"] is not None:
         return []
@@ -82,7 +84,7 @@ def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str
 def _phases(config: Any) -> list[str]:
     """The phases that a split is asked to leave rows for."""
     if config["benchmark_filename"] is not None:
-        return ["valid", "test"]
+        return ["valid", "test"] if len(config["benchmark_filename"]) == 3 else ["test"]
     (kind, how), *_ = config["eval_args"]["split"].items()
     if kind == "temporal_session":
         return ["valid", "test"] if config["temporal_session_valid_ratio"] > 0 else ["test"]

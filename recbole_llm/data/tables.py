@@ -13,6 +13,7 @@ from recbole.utils.enum_type import FeatureSource, FeatureType
 from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm import distributed
+from recbole_llm.data import benchmark
 from recbole_llm.data.atomic import AtomicFormat, read_table, read_types
 from recbole_llm.data.download import download
 from recbole_llm.data.fields import check_columns, check_field_settings, check_suffixes, columns_of, source_name
@@ -44,7 +45,8 @@ class TableDataset(SequentialDataset):
     """
 
     inter_feat: Any  # a DataFrame while it is filtered, an Interaction of rows after `build`
-    newest_time: float
+    newest_time: float = 0.0
+    parts: np.ndarray | None = None  # of files split beforehand: which part each line belongs to
 
     def __init__(self, config: Any) -> None:
         self.source_files: list[Path] = []
@@ -55,6 +57,11 @@ class TableDataset(SequentialDataset):
             if not Path(dataset_path).exists():
                 self._download()
         super()._load_data(token, dataset_path)
+        if self.parts is not None:  # nothing else is filtered
+            self._filter_nan_user_or_item()
+
+    def _benchmark_presets(self) -> None:
+        """RecBole takes ready-made lists for granted; see :mod:`recbole_llm.data.benchmark`."""
 
     def _download(self) -> None:
         url = self._get_download_url("url", allow_none=True)
@@ -71,6 +78,13 @@ class TableDataset(SequentialDataset):
         return super()._load_user_or_item_feat(token, dataset_path, source, field_name)
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        if self.config["benchmark_filename"] is not None:
+            self.inter_feat, self.parts = benchmark.read(self, Path(dataset_path))
+            if self.config["smoke"]:
+                users = self.inter_feat[self.uid_field]
+                few = users.isin(pd.unique(users)[: int(self.config["smoke_users"])]).to_numpy()
+                self.inter_feat, self.parts = self.inter_feat[few].reset_index(drop=True), self.parts[few]
+            return
         if not (Path(dataset_path) / f"{token}.inter").is_file():
             found = sorted(path.name for path in Path(dataset_path).glob("*.inter"))
             raise DataError(
@@ -120,7 +134,9 @@ class TableDataset(SequentialDataset):
         """Parameters that name a field of a file, and the fields."""
         user, item = {"USER_ID_FIELD": self.uid_field}, {"ITEM_ID_FIELD": self.iid_field}
         needed = {FeatureSource.USER: user, FeatureSource.ITEM: item}
-        needed[FeatureSource.INTERACTION] = user | item | {"TIME_FIELD": self.time_field}
+        needed[FeatureSource.INTERACTION] = user | item
+        if self.config["benchmark_filename"] is None:  # those files are in order
+            needed[FeatureSource.INTERACTION] = user | item | {"TIME_FIELD": self.time_field}
         return needed.get(source, {})  # type: ignore[call-overload]
 
     def _load_additional_feat(self, token: str, dataset_path: str) -> None:
@@ -132,6 +148,12 @@ class TableDataset(SequentialDataset):
         kinds = [name.removesuffix("_feat") for name in self._build_feat_name_list()]
         check_field_settings(self.config, self.field2type, self.field2source, ids, kinds)
         super()._init_alias()
+
+    def _set_alias(self, alias_name: str, default_value: Sequence[str]) -> None:
+        list_field = f"{self.iid_field}{self.config['LIST_SUFFIX']}"
+        if alias_name == "item_id" and self.parts is not None and list_field in self.field2type:
+            default_value = [*default_value, list_field]  # ready-made lists hold items
+        super()._set_alias(alias_name, default_value)
 
     # ---- filtering, ids
 

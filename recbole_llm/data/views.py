@@ -76,6 +76,11 @@ class TrainRows:
                 kept = newest[user] - position < per_user
                 self._position, self._length = position[kept], self._length[kept]
             return
+        if dataset.histories.starts is not None:
+            raise DataError(
+                f"train_view={view!r} needs one sequence a user, but users of {dataset.dataset_name!r} have lists "
+                "that do not continue one another. Use train_view=prefix, or a model that has it."
+            )
         users, index = np.unique(dataset.inter_feat[dataset.uid_field].numpy(), return_inverse=True)
         first = dataset.offsets[users]
         last = np.zeros(len(users), dtype=np.int64)

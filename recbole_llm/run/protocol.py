@@ -28,6 +28,8 @@ def evaluation_text(config: Config) -> str:
     split = "leave-one-out" if kind == "LS" and how == "valid_and_test" else f"{kind}={how}"
     if kind == "temporal_session":
         split = _temporal_session(config)
+    if config["benchmark_filename"]:
+        split = f"split by the files {', '.join(config['benchmark_filename'])}"
     ranking = _ranking(arguments["mode"]["test"], config["mask_history"])
     if arguments["mode"]["valid"] != arguments["mode"]["test"]:
         ranking = f"test: {ranking}, validation: {_ranking(arguments['mode']['valid'], config['mask_history'])}"

@@ -501,8 +501,6 @@ def test_missing_files(atomic, make_dataset, tmp_path):
 
 
 def test_what_is_not_supported_is_refused(shop, make_dataset):
-    with pytest.raises(ConfigError, match="benchmark_filename=.*eval_args"):
-        make_dataset(benchmark_filename=["train", "valid", "test"])
     with pytest.raises(ConfigError, match="invalid value for time_order: 'exakt'"):
         make_dataset(time_order="exakt")
     with pytest.raises(DataError, match="prefixes per batch"):

@@ -1,0 +1,208 @@
+"""Datasets that were split beforehand: ``benchmark_filename``, with or without ready-made lists of items.
+
+A file with a field ``item_id_list`` has one example a line: what the user had, and the target. Other files have one
+interaction a line; those of a later file come after those of an earlier one, whatever their times. The whole history
+of an example is what all files say of its user up to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import Dataset
+from recbole.utils.enum_type import FeatureSource, FeatureType
+
+from recbole_llm.data.filters import parse_intervals
+from recbole_llm.data.times import stable_order
+from recbole_llm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from recbole_llm.data.dataset import HistoryDataset
+
+TRAIN, VALID, TEST = range(3)
+
+
+def parts_of(config: Any) -> dict[str, int]:
+    """Names in ``benchmark_filename`` -> the part that each file is.
+
+    Raises
+    ------
+    ConfigError
+        For other than two or three names, or a protocol that makes a split of its own.
+    """
+    names = config["benchmark_filename"]
+    if len(names) not in (2, 3) or len(set(names)) != len(names):
+        raise ConfigError(
+            f"benchmark_filename={names!r} must name the files of training, validation and test, such as "
+            "[train, valid, test], or of training and test."
+        )
+    if config["protocol"] == "temporal_session":
+        raise ConfigError("protocol=temporal_session makes a split of its own: leave out benchmark_filename.")
+    return dict(zip(names, (TRAIN, VALID, TEST) if len(names) == 3 else (TRAIN, TEST), strict=True))
+
+
+def read(dataset: Any, folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
+    """Interactions of all files, and the part that each belongs to, shape (lines,).
+
+    Raises
+    ------
+    DataError
+        For a file that is missing, or has other fields than the first, or a line without a user or an item.
+    """
+    frames, parts = [], []
+    for name, part in parts_of(dataset.config).items():
+        path = folder / f"{dataset.dataset_name}.{name}.inter"
+        if not path.is_file():
+            found = ", ".join(sorted(file.name for file in folder.glob("*.inter"))) or "no .inter file"
+            raise DataError(f"benchmark_filename names {name!r}, but there is no file {str(path)!r} (found: {found}).")
+        frame = dataset._load_feat(str(path), FeatureSource.INTERACTION)
+        if frames and set(frame) != set(frames[0]):
+            raise DataError(
+                f"{path} has the fields {', '.join(frame)}, but the first file has {', '.join(frames[0])}: all files "
+                "of benchmark_filename need the same ones."
+            )
+        for field in (dataset.uid_field, dataset.iid_field):
+            if frame[field].isna().any():
+                raise DataError(f"{path}: {int(frame[field].isna().sum())} lines have no {field}.")
+        frames.append(frame)
+        parts.append(np.full(len(frame), part))
+    columns = {field: _joined([frame[field] for frame in frames]) for field in frames[0]}
+    return pd.DataFrame(columns, copy=False), np.concatenate(parts)
+
+
+def _joined(columns: Sequence[pd.Series]) -> Any:
+    if columns[0].dtype == "category":
+        return pd.api.types.union_categoricals(columns)
+    return np.concatenate([column.to_numpy() for column in columns])
+
+
+def ignored_filters(config: Any) -> list[str]:
+    """Filters that are set and, as in RecBole, have no effect on files split beforehand."""
+    keys = [key for key in ("val_interval", "rm_dup_inter") if config[key]]
+    for key in ("user_inter_num_interval", "item_inter_num_interval"):
+        if any(low > 1 or high < np.inf for _, low, high, _ in parse_intervals(key, config[key]) or ()):
+            keys.append(key)
+    return keys
+
+
+def lay_out(dataset: "HistoryDataset", parts: np.ndarray) -> np.ndarray:
+    """Make the histories and rows of a dataset from the lines of its files; the part of each row, shape (rows,)."""
+    ignored = ignored_filters(dataset.config)
+    if ignored:
+        dataset._notice([f"{', '.join(ignored)}: files split beforehand (benchmark_filename) are not filtered."])
+    list_field = dataset.iid_field + dataset.config["LIST_SUFFIX"]
+    if list_field in dataset.inter_feat:
+        return _lay_out_lists(dataset, parts, list_field)
+    Dataset._change_feat_format(dataset)
+    dataset._aug_presets()
+    users = dataset.inter_feat[dataset.uid_field].numpy()
+    order = np.arange(len(users))
+    if dataset.time_field in dataset.inter_feat:
+        times = dataset._order_times()
+        order = stable_order(times)
+    order = order[stable_order(parts[order])]
+    order = order[stable_order(users[order])]
+    if dataset.time_field in dataset.inter_feat:
+        back = (np.diff(users[order]) == 0) & (np.diff(times[order]) < 0)
+        if back.any():
+            dataset._notice(
+                [
+                    f"For {len(np.unique(users[order][1:][back])):,} users an interaction of a later file of "
+                    f"benchmark_filename is older than one of an earlier file: the order of the files counts."
+                ]
+            )
+    columns = {field: values[torch.from_numpy(order)] for field, values in dataset.inter_feat.interaction.items()}
+    dataset._set_histories(columns)
+    depth = dataset.histories.depths
+    rows = np.flatnonzero(depth > 0)
+    dataset._set_rows(rows, depth[rows])
+    return parts[order][rows]
+
+
+def _lay_out_lists(dataset: "HistoryDataset", parts: np.ndarray, list_field: str) -> np.ndarray:
+    frame = dataset.inter_feat
+    users, targets = frame[dataset.uid_field].to_numpy(), frame[dataset.iid_field].to_numpy()
+    lists = frame[list_field].tolist()
+    if dataset.field2type[list_field] != FeatureType.TOKEN_SEQ:
+        raise DataError(f"{list_field!r} must be of type token_seq: '{list_field}:token_seq'.")
+    other = [field for field in frame if field not in (dataset.uid_field, dataset.iid_field, list_field)]
+    if other:
+        dataset._notice([f"Fields beside the ready-made lists of items play no part: {', '.join(other)}."])
+    for field in [*other, list_field]:
+        dataset._del_col(frame, field)
+    kept = np.array([len(part) > 0 for part in lists], dtype=bool)
+    if not kept.all():
+        dataset._notice([f"{int((~kept).sum()):,} lines have an empty {list_field} and are left out."])
+    lists = [part for part in lists if len(part)]
+    chained = chain(users[kept], lists, targets[kept], parts[kept])
+    Dataset._change_feat_format(dataset)
+    dataset._aug_presets()
+    ids = {dataset.uid_field: chained.users, dataset.iid_field: chained.items}
+    starts = torch.from_numpy(chained.starts)
+    dataset._set_histories({field: torch.from_numpy(values) for field, values in ids.items()}, starts)
+    if np.array_equal(chained.starts, dataset.offsets[chained.users]):
+        dataset.histories.starts = None  # one sequence a user, as in other datasets
+    dataset._set_rows(chained.position, chained.length)
+    return parts[kept]
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Examples of users joined into sequences.
+
+    Attributes
+    ----------
+    users, items, starts : numpy.ndarray of int64, shape (interactions,)
+        Sorted by user; ``starts`` says where the sequence of each interaction begins.
+    position, length : numpy.ndarray of int64, shape (examples,)
+        Where the target of each example stands, and how many items its list had.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    starts: np.ndarray
+    position: np.ndarray
+    length: np.ndarray
+
+
+def chain(users: np.ndarray, lists: Sequence[np.ndarray], targets: np.ndarray, parts: np.ndarray) -> Chained:
+    """Join examples of one user where one continues the other: its list ends like what is there already.
+
+    Parameters
+    ----------
+    users, targets, parts : numpy.ndarray of int, shape (examples,)
+    lists : sequence of numpy.ndarray of int
+        Items before each target, oldest first; not empty.
+
+    Examples
+    --------
+    >>> chained = chain(np.array([1, 1]), [np.array([5]), np.array([5, 6])], np.array([6, 7]), np.array([0, 1]))
+    >>> chained.items.tolist(), chained.position.tolist()
+    ([5, 6, 7], [1, 2])
+    """
+    length = np.array([len(part) for part in lists], dtype=np.int64)
+    position = np.zeros(len(lists), dtype=np.int64)
+    items: list[int] = []
+    owners: list[int] = []
+    starts: list[int] = []
+    user, start = None, 0
+    for row in np.lexsort((length, parts, users)).tolist():
+        history, target = lists[row].tolist(), int(targets[row])
+        if users[row] != user:
+            user, start = users[row], len(items)
+        size = len(history)
+        if items[start : start + size + 1] == [*history, target]:
+            position[row] = start + size  # a prefix of what is there
+            continue
+        if len(items) - start < size or items[len(items) - size :] != history:
+            start = len(items)
+            items += history
+        items.append(target)
+        position[row] = len(items) - 1
+        owners += [int(user)] * (len(items) - len(owners))
+        starts += [start] * (len(items) - len(starts))
+    return Chained(*(np.array(part, dtype=np.int64) for part in (owners, items, starts)), position, length)
