@@ -18,10 +18,11 @@ class LastItem(SequentialRecommender):
     """A user's own model: a bilinear score of the last item."""
 
     input_type = InputType.POINTWISE
+    defaults = {"width": 4}
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.table = torch.nn.Embedding(self.n_items, config["width"] or 4)
+        self.table = torch.nn.Embedding(self.n_items, config["width"])
 
     def _scores(self, interaction):
         last = self.gather_indexes(self.table(interaction[self.ITEM_SEQ]), interaction[self.ITEM_SEQ_LEN] - 1)

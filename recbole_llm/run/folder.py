@@ -134,7 +134,8 @@ def stamp_language_models(run_dir: Path, chosen: list[dict[str, Any]]) -> None:
         (run_dir / AUTO).write_text(json.dumps(chosen, indent=1), encoding="utf-8")
 
 
-def _other_language_models(run_dir: Path, config: Config) -> list[str]:
+def other_language_models(run_dir: Path, config: Config) -> list[str]:
+    """What ``auto`` stood for in a run and does not stand for now, in words."""
     file = run_dir / AUTO
     return changed_language_models(json.loads(file.read_text(encoding="utf-8")), config) if file.is_file() else []
 
@@ -228,7 +229,7 @@ def find_resumable(config: Config) -> Path | None:
                 f"{run_dir} was started with other settings ({', '.join(changed[:5])}). Resume it with its own: "
                 f"--resume={run_dir} and nothing else, or start a new run without --resume."
             )
-        if other_models := _other_language_models(run_dir, config):
+        if other_models := other_language_models(run_dir, config):
             raise CheckpointError(
                 f"{run_dir} was started with another language model: {', '.join(other_models)}. Make that one "
                 "available again, or start a new run."
@@ -241,7 +242,7 @@ def find_resumable(config: Config) -> Path | None:
             continue
         settings = settings_of(run_dir)
         if same_experiment(settings, config.merged):
-            other_models = _other_language_models(run_dir, config)
+            other_models = other_language_models(run_dir, config)
             if not other_models:
                 return run_dir
             other = other or f" {run_dir} is unfinished, but {', '.join(other_models)}."

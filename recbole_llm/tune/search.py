@@ -16,7 +16,7 @@ from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS, nearest
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.run.evaluate import evaluate_on_test
-from recbole_llm.run.folder import DATA_STAMP, run_lock, same_data, stamp_data, write_settings
+from recbole_llm.run.folder import DATA_STAMP, other_language_models, run_lock, same_data, stamp_data, write_settings
 from recbole_llm.run.identity import CIRCUMSTANCES, plain
 from recbole_llm.run.load import load_run
 from recbole_llm.run.logging import log_to_console, logging_into
@@ -316,6 +316,12 @@ def _same_data(study: Study, data: SharedData, base: Config) -> None:
             f"The files in {base['data_path']} changed since {study.folder} began, so its trials could not be "
             "compared. Restore them, or begin another study with --study=FOLDER."
         )
+    for run_dir in sorted((study.folder / "trials").glob("*")):
+        if changed := other_language_models(run_dir, base):
+            raise CheckpointError(
+                f"{study.folder} began with another language model: llm={changed[0]}. Name the model with "
+                "--llm=NAME, or begin another study with --study=FOLDER."
+            )
     stamp_data(study.folder, base, dataset)
 
 

@@ -317,7 +317,7 @@ def check_space(space: Sequence[Parameter], config: Config, typed: Mapping[str, 
                 f"--{key}=VALUE."
             )
         reason = config.no_effect(key)
-        if reason and config.model_keys:  # a class of the user's own may read what no file lists
+        if reason and not config["allow_unknown_keys"]:
             raise ConfigError(f"{where}: {reason}")
         if key in typed:
             raise ConfigError(f"{where}: {key} is searched, but {key}={typed[key]!r} is given as well; drop one.")

@@ -97,6 +97,8 @@ def test_a_list_as_option_reaches_the_model_as_a_list(shop, tiny):
     seen = []
 
     class Tower(LastItem):
+        defaults = {**LastItem.defaults, "mlp_hidden_size": [8]}
+
         def __init__(self, config, dataset):
             super().__init__(config, dataset)
             seen.append(config["mlp_hidden_size"])

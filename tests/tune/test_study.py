@@ -452,6 +452,20 @@ def test_a_folder_holds_one_study(settings, shop):
         resume_study("saved/mine")
 
 
+def test_a_study_keeps_to_the_language_model_that_auto_stood_for(tiny, shop, monkeypatch):
+    settings = {key: value for key, value in tiny.items() if key != "epochs"}
+    space = {"choice": {"decay": ["none", "harmonic"]}}
+    monkeypatch.setattr("recbole_llm.run.identity._resolved", lambda spec, causal, weights: now)
+    result = tune("LLMSeqSim", "shop", params_dict=space, config_dict=settings)
+    report = json.loads((Path(result["run_dir"]) / "results.json").read_text(encoding="utf-8"))
+    (entry,) = report["auto"]
+    now = SimpleNamespace(name=entry["name"], revision=entry["revision"])
+    assert table(tune("LLMSeqSim", "shop", params_dict=space, config_dict=settings)) == table(result)
+    now = SimpleNamespace(name="another", revision="1")
+    with pytest.raises(CheckpointError, match="began with another language model: llm=auto was .* is another now"):
+        tune("LLMSeqSim", "shop", params_dict=space, config_dict=settings)
+
+
 def test_a_damaged_journal_is_named(settings):
     study_dir = tune("SASRec", "shop", params_dict=SPACE, config_dict={**settings, "epochs": 0})["study_dir"]
     lines, file = journal_of(study_dir)
