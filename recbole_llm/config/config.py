@@ -27,7 +27,9 @@ from recbole_llm.config.registry import (
     reference_of,
     require_sequential,
 )
+from recbole_llm.config.schema.general import Training
 from recbole_llm.config.schema.models import MODELS
+from recbole_llm.config.schema.recbole import Optimisation
 from recbole_llm.config.values import SECRETS, ParameterLoader
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.metrics import is_smaller_better
@@ -236,12 +238,13 @@ class Config(RecBoleConfig):
 
     def summary(self) -> str:
         """What this run departs from the defaults in, and the parameters of its model and training, in a few lines."""
-        hidden = SECRETS | {"model", "dataset", "smoke_settings"}
+        hidden = SECRETS | {"model", "dataset", "smoke_settings", "show_progress"}
         defaults = self.internal_config_dict
         sources = {**self.external_config_dict, **(defaults["smoke_settings"] if self.merged["smoke"] else {})}
         given = [key for key, value in self.merged.items() if key in sources and value != defaults.get(key)]
         model = [key for key in self.merged if key in self.model_keys and key not in given]
-        training = [key for key in self.parameters["Training"] if key not in given and key not in model]
+        training = [*Optimisation.types(), *Training.types()]
+        training = [key for key in training if key in self.merged and key not in given and key not in model]
         lines = []
         for title, keys in (("Changed", given), ("Model", model), ("Training", training)):
             values = [

@@ -5,12 +5,8 @@ from typing import Any
 
 import torch
 
-from recbole_llm.config.values import choice
-from recbole_llm.errors import ConfigError
 from recbole_llm.layer.precision import autocast_dtype
-from recbole_llm.trainer.schedule import SCHEDULES, learning_rate_factor
-
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+from recbole_llm.trainer.schedule import learning_rate_factor
 
 
 @dataclass(frozen=True)
@@ -61,13 +57,7 @@ class Stage:
 
     @classmethod
     def of(cls, config: Any, model: Any, number: int) -> "Stage":
-        """Read the settings of a model's stage.
-
-        Raises
-        ------
-        ConfigError
-            For a value that is not allowed.
-        """
+        """Read the settings of a model's stage."""
         name = model.training_stages[number]
         own = model.stage_config(name)
         settings = config if own is None else own
@@ -76,14 +66,10 @@ class Stage:
             value = config[f"{name}_{key}"]
             return settings[key] if value is None else value
 
-        accumulate = int(settings["accumulate_grad_batches"])
-        if accumulate < 1:
-            raise ConfigError(f"accumulate_grad_batches={accumulate!r} must be at least 1.")
         clip = settings["clip_grad_norm"]
         if isinstance(clip, (int, float)) and not isinstance(clip, bool):
             clip = {"max_norm": clip}
         epochs = int(of_stage("epochs"))
-        warmup = settings["warmup_updates"]
         return cls(
             number=number,
             name=name,
@@ -96,15 +82,15 @@ class Stage:
             stopping_step=int(settings["stopping_step"]),
             valid_metric=settings["valid_metric"].lower(),
             valid_metric_bigger=bool(settings["valid_metric_bigger"]),
-            learner=str(choice({"learner": str(settings["learner"]).lower()}, "learner", LEARNERS)),
+            learner=settings["learner"].lower(),
             weight_decay=settings["weight_decay"],
-            decay_groups=str(choice(settings, "decay_groups", ["all", "no_bias_norm"])),
+            decay_groups=settings["decay_groups"],
             adam_eps=settings["adam_eps"],
-            accumulate=accumulate,
+            accumulate=settings["accumulate_grad_batches"],
             clip_grad_norm=clip or None,
             amp_dtype=autocast_dtype(settings["amp"], settings["enable_amp"], settings["device"]),
-            lr_schedule=str(choice(settings, "lr_schedule", SCHEDULES)),
-            warmup_updates=None if warmup is None else int(warmup),
+            lr_schedule=settings["lr_schedule"],
+            warmup_updates=settings["warmup_updates"],
             warmup_ratio=settings["warmup_ratio"],
         )
 
@@ -112,9 +98,11 @@ class Stage:
         """Optimizer steps of the whole stage, with so many batches to an epoch."""
         return -(-batches // self.accumulate) * self.epochs
 
+    def warmup_of(self, total_updates: int) -> int:
+        """Optimizer steps of the warm-up."""
+        return int(self.warmup_ratio * total_updates) if self.warmup_updates is None else self.warmup_updates
+
     def learning_rate_at(self, update: int, total_updates: int) -> float:
         """Learning rate of an optimizer step, counted from 0."""
-        warmup = self.warmup_updates
-        if warmup is None:
-            warmup = int(self.warmup_ratio * total_updates)
+        warmup = self.warmup_of(total_updates)
         return self.learning_rate * learning_rate_factor(update, self.lr_schedule, warmup, total_updates)

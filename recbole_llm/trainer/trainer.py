@@ -238,7 +238,14 @@ class RunTrainer(Trainer):
         self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool, callback_fn: Any
     ) -> None:
         train_data, stage = self._stage_loader(train_data, show_progress), self.stage
-        self._total_updates = stage.total_updates(len(train_data))
+        self._total_updates = total = stage.total_updates(len(train_data))
+        if stage.epochs and (warmup := stage.warmup_of(total)) >= total:
+            text = (
+                f"The warm-up of {warmup:,} updates (warmup_updates, warmup_ratio) is as long as the training of "
+                f"{total:,} or longer: the learning rate is reached at its end, if at all."
+            )
+            self.logger.warning(text)
+            self.config.notices.append(text)
         if stage.epochs == 0 and len(self.model.choices) > 1:
             with self.meter.phase("valid"):
                 self._choose(valid_data, show_progress)

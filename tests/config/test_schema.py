@@ -17,7 +17,7 @@ from recbole_llm.config.registry import (
 )
 from recbole_llm.config.schema import Comparison, general_sections, is_text, sections_of, types_of, value_problem
 from recbole_llm.config.schema.models import MODELS
-from recbole_llm.config.schema.recbole import LEARNERS, METRICS, STOCK_MODELS
+from recbole_llm.config.schema.recbole import METRICS, STOCK_MODELS
 from recbole_llm.config.types import is_optional
 
 SHARED = (
@@ -153,13 +153,13 @@ def test_choices_are_those_of_the_code():
     from recbole_llm.prompt.item_index import SCHEMES
     from recbole_llm.text.pooling import POOLINGS
     from recbole_llm.text.reduction import REDUCTIONS
-    from recbole_llm.trainer.stage import LEARNERS as OF_THE_TRAINER
+    from recbole_llm.trainer.schedule import SCHEDULES
 
     assert set(METRICS) == set(available_metrics())
-    assert set(LEARNERS) == set(OF_THE_TRAINER)
     for model, key, options in (
         (None, "control", CONTROLS),
         (None, "windows", WINDOWS),
+        (None, "lr_schedule", SCHEDULES),
         (None, "train_view", VIEWS),
         (None, "llm_dtype", DTYPES),
         ("LLM2SASRec", "loss", LOSSES),

@@ -78,11 +78,20 @@ def test_the_learning_rate_follows_warm_up_and_decay(settings):
 
 def test_warm_up_as_a_number_of_updates(settings):
     config, model, train, valid, _ = prepare(
-        settings, lr_schedule="linear", warmup_updates=1, warmup_ratio=0.5, learning_rate=0.01, train_batch_size=1024
+        settings, lr_schedule="linear", warmup_updates=1, learning_rate=0.01, train_batch_size=1024
     )
     trainer = RunTrainer(config, model)
     trainer.fit(train, valid, saved=False)
     assert [row["learning_rate"] for row in trainer.curve] == pytest.approx([0.01, 0.01])
+    assert config.notices == []
+
+
+def test_a_warm_up_as_long_as_the_training_is_said(settings):
+    """On d0eece4 the learning rate just never arrived."""
+    config, model, train, valid, _ = prepare(settings, warmup_updates=100, train_batch_size=1024)
+    RunTrainer(config, model).fit(train, valid, saved=False)
+    (notice,) = config.notices
+    assert "warm-up of 100 updates" in notice and "the training of 2 or longer" in notice
 
 
 def test_validation_inside_an_epoch(settings):
