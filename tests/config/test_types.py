@@ -5,7 +5,7 @@ import math
 from typing import Annotated, Literal, TypedDict
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_llm.config import types
@@ -26,6 +26,7 @@ from recbole_llm.config.types import (
     shown,
 )
 from recbole_llm.config.values import nearest
+from tests.properties import examples
 
 
 class Pair(TypedDict, total=False):
@@ -115,14 +116,14 @@ KINDS = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(ANYTHING, st.sampled_from(KINDS))
 def test_any_value_passes_or_is_refused_in_one_line(value, kind):
     text = problem(value, kind, "key")
     assert text is None or (text.startswith(("invalid ", "unknown key")) and len(text) < 450)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.floats(), st.floats(allow_nan=False, allow_infinity=False))
 def test_bounds_at_their_borders(value, limit):
     closed = problem(value, Annotated[float, Bounds(ge=limit)], "key") is None

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_llm.cli import main
@@ -15,6 +15,7 @@ from recbole_llm.config.registry import known_models, model_file, own_models, pr
 from recbole_llm.config.schema import types_of
 from recbole_llm.config.values import load_yaml, parse_value
 from recbole_llm.errors import ConfigError, RecBoleLLMError
+from tests.properties import examples
 
 
 def nested(depth):
@@ -398,13 +399,13 @@ def test_anchors_and_merges_that_end_are_read(tmp_path):
     assert load_yaml(file) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": [{"x": 1, "y": 2}] * 2}
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.text(max_size=60))
 def test_any_text_on_the_command_line_is_a_value(text):
     parse_value(text)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.binary(max_size=60))
 def test_any_file_is_settings_or_an_error_in_one_line(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "any.yaml"

@@ -1,11 +1,12 @@
 import pytest
 from convert_helpers import write
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from recbole_llm.convert import check
 from recbole_llm.convert.command import check_main, convert_main
 from recbole_llm.errors import DataError, RecBoleLLMError
+from tests.properties import examples
 
 
 def dataset(tmp_path, inter, item=None, name="set"):
@@ -138,7 +139,7 @@ def counts_of_a_run(folder, **settings):
     return data.user_num - 1, data.item_num - 1, len(data.inter_feat)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(st.sampled_from(LINES + LEFT_OUT), max_size=12),
     ended=st.booleans(),

@@ -6,12 +6,13 @@ import json
 
 import pytest
 from convert_helpers import read_rows, write
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 import recbole_llm.convert.records as records
 from recbole_llm.convert import convert
 from recbole_llm.errors import DataError
+from tests.properties import examples
 
 COLUMNS = {"user_col": "u", "item_col": "i", "time_col": "t"}
 # Different texts that are one number, or that 64 bits or a float cannot tell apart.
@@ -137,7 +138,7 @@ printable = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) 
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=st.lists(st.tuples(printable, printable), min_size=1, max_size=8))
 @example(raw=[(text, text) for text in LOOK_ALIKES])
 @example(raw=[(" ", "_"), ("_", " "), ('"', '""'), ("é", "e\u0301"), ("🂡", "\u4e00")])

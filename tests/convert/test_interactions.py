@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 import pytest
 from convert_helpers import write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import recbole_llm.convert.conversion as conversion
@@ -22,6 +22,7 @@ from recbole_llm.convert import convert
 from recbole_llm.convert.interactions import Filters, Interactions
 from recbole_llm.errors import ConfigError, DataError
 from tests.killing import kill_at_random, needs_fork, seconds_of
+from tests.properties import examples
 
 NUMBERS = st.integers(0, 6)
 ROWS = st.lists(st.tuples(NUMBERS, NUMBERS, st.integers(-3, 3), st.integers(0, 1), st.integers(1, 5)), max_size=60)
@@ -52,7 +53,7 @@ def by_hand(rows, filters, titled):
     return [row[0] for row in (sorted(kept, key=time) if filters.order == "time" else kept)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     rows=ROWS,
     rating=st.sampled_from([None, 2, 4.0]),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from recbole_llm.data import atomic
@@ -13,9 +13,10 @@ from recbole_llm.data.lines import read_lines
 from recbole_llm.data.times import parse_number
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.text.item_text import load_item_text
+from tests.properties import examples
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # What an id may be: anything but the separators, and not only spaces.
 text = st.text(st.characters(exclude_characters="\t\n", exclude_categories=["Cs"]), max_size=8)
 ids = st.one_of(

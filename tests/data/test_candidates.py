@@ -3,12 +3,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_llm.data.candidates import CandidateSampler, PrefixNegatives, UnseenNegatives
 from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import DataError
+from tests.properties import examples
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_a_small_catalogue_gives_fewer_negatives(dataset):
         assert set(kept) <= expected and len(set(kept)) == len(kept) >= len(expected) - 2
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(2, 60), st.integers(1, 59), st.integers(0, 2**31))
 def test_unseen_negatives_are_distinct_and_as_many_as_there_are(n_items, wanted, seed):
     draw = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from recbole.data.dataloader import NegSampleEvalDataLoader
 
@@ -10,6 +10,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import FullSortLoader, prepare_data
 from recbole_llm.errors import DataError
 from recbole_llm.run.protocol import protocol_text
+from tests.properties import examples
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ def test_the_protocol_says_what_each_phase_ranks(shop, make_config, mode, masked
     assert label in protocol_text(make_config(eval_args={"mode": mode}, mask_history=masked))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(2, 12), st.integers(0, 2**31), st.booleans())
 def test_distinct_draws_up_to_the_last_item(n_items, seed, popular):
     generator = torch.Generator().manual_seed(seed)

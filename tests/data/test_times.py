@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_llm.data.times import examine_times, history_order
+from tests.properties import examples
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 SECONDS = 1_300_000_000
@@ -61,13 +62,13 @@ def test_units_that_are_mixed(odd, others, below):
     st.sampled_from([1, 1000, 10**6, 10**9]),
     st.lists(st.integers(315_532_800, 4_102_444_800), min_size=1, max_size=20),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_dates_of_one_unit_are_not_mixed(unit, seconds):
     assert not examine([1] * len(seconds), [second * unit for second in seconds]).mixed
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=12))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_small_numbers_are_ranks_or_days_and_ties_are_exact(pairs):
     report = examine([user for user, _ in pairs], [time for _, time in pairs])
     assert not report.mixed

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
@@ -18,6 +17,7 @@ from recbole_llm.quick_start import run
 from recbole_llm.recommend import Recommender
 from recbole_llm.run.load import Run
 from recbole_llm.trainer.trainer import RunTrainer
+from tests.properties import examples
 from tests.worlds import WORDS, write_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,7 +157,7 @@ def test_recommending_to_a_long_history_excludes_all_of_it(folder):
 
 
 @given(st.lists(st.sets(st.integers(1, 9), max_size=9), max_size=6))
-@hypothesis_settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_table_holds_each_row_s_items(rows):
     pairs = [(number, item) for number, items in enumerate(rows) for item in sorted(items)]
     row, item = (torch.tensor([pair[i] for pair in pairs], dtype=torch.long) for i in (0, 1))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_llm.prompt.item_names import (
@@ -15,6 +15,7 @@ from recbole_llm.prompt.item_names import (
     map_set,
     normalised,
 )
+from tests.properties import examples
 
 TITLES = ["", "red", "green", "blue", "pink", "twin", "twin", "", "grey"]
 NAMES = ItemNames(TITLES, np.array([0, 5, 1, 1, 1, 2, 3, 9, 0]))
@@ -112,7 +113,7 @@ def test_case_and_articles_do_not_make_another_name(written, title):
     assert names.as_in_catalogue(written) == title
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=8))
 def test_every_title_names_itself(titles):
     names = ItemNames(["", *titles], np.zeros(len(titles) + 1))

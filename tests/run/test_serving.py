@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from recbole_llm.cli import main
@@ -17,6 +17,7 @@ from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, DataError
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.recommend import Recommender
+from tests.properties import examples
 
 USERS, ITEMS, LENGTH = 12, 15, 8
 
@@ -91,7 +92,7 @@ def test_rows_in_another_order_and_place_change_nothing(model, shop, tiny, isola
             assert_same(lists(run_dir, history=history), before)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_places_find_every_interaction_again(data):
     """The ids that any order of rows gives, with new rows among them, lead back to the histories of the run."""

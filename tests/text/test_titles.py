@@ -1,11 +1,12 @@
 """Titles as people write them: an article behind a comma moves to the front, and nothing else changes."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_llm.text.item_text import load_item_text
 from recbole_llm.text.titles import ARTICLES, fronted_article, without_article
+from tests.properties import examples
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_any_case_and_no_article():
     assert without_article("theatre") == "theatre"
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="(),"), min_size=1), st.sampled_from(sorted(ARTICLES)))
 def test_every_article_comes_back_from_behind_the_comma(title, article):
     title = " ".join(title.split()) or "x"

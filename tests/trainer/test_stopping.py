@@ -1,9 +1,9 @@
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from recbole_llm.trainer.stopping import EarlyStopping
+from tests.properties import examples
 
 
 def trained(scores, patience, bigger=True):
@@ -39,7 +39,7 @@ def test_patience_zero_stops_at_the_first_miss():
 
 
 @given(st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30), st.integers(0, 6), st.booleans())
-@hypothesis_settings(deadline=None, max_examples=200)
+@examples(200)
 def test_the_best_is_the_first_of_the_best_seen(scores, patience, bigger):
     early, seen = trained(scores, patience, bigger)
     best = (max if bigger else min)(scores[:seen])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from recbole.config import Config as RecBoleConfig
 
@@ -13,6 +13,7 @@ from recbole_llm.config.registry import own_models, property_file, props_dir, st
 from recbole_llm.errors import ConfigError
 from recbole_llm.tune import tune
 from recbole_llm.tune.space import check_space, find_space, read_lines, read_space, space_from_dict
+from tests.properties import examples
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -118,7 +119,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(VALUES, min_size=1, max_size=5, unique_by=repr))
 def test_any_option_is_what_recbole_makes_of_it(values):
     wanted = as_recbole_reads("choice", repr(values))
@@ -130,7 +131,7 @@ def test_any_option_is_what_recbole_makes_of_it(values):
     assert list(map(repr, again.options)) == list(map(repr, wanted))
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     kind=st.sampled_from(["uniform", "loguniform", "quniform", "qloguniform"]),
     low=st.integers(-40, 20),
