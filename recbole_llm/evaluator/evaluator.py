@@ -1,7 +1,8 @@
 """Evaluation of a model on a split: its scores of every row, ranked with and without the history mask."""
 
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,19 @@ class Evaluator:
             data, lambda batch: scorer(batch[0].to(self.device)), self._list_length, "Evaluate   ", show_progress
         )
         return self._evaluation(collected, data.dataset)
+
+    def evaluate_members(
+        self, members: Sequence[Any], data: FullSortEvalDataLoader, show_progress: bool = False
+    ) -> list[dict[str, Any]]:
+        """Metrics of the models that a hybrid is made of, and the seconds that each took."""
+        results = []
+        for member in members:
+            start = time.perf_counter()
+            found = self.evaluate_scores(member.full_sort_predict, data, show_progress)
+            seconds = round(time.perf_counter() - start, 3)
+            figures = {"test_masked": found.masked, "test_unmasked": found.unmasked, "test_seconds": seconds}
+            results.append({"member": member.label, **figures})
+        return results
 
     @torch.no_grad()
     def evaluate_choices(self, model: Any, data: FullSortEvalDataLoader, show_progress: bool = False) -> list[Metrics]:

@@ -25,10 +25,10 @@ from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator, progress
 from recbole_llm.evaluator.ranks import MANY_TIES
 from recbole_llm.model.base import Reranker
-from recbole_llm.trainer import checkpoint
+from recbole_llm.trainer import checkpoint, state
 from recbole_llm.trainer.accumulation import GradientMean, LossMean, mean_of
 from recbole_llm.trainer.meter import Meter
-from recbole_llm.trainer.schedule import parameter_groups
+from recbole_llm.trainer.optimizer import build_optimizer
 from recbole_llm.trainer.stage import Stage
 from recbole_llm.trainer.stopping import EarlyStopping
 from recbole_llm.trainer.trackers import Trackers
@@ -146,37 +146,23 @@ class RunTrainer(Trainer):
             if self.gpu_available:
                 torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.start_epoch, self.start_batch, self.updates = 0, 0, 0
-        self._start_sums: list[float] = []
+        self.start_sums: list[float] = []
         self._stopped = False
         self.early_stopping = EarlyStopping(self.stage.stopping_step, self.stage.valid_metric_bigger)
         self.optimizer = self._build_optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.stage.amp_dtype is torch.float16)
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        stage = self.stage
-        groups = parameter_groups(self.model, stage.decay_groups, stage.weight_decay)
-        half = [p for group in groups for p in group["params"] if p.dtype in (torch.float16, torch.bfloat16)]
-        if half:
-            raise ConfigError(
-                f"{self.config['model']} trains {sum(p.numel() for p in half):,} weights of type {half[0].dtype}, in "
-                "which most updates are lost. Keep them in float32 (llm_dtype); amp=bf16 computes in 16 bits."
+        optimizer = build_optimizer(self.model, self.stage)
+        if optimizer is not None:
+            return optimizer
+        if self.stage.epochs > 0:
+            where = f" in stage {self.stage.name!r}" if len(self.stages) > 1 else ""
+            self.config.notices.append(
+                f"{self.config['model']} has nothing to train{where}: epochs={self.stage.epochs} has no effect."
             )
-        if not any(group["params"] for group in groups):
-            if stage.epochs > 0:
-                where = f" in stage {stage.name!r}" if len(self.stages) > 1 else ""
-                self.config.notices.append(
-                    f"{self.config['model']} has nothing to train{where}: epochs={stage.epochs} has no effect."
-                )
-                self.stage = replace(stage, epochs=0, eval_step=0)
-            groups = [{"params": [torch.zeros(0, requires_grad=True)]}]
-        if stage.learner in ("adam", "adamw"):
-            kind = torch.optim.Adam if stage.learner == "adam" else torch.optim.AdamW
-            return kind(groups, lr=stage.learning_rate, eps=stage.adam_eps, fused=True)
-        for group in groups if stage.learner == "sparse_adam" else []:
-            group.pop("weight_decay")
-        # RecBole reads them from the trainer.
-        self.learner, self.learning_rate, self.weight_decay = stage.learner, stage.learning_rate, stage.weight_decay
-        return super()._build_optimizer(params=groups, **kwargs)
+            self.stage = replace(self.stage, epochs=0, eval_step=0)
+        return torch.optim.SGD([torch.zeros(0, requires_grad=True)], lr=self.stage.learning_rate)
 
     # ---- training
 
@@ -381,8 +367,8 @@ class RunTrainer(Trainer):
         train_data.set_epoch(epoch_idx + 1_000_000 * self.stage.number, self.start_batch)
         batches, accumulate = len(train_data), self.stage.accumulate
         bar = progress(train_data, f"Train {epoch_idx:>5}", show_progress, self.start_batch)
-        mean = LossMean(self.device, self._start_sums)
-        first, self.start_batch, self._start_sums = self.start_batch, 0, []
+        mean = LossMean(self.device, self.start_sums)
+        first, self.start_batch, self.start_sums = self.start_batch, 0, []
         gradients: GradientMean | None = None
         for number, interaction in enumerate(bar, start=first):
             if gradients is None:
@@ -475,19 +461,7 @@ class RunTrainer(Trainer):
 
     def evaluate_members(self, eval_data: Any, show_progress: bool = False) -> list[dict[str, Any]]:
         """Results of the models that a hybrid is made of, on the same data, and the seconds each took."""
-        results = []
-        for member in self.model.members:
-            start = time.perf_counter()
-            found = self.evaluator.evaluate_scores(member.full_sort_predict, eval_data, show_progress)
-            results.append(
-                {
-                    "member": member.label,
-                    "test_masked": found.masked,
-                    "test_unmasked": found.unmasked,
-                    "test_seconds": round(time.perf_counter() - start, 3),
-                }
-            )
-        return results
+        return self.evaluator.evaluate_members(self.model.members, eval_data, show_progress)
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, OrderedDict[str, float]]:
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress) or OrderedDict()
@@ -527,23 +501,7 @@ class RunTrainer(Trainer):
     def _save_training_state(self, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
         if self.run_dir is None or not (self._saved and self.config["save_state"]):
             return
-        early = self.early_stopping
-        values = {
-            "stage": self.stage.number,
-            "next_epoch": next_epoch,
-            "next_batch": next_batch,
-            "loss_sums": list(sums),
-            "updates": self.updates,
-            "misses": early.misses,
-            "best_valid_score": early.score,
-            "best_valid_result": early.result,
-            "best_epoch": early.epoch,
-            "stage_results": self.stage_results,
-            "curve": self.curve,
-            "seconds": self.meter.seconds,
-            "peak_memory_mb": self.meter.peak_memory_mb,
-            "scaler": self.scaler.state_dict(),
-        }
+        values = state.values_of(self, next_epoch, next_batch, sums)
         random_states = distributed.gather(checkpoint.random_state(self.device))
         if self.world.is_main:
             checkpoint.save_state(self.run_dir / checkpoint.STATE, self.model, self.optimizer, values, random_states)
@@ -557,27 +515,18 @@ class RunTrainer(Trainer):
         if folder is None:
             return False
         self._save_to_files(True)
-        state = distributed.from_main(lambda: checkpoint.read_whole_state(folder))
-        for number in range(1, state.values["stage"] + 1):
+        saved = distributed.from_main(lambda: checkpoint.read_whole_state(folder))
+        for number in range(1, saved.values["stage"] + 1):
             self._start_stage(number)
-        values = checkpoint.load_state(state, self.model, self.optimizer, self.world.rank, self.device)
-        if len(state.random) != self.world.size:
+        values = checkpoint.load_state(saved, self.model, self.optimizer, self.world.rank, self.device)
+        if len(saved.random) != self.world.size:
             self.logger.warning(
-                f"{run_dir} was trained with {len(state.random)} process(es) so far and goes on with "
+                f"{run_dir} was trained with {len(saved.random)} process(es) so far and goes on with "
                 f"{self.world.size}: batches are the same, but dropout and negatives are not those of an "
                 "uninterrupted run."
             )
-        early = self.early_stopping
-        early.score, early.epoch, early.misses = values["best_valid_score"], values["best_epoch"], values["misses"]
-        if values["best_valid_result"] is not None:
-            early.result = OrderedDict(values["best_valid_result"])
-        self.start_epoch = self.stage.epochs if early.stopped else values["next_epoch"]
-        self.start_batch, self._start_sums = values["next_batch"], values["loss_sums"]
-        self.updates = values["updates"]
+        state.restore(self, values)
         self._validated = self.updates if self.start_batch else -1
-        self.stage_results, self.curve = values["stage_results"], values["curve"]
-        self.meter.seconds, self.meter.peak_memory_mb = values["seconds"], values["peak_memory_mb"]
-        self.scaler.load_state_dict(values["scaler"])
         self.logger.info(
             f"Resuming {self.run_dir}: stage {self.stage.name!r}, epoch {values['next_epoch']} comes next"
             + (f", from batch {self.start_batch} on." if self.start_batch else ".")
