@@ -22,8 +22,8 @@ MODELS = {
     "BERT4Rec": {**SMALL, **NO_DROPOUT, "mask_ratio": 1.0},
     "LRURec": {"hidden_size": 8, "state_size": 8, "inner_size": 8, "n_layers": 1, "dropout": 0.0},
     "LLM2SASRec": {**SMALL, **NO_DROPOUT, "llm_init": False},
-    "P5": {  # one template for all rows, where each would draw its own
-        **{"llm": "tiny-random-t5", "dropout": 0.0, "test_template": 0},
+    "LightLM": {  # one template for all rows, where each would draw its own
+        **{"llm": "tiny-random-t5", "dropout": 0.0, "test_template": 0, "loss_reduction": "token"},
         **{"templates": ["{user} took {history}. What comes next?"], "separators": [", "]},
     },
 }
