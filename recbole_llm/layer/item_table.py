@@ -1,7 +1,6 @@
 """Item vectors that a sequential model reads and scores with: random ids, or what a language model makes of texts."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,33 +10,14 @@ from torch import nn
 from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.text.item_text import item_text_of
-from recbole_llm.text.item_vectors import item_vectors_of
+from recbole_llm.text.item_vectors import ItemVectors, item_vectors_of
 from recbole_llm.text.reduction import REDUCTIONS, Transform, fit_reduction, fit_whitening, normalize_rows
 
 # The encoders of arXiv 2402.01339 are paid services (ada-002, gecko@002); this one can be run anywhere.
 STAND_IN_LLM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-@dataclass(frozen=True)
-class TextVectors:
-    """Reduced vectors of the catalogue's texts.
-
-    Attributes
-    ----------
-    vectors : torch.FloatTensor, shape (n_items, d)
-        Row 0, padding, is zero.
-    provenance : dict
-        What a result must say about language model, texts and vectors.
-    encode : callable
-        Other texts through the same language model and the same fitted reduction: list of n str -> FloatTensor (n, d).
-    """
-
-    vectors: torch.Tensor
-    provenance: dict[str, Any]
-    encode: Callable[[Sequence[str]], torch.Tensor]
-
-
-def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVectors:
+def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> ItemVectors:
     """Encode the item texts, then reduce, whiten and normalise as the configuration says.
 
     Parameters
@@ -73,37 +53,19 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> TextVect
         seed=int(config["seed"]),
     )
     steps: list[Transform] = [reduce]
-    vectors = reduce(found.vectors[1:])
     if config["whiten"]:
-        steps.append(fit_whitening(vectors, fit_rows))
-        vectors = steps[-1](vectors)
+        steps.append(fit_whitening(reduce(found.vectors[1:]), fit_rows))
     if config["normalize"]:
         steps.append(normalize_rows)
-        vectors = normalize_rows(vectors)
-
-    def encode(texts: Sequence[str]) -> torch.Tensor:
-        others: np.ndarray = found.encode(texts)
-        for step in steps:
-            others = step(others)
-        return torch.from_numpy(others).float()
-
-    table = torch.from_numpy(np.concatenate([np.zeros((1, vectors.shape[1])), vectors])).float()
-    return TextVectors(
-        table,
-        {
-            **found.provenance,
-            "items_not_in_training": None if counts is None else int((counts[1:] == 0).sum()),
-            "item_vectors": {
-                **found.provenance["item_vectors"],
-                "dim_reduction": method,
-                "reduced_dim": vectors.shape[1],
-                "reduction_fit": fit,
-                "whitened": bool(config["whiten"]),
-                "normalized": bool(config["normalize"]),
-            },
-        },
-        encode,
-    )
+    about = {
+        "dim_reduction": method,
+        "reduction_fit": fit,
+        "whitened": bool(config["whiten"]),
+        "normalized": bool(config["normalize"]),
+    }
+    reduced = found.transformed(steps, about)
+    unseen = None if counts is None else int((counts[1:] == 0).sum())
+    return replace(reduced, provenance={**reduced.provenance, "items_not_in_training": unseen})
 
 
 def item_classes(dataset: Any, config: Any) -> list[str]:

@@ -18,9 +18,10 @@ from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.layer.item_loss import ItemLoss
-from recbole_llm.layer.item_table import TextVectors, TiedItemTable, text_vectors
+from recbole_llm.layer.item_table import TiedItemTable, text_vectors
 from recbole_llm.layer.packing import Packing
 from recbole_llm.model.base import LLMRecommender
+from recbole_llm.text.item_vectors import ItemVectors
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
@@ -89,7 +90,7 @@ class LLM2Sequential(LLMRecommender):
         self.output_bias = nn.Parameter(torch.zeros(self.n_items)) if biased else None
         self.initialise(config)
 
-        self.text: TextVectors | None = None
+        self.text: ItemVectors | None = None
         self._eval_table: torch.Tensor | None = None
         # After every draw of the network's weights, which are then the same with and without the text.
         if choice(config, "llm_init", [True, False]):
@@ -108,7 +109,7 @@ class LLM2Sequential(LLMRecommender):
                 "text."
             )
         self.item_embedding.start_from(
-            text.vectors,
+            torch.from_numpy(text.vectors),
             adaptor,
             freeze=bool(config["freeze_item_embedding"]),
             residual_id=bool(config["residual_id"]),
@@ -228,7 +229,7 @@ class LLM2Sequential(LLMRecommender):
         """Grow the catalogue by items known by their texts, each with the vector that it would have started from."""
         if self.text is None:
             raise ConfigError("llm_init=False: this model knows items by their ids only, and a new one by nothing.")
-        self.item_embedding.append(self.text.encode(texts))
+        self.item_embedding.append(torch.from_numpy(self.text.encode(texts)))
         if self.output_bias is not None:
             self.output_bias = nn.Parameter(functional.pad(self.output_bias.detach(), (0, len(texts))))
         self.n_items += len(texts)

@@ -203,7 +203,7 @@ class LLMSeqPrompt(LLMRecommender):
             "device": self.device,
             "logger": self.logger,
         }
-        found = encode_items(
+        vectors, _ = encode_items(
             self.titles,
             resolved,
             **reading,
@@ -218,7 +218,7 @@ class LLMSeqPrompt(LLMRecommender):
                 encoder.append(TextEncoder(resolved, **reading))
             return encoder[0].encode(names, show_progress=False)
 
-        return NearestItems(found.vectors, encode, self.device)
+        return NearestItems(vectors, encode, self.device)
 
     def _build_clusters(self, config: Any) -> None:
         """Classify: clusters of the item vectors, and an item that stands for each."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +33,6 @@ SAVE_EVERY = 16384  # texts: an interrupted run loses at most these
 # Tokens of a batch, padding included. A CPU is fastest with batches that fit its caches.
 _CPU_TOKENS, _GPU_TOKENS, _MAX_BATCH = 4096, 32768, 1024
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate", "alloc_failed")
-
-
-@dataclass(frozen=True)
-class ItemVectors:
-    """Vectors of a catalogue's texts and where they came from.
-
-    Attributes
-    ----------
-    vectors : numpy.ndarray
-        (n, d) float32; the row of an empty text, and so that of PAD, is zero.
-    info : dict
-        name, revision, source, label, pooling, max_tokens, prompt, normalize, dtype, dim, n_texts, n_encoded (distinct
-        texts the model read), n_cached (distinct texts found in the cache), n_empty, seconds, cache_file (folder).
-    """
-
-    vectors: np.ndarray
-    info: dict[str, Any]
 
 
 class EncodingError(RecBoleLLMError, RuntimeError):
@@ -265,7 +247,7 @@ def encode_items(
     cache_dir: str | Path | None = None,
     show_progress: bool = True,
     logger: logging.Logger | None = None,
-) -> ItemVectors:
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the vectors of a catalogue's texts, from the cache where they are there.
 
     Neither model nor tokenizer is loaded when every text is in the cache. Equal texts are encoded once. Of several
@@ -288,8 +270,11 @@ def encode_items(
 
     Returns
     -------
-    ItemVectors
-        ``vectors`` (n, d) float32.
+    vectors : numpy.ndarray, shape (n, d), float32
+        The row of an empty text, and so that of PAD, is zero.
+    info : dict
+        name, revision, source, label, pooling, max_tokens, prompt, normalize, dtype, dim, n_texts, n_encoded (distinct
+        texts the model read), n_cached (distinct texts found in the cache), n_empty, seconds, cache_file (folder).
 
     Raises
     ------
@@ -349,7 +334,7 @@ def encode_items(
         "seconds": time.perf_counter() - started,
         "cache_file": str(cache.folder),
     }
-    return ItemVectors(result, info)
+    return result, info
 
 
 def _load_pipeline(resolved: ResolvedLLM, device: torch.device, dtype: str | None) -> Any:

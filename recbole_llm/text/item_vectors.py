@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,20 @@ from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.encoder import encode_items
 from recbole_llm.text.item_text import ItemText, item_text_of
 from recbole_llm.text.pooling import pooling_of
+from recbole_llm.text.reduction import Transform
 from recbole_llm.text.vector_file import read_item_vectors
 
 
+def _refuse(texts: Sequence[str]) -> np.ndarray:
+    raise ConfigError(
+        "The item vectors of this model were not made by a language model from texts (item_vectors, or control="
+        "random_vectors), so there is none for a new text. Train with the texts and an llm to score new items."
+    )
+
+
 @dataclass(frozen=True)
-class CatalogueVectors:
-    """One vector per item.
+class ItemVectors:
+    """One vector per item, and where it came from.
 
     Attributes
     ----------
@@ -41,11 +49,31 @@ class CatalogueVectors:
 
     vectors: np.ndarray
     provenance: dict[str, Any]
-    text: ItemText | None
-    encode: Callable[[Sequence[str]], np.ndarray]
+    text: ItemText | None = None
+    encode: Callable[[Sequence[str]], np.ndarray] = _refuse
+
+    def transformed(self, steps: Sequence[Transform], info: Mapping[str, Any]) -> ItemVectors:
+        """Return the vectors after fitted steps, which other texts go through, too; ``info`` joins ``item_vectors``.
+
+        The row of padding stays zero.
+        """
+
+        def apply(vectors: np.ndarray) -> np.ndarray:
+            for step in steps:
+                vectors = step(vectors)
+            return vectors.astype(np.float32)
+
+        inner = apply(self.vectors[1:])
+        about = {**self.provenance["item_vectors"], **info, "reduced_dim": inner.shape[1]}
+        return replace(
+            self,
+            vectors=np.concatenate([np.zeros((1, inner.shape[1]), dtype=np.float32), inner]),
+            provenance={**self.provenance, "item_vectors": about},
+            encode=lambda texts: apply(self.encode(texts)),
+        )
 
 
-def item_vectors_of(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> CatalogueVectors:
+def item_vectors_of(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> ItemVectors:
     """Vectors of a dataset's items as ``item_vectors``, or else ``item_text`` and ``llm``, say, under ``control``.
 
     Parameters
@@ -71,11 +99,11 @@ def item_vectors_of(dataset: Any, config: Any, preferred: str, logger: logging.L
     control = control_of(config)
     if control == "random_vectors":
         mark_applied(dataset, control)
-        return CatalogueVectors(random_vectors(made.vectors, tokens, int(seed)), made.provenance, made.text, _refuse)
+        return replace(made, vectors=random_vectors(made.vectors, tokens, int(seed)), encode=_refuse)
     return made
 
 
-def _encoded(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> CatalogueVectors:
+def _encoded(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> ItemVectors:
     text = item_text_of(dataset, config)
     resolved = resolve_llm(LLMSpec.from_config(config, key="llm", preferred=preferred), logger=logger)
     read = partial(
@@ -88,19 +116,19 @@ def _encoded(dataset: Any, config: Any, preferred: str, logger: logging.Logger) 
         show_progress=config["show_progress"],
         logger=logger,
     )
-    found = read(text.texts)
+    vectors, info = read(text.texts)
     provenance = {
         "llm": resolved.label(),
         "llm_revision": resolved.revision,
         "item_text": text.template,
         "item_text_fingerprint": text.fingerprint(),
         "items_without_text": text.n_missing,
-        "item_vectors": found.info,
+        "item_vectors": info,
     }
-    return CatalogueVectors(found.vectors, provenance, text, lambda texts: read(texts).vectors)
+    return ItemVectors(vectors, provenance, text, lambda texts: read(texts)[0])
 
 
-def _from_file(dataset: Any, config: Any, logger: logging.Logger) -> CatalogueVectors:
+def _from_file(dataset: Any, config: Any, logger: logging.Logger) -> ItemVectors:
     mark_applied(dataset, "item_vectors")
     tokens = dataset.field2id_token[dataset.iid_field]
     vectors, info = read_item_vectors(
@@ -122,11 +150,4 @@ def _from_file(dataset: Any, config: Any, logger: logging.Logger) -> CatalogueVe
         "items_without_text": info["missing"],
         "item_vectors": info,
     }
-    return CatalogueVectors(vectors, provenance, None, _refuse)
-
-
-def _refuse(texts: Sequence[str]) -> np.ndarray:
-    raise ConfigError(
-        "The item vectors of this model were not made by a language model from texts (item_vectors, or control="
-        "random_vectors), so there is none for a new text. Train with the texts and an llm to score new items."
-    )
+    return ItemVectors(vectors, provenance)

@@ -102,9 +102,11 @@ def test_rows_are_the_reduced_vectors_of_the_items_text(build, name):
     from recbole_llm.text.item_text import item_text_of
 
     _, train, _ = build(name)
-    found = encode_items(item_text_of(train.dataset, train.config).texts, _resolved(train.config), show_progress=False)
+    found, found_info = encode_items(
+        item_text_of(train.dataset, train.config).texts, _resolved(train.config), show_progress=False
+    )
     table = table_of(model)
-    expected = torch.from_numpy(reduce_vectors(found.vectors[1:], "pca", 16)).float()
+    expected = torch.from_numpy(reduce_vectors(found[1:], "pca", 16)).float()
     torch.testing.assert_close(table[1:, : expected.shape[1]], expected, rtol=1e-4, atol=1e-5)
     assert (table[0, : expected.shape[1]] == 0).all()
 

@@ -170,19 +170,19 @@ def _forbid_loading(monkeypatch):
 
 def test_full_hit_loads_no_model(tmp_path, monkeypatch):
     texts = ["", "a", "b", "", "a"]
-    first = encode_items(texts, T5, cache_dir=tmp_path, show_progress=False)
-    assert first.vectors.shape == (5, 32) and first.vectors.dtype == np.float32
-    assert not first.vectors[[0, 3]].any()
-    np.testing.assert_array_equal(first.vectors[1], first.vectors[4])
-    info = first.info
+    first, first_info = encode_items(texts, T5, cache_dir=tmp_path, show_progress=False)
+    assert first.shape == (5, 32) and first.dtype == np.float32
+    assert not first[[0, 3]].any()
+    np.testing.assert_array_equal(first[1], first[4])
+    info = first_info
     assert (info["n_texts"], info["n_encoded"], info["n_cached"], info["n_empty"]) == (5, 2, 0, 2)
     assert (info["name"], info["pooling"], info["dim"], info["dtype"]) == ("tiny-random-t5", "mean", 32, "float32")
     assert info["revision"] == T5.revision and info["cache_file"].startswith(str(tmp_path))
 
     _forbid_loading(monkeypatch)
-    second = encode_items(texts[::-1], LLMSpec("tiny-random-t5"), cache_dir=tmp_path, show_progress=False)
-    np.testing.assert_array_equal(second.vectors[::-1], first.vectors)
-    assert (second.info["n_encoded"], second.info["n_cached"]) == (0, 2)
+    second, second_info = encode_items(texts[::-1], LLMSpec("tiny-random-t5"), cache_dir=tmp_path, show_progress=False)
+    np.testing.assert_array_equal(second[::-1], first)
+    assert (second_info["n_encoded"], second_info["n_cached"]) == (0, 2)
 
 
 def test_changed_title_encodes_one_item(tmp_path, monkeypatch):
@@ -191,28 +191,26 @@ def test_changed_title_encodes_one_item(tmp_path, monkeypatch):
     monkeypatch.setattr(
         TextEncoder, "encode", lambda self, texts, *a, **k: seen.extend(texts) or original(self, texts, *a, **k)
     )
-    result = encode_items(["", "a", "B", "c"], T5, cache_dir=tmp_path, show_progress=False)
-    assert seen == ["B"] and (result.info["n_encoded"], result.info["n_cached"]) == (1, 2)
-    np.testing.assert_allclose(
-        result.vectors[1:], TextEncoder(T5).encode(["a", "B", "c"], show_progress=False), atol=1e-5
-    )
+    result, result_info = encode_items(["", "a", "B", "c"], T5, cache_dir=tmp_path, show_progress=False)
+    assert seen == ["B"] and (result_info["n_encoded"], result_info["n_cached"]) == (1, 2)
+    np.testing.assert_allclose(result[1:], TextEncoder(T5).encode(["a", "B", "c"], show_progress=False), atol=1e-5)
 
 
 def test_damaged_cache_is_rebuilt(tmp_path, logger, caplog):
-    first = encode_items(["", "a"], T5, cache_dir=tmp_path, show_progress=False)
+    first, first_info = encode_items(["", "a"], T5, cache_dir=tmp_path, show_progress=False)
     (segment,) = tmp_path.rglob("*.safetensors")
     segment.write_bytes(segment.read_bytes()[:50])
-    second = encode_items(["", "a"], T5, cache_dir=tmp_path, show_progress=False, logger=logger)
+    second, second_info = encode_items(["", "a"], T5, cache_dir=tmp_path, show_progress=False, logger=logger)
     assert [r.levelname for r in caplog.records].count("WARNING") == 1 and str(segment) in caplog.text
-    np.testing.assert_array_equal(first.vectors, second.vectors)
-    third = encode_items(["", "a"], T5, cache_dir=tmp_path, show_progress=False)
-    assert third.info["n_encoded"] == 0
+    np.testing.assert_array_equal(first, second)
+    third, third_info = encode_items(["", "a"], T5, cache_dir=tmp_path, show_progress=False)
+    assert third_info["n_encoded"] == 0
 
 
 def test_run_goes_on_without_a_cache(tmp_path, logger, caplog):
     (tmp_path / "file").write_text("")
-    result = encode_items(["", "a"], T5, cache_dir=tmp_path / "file", show_progress=False, logger=logger)
-    assert result.vectors[1].any() and "cannot be written" in caplog.text
+    result, result_info = encode_items(["", "a"], T5, cache_dir=tmp_path / "file", show_progress=False, logger=logger)
+    assert result[1].any() and "cannot be written" in caplog.text
 
 
 def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
@@ -228,7 +226,7 @@ def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         encode_items(["", "a", "b", "c"], T5, cache_dir=tmp_path, show_progress=False)
     monkeypatch.setattr(TextEncoder, "encode", original)
-    assert encode_items(["", "a", "b", "c"], T5, cache_dir=tmp_path, show_progress=False).info["n_encoded"] == 1
+    assert encode_items(["", "a", "b", "c"], T5, cache_dir=tmp_path, show_progress=False)[1]["n_encoded"] == 1
 
 
 def test_no_text_at_all(tmp_path):
@@ -250,9 +248,9 @@ TextEncoder.encode = slow
 me.touch()
 while not other.exists():
     time.sleep(0.01)
-result = encode_items(["", *(f"item {i}" for i in range(20))], LLMSpec("tiny-random-bert"), cache_dir=cache,
-                      show_progress=False)
-np.savez(me.with_suffix(".npz"), vectors=result.vectors, n_encoded=result.info["n_encoded"])
+texts = ["", *(f"item {i}" for i in range(20))]
+result, result_info = encode_items(texts, LLMSpec("tiny-random-bert"), cache_dir=cache, show_progress=False)
+np.savez(me.with_suffix(".npz"), vectors=result, n_encoded=result_info["n_encoded"])
 """
 
 
@@ -278,9 +276,9 @@ def test_sentence_pipeline_equals_sentence_transformers(tmp_path):
     bundled = resolve_llm(LLMSpec("bundled"))
     texts = [text for text in TEXTS if text.strip()]
     expected = SentenceTransformer(bundled.path, device="cpu").encode(texts, show_progress_bar=False)
-    result = encode_items(["", *texts], bundled, cache_dir=tmp_path, show_progress=False)
-    assert result.info["pooling"] == "sentence" and result.info["dim"] == 384
-    np.testing.assert_allclose(result.vectors[1:], expected, atol=1e-5)
+    result, result_info = encode_items(["", *texts], bundled, cache_dir=tmp_path, show_progress=False)
+    assert result_info["pooling"] == "sentence" and result_info["dim"] == 384
+    np.testing.assert_allclose(result[1:], expected, atol=1e-5)
 
     # its pooling is a mean over all real tokens, scaled to length 1
     mean = TextEncoder(bundled, "mean", normalize=True).encode(texts, show_progress=False)
