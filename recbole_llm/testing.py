@@ -58,7 +58,7 @@ TINY: dict[str, Any] = {
     "worker": 0,
 }
 # Scores of the same rows in different batches differ in their last digits.
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+RTOL, ATOL = 1e-4, 1e-5
 
 
 class ContractError(AssertionError):
@@ -212,8 +212,7 @@ def loss(case: Case) -> None:
     model.train()
     losses = []
     for _ in range(15):
-        parts = model.calculate_loss(batch)
-        value = sum(parts) if isinstance(parts, tuple) else parts
+        value = _total(model.calculate_loss(batch))
         _require(value.numel() == 1, f"calculate_loss gave the shape {tuple(value.shape)}, not a scalar")
         _require(bool(torch.isfinite(value).all()), f"calculate_loss gave {value.item()}")
         optimizer.zero_grad()
@@ -233,9 +232,8 @@ def loss_weight(case: Case) -> None:
     def weighted(rows: slice) -> tuple[float, float]:
         part = batch[torch.arange(len(batch))[rows]]
         with torch.no_grad():
-            parts = model.calculate_loss(part)
-            value = float(sum(parts) if isinstance(parts, tuple) else parts)
-            return value, float(torch.as_tensor(model.loss_weight(part)))
+            value = _total(model.calculate_loss(part))
+            return float(value), float(torch.as_tensor(model.loss_weight(part)))
 
     whole, again = weighted(slice(None)), weighted(slice(None))
     if whole != again:
@@ -313,7 +311,7 @@ def recommending(case: Case) -> None:
         lists = pd.concat(recommender.recommend_users(history="test", k=10))
         targets = dict(zip(*_targets(result["run_dir"]), strict=True))
         named = lists.groupby("user_id")["item_id"].agg(set)
-        hits = sum(targets[user] in items for user, items in named.items()) / len(targets)
+        hits = sum(targets[str(user)] in items for user, items in named.items()) / len(targets)
         wanted = result["test_result"]["recall@10"]
         _require(
             abs(hits - wanted) < 1e-9, f"length {length}: recommend finds {hits:.4f} of the targets, not {wanted}"
@@ -402,6 +400,11 @@ def check_model(
     return outcomes
 
 
+def _total(loss: Any) -> torch.Tensor:
+    """A loss, or the sum of its parts."""
+    return torch.stack([part.reshape(()) for part in loss]).sum() if isinstance(loss, tuple) else loss
+
+
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ContractError(otherwise)
@@ -409,7 +412,7 @@ def _require(holds: bool, otherwise: str) -> None:
 
 def _close(found: torch.Tensor, expected: torch.Tensor, otherwise: str) -> None:
     try:
-        torch.testing.assert_close(found, expected, **CLOSE)
+        torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
     except AssertionError as error:
         raise ContractError(f"{otherwise} ({' '.join(str(error).split())})") from error
 

@@ -114,9 +114,9 @@ class Config(RecBoleConfig):
         model_class = get_model(model) if isinstance(model, str) else adapt(require_sequential(model, model))
         return model_class.__name__, model_class, str(dataset)
 
-    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+    def _load_internal_config_dict(self, model: str, model_class: type[LLMRecommender], dataset: str) -> None:
         self.defaults = Defaults.of(model, dataset, default_settings(model_class), declares=_declares(model_class))
-        self.internal_config_dict = {"MODEL_TYPE": model_class.type, **self.defaults.values}  # type: ignore[attr-defined]
+        self.internal_config_dict = {"MODEL_TYPE": model_class.type, **self.defaults.values}
         self.model_keys = self.defaults.model_keys
         layers.check(model, self.defaults, self.given, model_class.config_keys)
 

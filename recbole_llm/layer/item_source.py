@@ -205,6 +205,7 @@ class ItemLLM(TextItems):
         For a pooling without gradient, or a shared model of another name.
     """
 
+    llm: Any
     tokens: torch.Tensor
     token_count: torch.Tensor
     has_text: torch.Tensor

@@ -161,7 +161,7 @@ class LLMRecommender(SequentialRecommender):
     valid_figures: ClassVar[Sequence[str]] = ()
     """Figures of :meth:`evaluation_report` that ``valid_metric`` may name; the smallest is the best."""
 
-    choices: Sequence[Any] = ()
+    choices: Sequence[Any] | torch.Tensor = ()
     """Settings to choose from by validation instead of training; with :meth:`full_sort_choices`, :meth:`choose` and
     :meth:`describe`."""
 

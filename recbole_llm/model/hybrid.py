@@ -188,6 +188,7 @@ class Hybrid(LLMRecommender):
     """
 
     reads_excluded = True
+    choices: torch.Tensor
     setting: torch.Tensor
     member_digests: torch.Tensor
 

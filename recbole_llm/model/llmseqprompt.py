@@ -615,7 +615,7 @@ class LLMSeqPrompt(LLMRecommender):
 
     def provenance(self) -> Mapping[str, Any]:
         """What a result must say about the language models, the prompt and what can be recommended."""
-        encoder = self.seqsim.provenance()
+        encoder = self.seqsim.provenance() or {}
         return {
             "llm": encoder["llm"],
             "llm_revision": encoder["llm_revision"],

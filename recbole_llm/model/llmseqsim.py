@@ -17,14 +17,12 @@ from torch.nn import functional
 
 from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
+from recbole_llm.layer.item_table import STAND_IN_LLM, item_classes
 from recbole_llm.layer.precision import full_precision
 from recbole_llm.model.base import LLMRecommender
-from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.reduction import REDUCTIONS, fit_reduction, normalize_rows
 
-# The paper's encoders are paid services (ada-002, gecko@002); this one can be run anywhere.
-STAND_IN_LLM = "sentence-transformers/all-MiniLM-L6-v2"
 SIMILARITIES = ("dot", "cosine", "euclidean")
 # No item of a history ever weighs nothing.
 SMALLEST_WEIGHT = 1e-5
@@ -163,7 +161,7 @@ class LLMSeqSim(LLMRecommender):
             self.dim_reduction,
             int(config["reduced_dim"]),
             fit_rows=self._trained_items() if self.reduction_fit == "train" else None,
-            classes=_classes(dataset, config) if self.dim_reduction == "lda" else None,
+            classes=item_classes(dataset, config) if self.dim_reduction == "lda" else None,
             seed=int(config["seed"]),
         )
         # The authors normalise what they have reduced and nothing else.
@@ -243,13 +241,3 @@ class LLMSeqSim(LLMRecommender):
                 "normalized": self.normalized,
             },
         }
-
-
-def _classes(dataset: Any, config: Any) -> list[str]:
-    """Class of each item but padding: the distinct words of ``lda_class_field``, in any order."""
-    field = config["lda_class_field"]
-    if not field:
-        raise ConfigError("dim_reduction=lda needs lda_class_field: the name of a field of the .item file.")
-    reading = {key: config[key] for key in ("field_separator", "seq_separator", "encoding", "control", "control_seed")}
-    texts = item_text_of(dataset, {**reading, "item_text": "{" + str(field) + "}"}).texts
-    return [" ".join(sorted(set(text.split()))) for text in texts[1:]]
