@@ -226,17 +226,13 @@ def accuracy_against_time(comparison: Comparison) -> go.Figure:
     figure = _figure("milliseconds per user, test pass (log scale)", metric_name(metric))
     times = [comparison.milliseconds_per_row(row) for row in comparison.rows]
     intervals = [interval(comparison.values(row, metric, comparison.versions[0])) for row in comparison.rows]
-    sides = _label_sides(np.log10(times), np.array([mean for mean, _ in intervals]))
-    for row, time, (mean, half), side in zip(comparison.rows, times, intervals, sides, strict=True):
+    for row, time, (mean, half) in zip(comparison.rows, times, intervals, strict=True):
         figure.add_trace(
             go.Scatter(
                 x=[time],
                 y=[mean],
                 error_y={"type": "data", "array": [half], "thickness": 1, "width": 4},
-                mode="markers+text",
-                text=[f" {_name(row)}"],
-                textposition=side,
-                textfont={"color": colour_of(comparison, row)},
+                mode="markers",
                 marker={
                     **{"size": 12, "color": colour_of(comparison, row)},
                     "symbol": "circle-open" if row.baseline else "circle",
@@ -246,21 +242,74 @@ def accuracy_against_time(comparison: Comparison) -> go.Figure:
                 hovertemplate=f"{_name(row)}<br>%{{x:.3g}} ms, %{{y:.4f}} ± {half:.4f}<extra></extra>",
             )
         )
-    # Room for the labels to the right of the points.
     low, high = np.log10(min(times)) - 0.3, np.log10(max(times)) + 0.3
+    x_range = (low, high + 0.35 * (high - low))  # room for labels on the right
+    ends = [mean - half for mean, half in intervals], [mean + half for mean, half in intervals]
+    room = 0.15 * (max(ends[1]) - min(ends[0]) or 1.0)
+    y_range = (min(ends[0]) - room, max(ends[1]) + room)
+    x = _pixels(np.log10(times), x_range, PLOT[0])
+    y, bottom, top = (_pixels(values, y_range, PLOT[1]) for values in ([mean for mean, _ in intervals], *ends))
+    places = label_places(x, y, bottom, top, [len(row.label) for row in comparison.rows])
+    for row, (left, middle) in zip(comparison.rows, places, strict=True):
+        figure.add_annotation(
+            text=_name(row),
+            x=x_range[0] + (x_range[1] - x_range[0]) * left / PLOT[0],
+            y=y_range[0] + (y_range[1] - y_range[0]) * middle / PLOT[1],
+            xanchor="left",
+            yanchor="middle",
+            showarrow=False,
+            font={"color": colour_of(comparison, row)},
+        )
     ticks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
-    figure.update_xaxes(type="log", range=[low, high + 0.35 * (high - low)])
+    figure.update_xaxes(type="log", range=list(x_range))
+    figure.update_yaxes(range=list(y_range))
     figure.update_xaxes(tickvals=ticks, ticktext=[f"{tick:,.10g}" for tick in ticks])
     return figure
 
 
-def _label_sides(x: np.ndarray, y: np.ndarray) -> list[str]:
-    """Where the label of each point goes: away from its nearest neighbour, up or down."""
-    if len(x) == 1:
-        return ["middle right"]
-    across, up = (values / max(float(np.ptp(values)), 1e-12) for values in (x, y))
-    distance = np.hypot(across[:, None] - across, up[:, None] - up)
-    np.fill_diagonal(distance, np.inf)
-    nearest = distance.argmin(1)
-    above = (up > up[nearest]) | ((up == up[nearest]) & (np.arange(len(up)) < nearest))
-    return ["top right" if is_above else "bottom right" for is_above in above]
+# Width and height of a chart's inner part, of a letter and of a label, in pixels, as the report shows them.
+PLOT, LETTER, LINE = (470, 276), 7.5, 17
+
+
+def _pixels(values: Sequence[float] | np.ndarray, limits: tuple[float, float], length: int) -> np.ndarray:
+    return (np.asarray(values) - limits[0]) / (limits[1] - limits[0]) * length
+
+
+def label_places(
+    x: np.ndarray, y: np.ndarray, bottom: np.ndarray, top: np.ndarray, letters: Sequence[int]
+) -> list[tuple[float, float]]:
+    """Where labels of points stand, so that they lie neither on error bars nor on each other where there is room.
+
+    Parameters
+    ----------
+    x, y, bottom, top : numpy.ndarray, shape (n,)
+        Points and the ends of their error bars, in pixels.
+    letters : sequence of int
+        Length of each label.
+
+    Returns
+    -------
+    list of (left, middle)
+        Left end and vertical middle of each label, in pixels.
+    """
+    # Bars with their caps, and the markers: left, right, bottom, top.
+    taken = [(x[i] - 5, x[i] + 5, bottom[i] - 1, top[i] + 1) for i in range(len(x))]
+    taken += [(x[i] - 8, x[i] + 8, y[i] - 8, y[i] + 8) for i in range(len(x))]
+    places: list[tuple[float, float]] = [(0.0, 0.0)] * len(x)
+    for i in np.argsort(-y, kind="stable"):
+        width = LETTER * letters[i]
+        beside, before = x[i] + 11, x[i] - 11 - width
+        shifts = [sign * LINE * step for step in range(5) for sign in (1, -1)]
+        tried = [(left, y[i] + shift) for shift in shifts for left in (beside, before)]
+        tried[2:2] = [(x[i] - width / 2, top[i] + LINE), (x[i] - width / 2, bottom[i] - LINE)]
+        boxes = [(left, left + width, middle - LINE / 2, middle + LINE / 2) for left, middle in tried]
+        inside = [box[0] >= 0 and box[1] <= PLOT[0] and box[2] >= 0 and box[3] <= PLOT[1] for box in boxes]
+        overlaps = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        best = min(range(len(boxes)), key=lambda k: (overlaps[k], not inside[k], k))
+        places[i] = tried[best]
+        taken.append(boxes[best])
+    return places
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]

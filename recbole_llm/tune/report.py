@@ -178,9 +178,9 @@ def _charts(study: Study, best: Trial) -> list[dict[str, Any]]:
         # Epochs of a later stage would stand a million to the right.
         figure.update_xaxes(title="epoch of the first stage", range=[0.5, _last_epoch(study) + 0.5])
         charts.append(("Validation curves", figure, f"The winner, trial {best.number}, is blue."))
-    if varied:
-        figure = draw.plot_slice(study.optuna, params=varied, target_name=study.metric)
-        charts.append(("Effect of each parameter", figure, "Every finished trial; darker: later."))
+    for name in varied:
+        figure = draw.plot_slice(study.optuna, params=[name], target_name=study.metric)
+        charts.append((f"Effect of {name}", figure, "Every finished trial; darker: later."))
     if len(varied) > 1 and len(finished) >= IMPORTANCE_TRIALS and len({trial.score for trial in finished}) > 1:
         evaluator = optional("optuna.importance", "tune", "A study").FanovaImportanceEvaluator(seed=study.seed)
         figure = draw.plot_param_importances(

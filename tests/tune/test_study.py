@@ -112,7 +112,16 @@ def test_a_study(settings, monkeypatch, caplog):
     page = (folder / "study.html").read_text(encoding="utf-8")
     assert "plotly" in page and "<script src" not in page and "<link" not in page
     body = page.partition("<body>")[2]
-    assert all(words in body for words in ("Effect of each parameter", "best.yaml", "test, history masked", "sha256:"))
+    assert all(
+        words in body
+        for words in (
+            "Effect of hidden_size",
+            "Effect of learning_rate",
+            "best.yaml",
+            "test, history masked",
+            "sha256:",
+        )
+    )
     assert body.count(">finished<") == 4
     for trial in result["trials"]:
         run_dir = folder / "trials" / f"{trial.number:04d}"
