@@ -18,7 +18,7 @@ from recbole_llm.convert import amazon, generic, movielens, steam
 from recbole_llm.convert.interactions import ROWS, Filters, Interactions, Selection
 from recbole_llm.convert.reading import Reading, Request
 from recbole_llm.convert.report import Recipe, Report, get_recipe, recipes_for
-from recbole_llm.convert.sources import Bundle, Fingerprints, Skips
+from recbole_llm.convert.sources import Bundle, Skips, fingerprints
 from recbole_llm.convert.values import Catalogue, misread_by_recbole, renamed_ids
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.files import work_folder
@@ -153,11 +153,10 @@ def convert(
     skips = Skips(on_error)
     with ExitStack() as stack:
         folder = stack.enter_context(_work_folder(target))
-        fingerprints = stack.enter_context(Fingerprints())
         request = Request(
             name=name,
-            bundle=Bundle(_paths(input), fingerprints.start),
-            metadata=Bundle(_paths(metadata), fingerprints.start) if metadata is not None else None,
+            bundle=Bundle(_paths(input)),
+            metadata=Bundle(_paths(metadata)) if metadata is not None else None,
             skips=skips,
             progress=progress,
             all_items=listed == "all",
@@ -204,7 +203,7 @@ def convert(
         )
         out = _Output(folder / "files", target.name)
         _write(out, report, reading, selection, progress)
-        report.sources, report.hashes = fingerprints.of(reading.sources), out.hashes
+        report.sources, report.hashes = fingerprints(reading.sources), out.hashes
         out.write_json(".conversion.json", report.as_dict())
         report.published = [
             (entry, table.choose(entry.filters, titled).counts if _fits(entry, options, titled) else None)

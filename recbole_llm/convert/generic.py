@@ -91,8 +91,8 @@ class TableFile:
             return []
         if self._names:
             return self._names
-        for _, rows in csv_rows(self.source, self.delimiter):
-            return [cell.strip() for cell in rows[0]]
+        for _, row in csv_rows(self.source, self.delimiter):
+            return [cell.strip() for cell in row]
         raise DataError(f"{self.source.name}: the file is empty.")
 
     def batches(self, wanted: Sequence[str], ids: int, progress: bool, optional: bool = False) -> Iterator[Batch]:

@@ -2,7 +2,6 @@
 
 import csv
 import glob
-import io
 import multiprocessing
 import os
 import re
@@ -14,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,8 @@ Take = Callable[[Columns], None]
 
 #: Starting worker processes takes about a second; a smaller source (bytes on disk) is done by then.
 PARALLEL_FROM = 16 << 20
-_PARQUET_ROWS = 1 << 14
+_BATCH_ROWS = 1 << 14
+_RETURN = "\udc0d"
 # Types of parquet columns whose values have one exact text.
 _ID_TYPES = re.compile(r'VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+,0\)|UUID|"NULL"')
 
@@ -40,24 +41,9 @@ _ID_TYPES = re.compile(r'VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+
 class Request:
     """What the reader of one kind of download works on.
 
-    Attributes
-    ----------
-    name : str
-        Name of the source, for instance ``amazon-beauty-2014``.
-    bundle : Bundle
-        The input.
-    metadata : Bundle or None
-        Where the item text is, if it is not part of the input.
-    skips : Skips
-    progress : bool
-    all_items : bool
-        Whether items without any interaction are read as well.
-    options : dict
-        Options of this kind of source only (``user_key``, ``columns`` ...).
-    folder : Path
-        Where temporary files may be made.
-    stack : ExitStack
-        Closes what was opened when the conversion is over.
+    ``metadata`` is where the item text is, if not in ``bundle``; ``all_items`` whether to read items without any
+    interaction as well; ``options`` are those of this kind of source only; temporary files may be made in ``folder``,
+    and ``stack`` closes what was opened when the conversion is over.
     """
 
     name: str
@@ -189,67 +175,46 @@ def decode(data: bytes) -> str:
         raise LineError(f"byte {data[error.start]:#04x} is not UTF-8") from error
 
 
-def csv_rows(
-    source: Source, delimiter: str, progress: bool = False
-) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
-    """Yield ``(line numbers, rows)`` of a delimited UTF-8 file; quoted fields may hold delimiters and line ends.
+def csv_rows(source: Source, delimiter: str, progress: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of its last line and the cells of each row of a delimited UTF-8 file.
 
-    With a delimiter of several characters a quote is a character like any other. A blank line is a row with one empty
-    cell. The number of a row is that of its last line.
+    Quoted fields may hold delimiters and line ends; with a delimiter of several characters a quote is a character like
+    any other. Blank lines are passed over.
 
     Raises
     ------
     DataError
         A byte is not UTF-8, or a quote is never closed.
     """
-    waiting: list[bytes] = []
-    start = 1
-    for block in source.blocks(progress):
-        if not waiting:
-            start = block.first_line
-        waiting += block.lines
-        data = b"\n".join(waiting)
-        # An odd number of quotes: a quoted field goes on behind this block.
-        if len(delimiter) == 1 and b'"' in data and data.count(b'"') % 2:
-            if len(data) > MAX_LINE_BYTES:
-                break
-            continue
-        waiting = []
-        yield _csv_rows(data, delimiter, source, start)
-    if waiting:
-        lines = b"\n".join(waiting).split(b"\n")
-        odd = next(number for number, line in enumerate(lines, start) if line.count(b'"') % 2)
-        raise DataError(f"{source.name}, line {odd}: a quote is opened here and not closed where it should be.")
+    number, start, inside = 0, 1, False
 
+    def lines() -> Iterator[str]:
+        nonlocal number, inside
+        for block in source.blocks(progress):
+            for number, line in enumerate(block.lines, block.first_line):
+                try:
+                    text = decode(line)
+                except LineError as error:
+                    advice = "convert the file, for instance with `iconv -f latin1 -t utf8`"
+                    raise DataError(f"{source.name}, line {number}: {error}; {advice}.") from error
+                inside = True
+                # A lone carriage return ends no line, but it does for csv.reader: what UTF-8 cannot hold replaces it.
+                yield text.replace("\r", _RETURN) + "\n"
+        if inside:
+            raise DataError(f"{source.name}, line {start}: a quote is opened here and not closed where it should be.")
 
-def _csv_rows(data: bytes, delimiter: str, source: Source, start: int) -> tuple[Sequence[int], list[list[str]]]:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = start + data.count(b"\n", 0, error.start)
-        raise DataError(
-            f"{source.name}, line {line}: byte {data[error.start]:#04x} is not UTF-8; "
-            "convert the file, for instance with `iconv -f latin1 -t utf8`."
-        ) from error
-    if '"' not in text or len(delimiter) > 1:
-        rows = [line.split(delimiter) for line in text.split("\n")]
-        return range(start, start + len(rows)), rows
-    # A lone carriage return ends no line, but it does for csv.reader: a character that does not occur takes its place.
-    stand_in = next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text) if "\r" in text else ""
-    text = text.replace("\r", stand_in) if stand_in else text
     # The default of 131,072 characters is less than a product description can hold.
     before = csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    simple = (line[:-1].split(delimiter) if line != "\n" else [] for line in lines())
     try:
-        numbered = [(start + reader.line_num - 1, row or [""]) for row in reader]
+        for row in csv.reader(lines(), delimiter=delimiter) if len(delimiter) == 1 else simple:
+            if row:
+                yield number, [cell.replace(_RETURN, "\r") for cell in row] if _RETURN in "".join(row) else row
+            start, inside = number + 1, False
     except csv.Error as error:
-        raise DataError(f"{source.name}, line {start + reader.line_num - 1}: {error}.") from error
+        raise DataError(f"{source.name}, line {start}: {error}.") from error
     finally:
         csv.field_size_limit(before)
-    rows = [row for _, row in numbered]
-    if stand_in:
-        rows = [[cell.replace(stand_in, "\r") for cell in row] for row in rows]
-    return [number for number, _ in numbered], rows
 
 
 def csv_batches(
@@ -259,20 +224,18 @@ def csv_batches(
 
     A column that does not exist raises :class:`~recbole_llm.errors.DataError`.
     """
-    parse: Callable[[Sequence[Any]], Columns] | None = None
-    for numbers, rows in csv_rows(source, delimiter, progress):
-        if parse is None:
-            if names is None:
-                names, numbers, rows = [cell.strip() for cell in rows[0]], numbers[1:], rows[1:]
-            absent = [name for name in wanted if name not in names]
-            if absent:
-                raise DataError(f"{source.name}, line 1: no column {absent[0]!r}; the columns are {', '.join(names)}.")
-            places = [list(names).index(name) for name in wanted]
-            parse = partial(_pick, places=places, width=len(names), delimiter=delimiter)
-        if [""] in rows:
-            kept = [(number, row) for number, row in zip(numbers, rows, strict=True) if row != [""]]
-            numbers, rows = [number for number, _ in kept], [row for _, row in kept]
-        yield Batch(numbers, rows, parse)
+    rows = csv_rows(source, delimiter, progress)
+    if names is None:
+        names = [cell.strip() for cell in next(rows, (1, []))[1]]
+        if not names:
+            raise DataError(f"{source.name}: the file is empty.")
+    absent = [name for name in wanted if name not in names]
+    if absent:
+        raise DataError(f"{source.name}, line 1: no column {absent[0]!r}; the columns are {', '.join(names)}.")
+    places = [list(names).index(name) for name in wanted]
+    parse = partial(_pick, places=places, width=len(names), delimiter=delimiter)
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        yield Batch([number for number, _ in batch], [row for _, row in batch], parse)
 
 
 def _pick(rows: Sequence[Sequence[str]], places: Sequence[int], width: int, delimiter: str) -> Columns:
@@ -328,13 +291,12 @@ def parquet_batches(source: Source, wanted: Sequence[str], ids: int = 0, progres
         elif kind == "TIMESTAMP WITH TIME ZONE":
             term = f"make_timestamp(epoch_us({term}))"  # in UTC
         terms.append(term)
-    source.opened()
     row = 1
     with duckdb.connect(config={"threads": 1}) as engine, engine_errors(f"{source.name}: the parquet data is damaged"):
         total = engine.execute(f"SELECT count(*) FROM {_PARQUET}", [_path(source)]).fetchall()[0][0]
         engine.execute(f"SELECT {', '.join(terms)} FROM {_PARQUET}", [_path(source)])
         with tqdm(total=total, desc=source.basename, disable=None if progress else True, leave=False) as bar:
-            while rows := engine.fetchmany(_PARQUET_ROWS):
+            while rows := engine.fetchmany(_BATCH_ROWS):
                 yield Batch(range(row, row + len(rows)), rows, transposed)
                 row += len(rows)
                 bar.update(len(rows))

@@ -8,11 +8,9 @@ import fnmatch
 import gzip
 import hashlib
 import re
-import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +26,7 @@ BLOCK_BYTES = 1 << 18
 #: A longer line is refused: no known download has one, and a file without line ends would fill the memory.
 MAX_LINE_BYTES = 16 << 20
 
-_HASH_BYTES = 4 << 20  # large, so that the hashing thread seldom asks the parsing one for Python's lock
+_HASH_BYTES = 1 << 20
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
@@ -36,11 +34,8 @@ _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, NotImplem
 class Skips:
     """Counts of skipped lines by reason, with the first place of each.
 
-    Parameters
-    ----------
-    on_error : {'stop', 'skip'}
-        Whether an unexpected line raises :class:`~recbole_llm.errors.DataError` or is counted. Damaged compression,
-        missing files and lines without end always stop.
+    ``on_error`` says whether an unexpected line stops the conversion (``'stop'``) or is counted (``'skip'``). Damaged
+    compression, missing files and lines without end always stop it.
     """
 
     on_error: str = "stop"
@@ -79,23 +74,11 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A file on disk, or a member of a zip archive.
-
-    Attributes
-    ----------
-    path : Path
-    member : str
-        Name inside the archive; empty for a file of its own.
-    size : int
-        Bytes on disk (compressed size for a member).
-    on_open : callable, optional
-        Told when the source is opened.
-    """
+    """A file on disk, or the ``member`` of a zip archive; ``size`` is in bytes on disk, compressed for a member."""
 
     path: Path
     member: str = ""
     size: int = 0
-    on_open: Callable[["Source"], None] | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -112,11 +95,6 @@ class Source:
         """The base name without ``.gz``."""
         return self.basename.removesuffix(".gz")
 
-    def opened(self) -> None:
-        """Tell ``on_open``."""
-        if self.on_open is not None:
-            self.on_open(self)
-
     @contextmanager
     def open(self, progress: bool = False) -> Iterator[IO[bytes]]:
         """Open for reading, decompressed; the kind is taken from the content, not from the ending.
@@ -124,7 +102,6 @@ class Source:
         ``progress`` shows a bar (on a terminal only) over the bytes on disk. A file that cannot be opened, or whose
         compressed data is damaged, raises :class:`~recbole_llm.errors.DataError`.
         """
-        self.opened()
         with ExitStack() as stack:
             try:
                 if self.member:
@@ -191,30 +168,20 @@ class Source:
 
 
 class Bundle:
-    """Everything that was given as input: one file, several, an archive or a folder.
+    """Everything that was given as input: files, folders (two levels deep) and zip archives, which are looked into.
 
-    Parameters
-    ----------
-    inputs : sequence of path-like
-        Zip archives are looked into; folders are searched two levels deep.
-    on_open : callable, optional
-        Told of each source that is opened.
-
-    Raises
-    ------
-    DataError
-        A path does not exist, or an archive cannot be read.
+    ``sources`` are all of them, ``named`` those that were given by name. A path that does not exist or an archive that
+    cannot be read raises :class:`~recbole_llm.errors.DataError`.
     """
 
-    def __init__(self, inputs: Sequence[str | Path], on_open: Callable[[Source], None] | None = None) -> None:
-        self._on_open = on_open
+    def __init__(self, inputs: Sequence[str | Path]) -> None:
         self.inputs = [Path(path) for path in inputs]
         self.sources: list[Source] = []
         self.named: list[Source] = []
         for path in self.inputs:
             if path.is_dir():
                 files = [file for pattern in ("*", "*/*") for file in sorted(path.glob(pattern)) if file.is_file()]
-                self.sources += [Source(file, size=file.stat().st_size, on_open=on_open) for file in files]
+                self.sources += [Source(file, size=file.stat().st_size) for file in files]
             elif path.is_file():
                 self.named += self._members(path)
             else:
@@ -225,7 +192,7 @@ class Bundle:
         return ", ".join(str(path) for path in self.inputs)
 
     def _members(self, path: Path) -> list[Source]:
-        source = Source(path, size=path.stat().st_size, on_open=self._on_open)
+        source = Source(path, size=path.stat().st_size)
         if not zipfile.is_zipfile(path):
             return [source]
         try:
@@ -234,7 +201,7 @@ class Bundle:
         except (OSError, *_DAMAGE) as error:
             source._fail(error)
         return [
-            Source(path, entry.filename, entry.compress_size, self._on_open)
+            Source(path, entry.filename, entry.compress_size)
             for entry in entries
             if not re.match(r"(__MACOSX/|.*/\._)", entry.filename)
         ]
@@ -271,45 +238,16 @@ class Bundle:
 
     def folders(self) -> "Bundle":
         """Return the folders of the files that were given by name."""
-        return Bundle(sorted({source.path.parent for source in self.named}), self._on_open)
+        return Bundle(sorted({source.path.parent for source in self.named}))
 
 
-class Fingerprints:
-    """Name, size and SHA-256 of files; hashing starts when a file is opened and runs beside the parsing.
-
-    ``hashlib`` works without Python's lock, so a second core does it for nothing. As a context manager it stops the
-    thread, also in the middle of a file.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-        self._jobs: dict[Path, Future[str]] = {}
-        self._stop = threading.Event()
-
-    def __enter__(self) -> "Fingerprints":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def start(self, source: Source) -> None:
-        """Hash the file of ``source`` on disk (the whole archive for a member), once."""
-        if source.path not in self._jobs:
-            self._jobs[source.path] = self._pool.submit(self._hash, source.path)
-
-    def of(self, sources: Sequence[Source]) -> list[dict[str, Any]]:
-        """Return the files of ``sources``, each once, without their folders, which differ between machines."""
-        for source in sources:
-            self.start(source)
-        return [
-            {"file": path.name, "bytes": path.stat().st_size, "sha256": self._jobs[path].result()}
-            for path in dict.fromkeys(source.path for source in sources)
-        ]
-
-    def _hash(self, path: Path) -> str:
+def fingerprints(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Return name, size and SHA-256 of each file, without its folder, which differs between machines."""
+    found = []
+    for path in dict.fromkeys(source.path for source in sources):
         digest = hashlib.sha256()
         with path.open("rb") as stream:
-            while not self._stop.is_set() and (chunk := stream.read(_HASH_BYTES)):
+            while chunk := stream.read(_HASH_BYTES):
                 digest.update(chunk)
-        return digest.hexdigest()
+        found.append({"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()})
+    return found

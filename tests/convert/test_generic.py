@@ -225,3 +225,22 @@ def test_a_delimiter_of_several_characters(tmp_path, quote):
 def test_unknown_ending(tmp_path):
     with pytest.raises(ConfigError, match="cannot tell the format from the ending 'xls'"):
         convert("generic", write(tmp_path / "log.xls", LOG), tmp_path / "set", **COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "items"),
+    [
+        ('a,5" disk,1\nb,"x,\n""y""\n",2\nc,5" tape,3', ['5" disk', 'x, "y" ', '5" tape']),
+        ('a,"x"y,1\n\nb,"",2', None),
+        ("a,x,1\n,,\nb,y,2\n,,", ["x", "y"]),
+    ],
+)
+def test_quotes_and_blank_rows(tmp_path, rows, items):
+    log = write(tmp_path / "log.csv", "who,what,when\n" + rows)
+    columns = {"user_col": "who", "item_col": "what", "time_col": "when"}
+    if items is None:
+        with pytest.raises(DataError, match=r"log\.csv, line 4: an empty user or item id"):
+            convert("generic", log, tmp_path / "set", **columns)
+        return
+    convert("generic", log, tmp_path / "set", **columns)
+    assert [row[1] for row in read_rows(tmp_path / "set/set.inter")[1]] == items
