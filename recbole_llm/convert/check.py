@@ -2,8 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from recbole_llm.convert.interactions import interner
+from recbole_llm.convert.reading import transposed
+from recbole_llm.convert.report import CheckReport, Finding, Findings
 from recbole_llm.convert.values import MISSING_WORDS, Catalogue
 from recbole_llm.data.lines import read_header, read_lines
 from recbole_llm.data.times import are_ranks, examine_times, history_order, parse_number
@@ -34,94 +35,10 @@ _TITLES = (
     "title", "movie_title", "item_title", "product_title", "name", "item_name", "product_name", "app_name",
 )
 # fmt: on
-_TEXT_LIMIT = 131_072
 _BATCH = 1 << 14
 
 Array = npt.NDArray[Any]
 _Rows = tuple[Sequence[str], Sequence[str], Sequence[str] | None]  # users, items and, if there is the column, times
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that would hurt, or is good to know.
-
-    Attributes
-    ----------
-    name : str
-        Short and stable, for programs: ``final_ties``.
-    severity : {'error', 'warning', 'note'}
-        ``error``: a run refuses the file.
-    text : str
-    value : float
-        The number in the text: a count or a share.
-    keys : dict of str to str
-        Settings that help.
-    """
-
-    name: str
-    severity: str
-    text: str
-    value: float = 0.0
-    keys: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class CheckReport:
-    """Result of :func:`check`.
-
-    Attributes
-    ----------
-    folder : Path
-    sizes : dict of str to float
-        Users, items, interactions, lengths, density, bytes.
-    findings : list of Finding
-    """
-
-    folder: Path
-    sizes: dict[str, float]
-    findings: list[Finding]
-
-    def __getitem__(self, name: str) -> Finding:
-        """Return the finding of that name, or raise ``KeyError``."""
-        for finding in self.findings:
-            if finding.name == name:
-                return finding
-        raise KeyError(name)
-
-    def __contains__(self, name: str) -> bool:
-        return any(finding.name == name for finding in self.findings)
-
-    @property
-    def failed(self) -> bool:
-        """Whether there is an error."""
-        return any(finding.severity == "error" for finding in self.findings)
-
-    @property
-    def keys(self) -> dict[str, str]:
-        """All suggested settings."""
-        return {key: value for finding in self.findings for key, value in finding.keys.items()}
-
-    def text(self) -> str:
-        """Return what the command line prints."""
-        sizes = self.sizes
-        lines = [
-            f"{self.folder}",
-            f"  users {sizes['users']:,.0f}   items {sizes['items']:,.0f}   "
-            f"interactions {sizes['interactions']:,.0f}   density {sizes['density']:.6f}",
-            f"  interactions per user: mean {sizes['mean_length']:.2f}, median {sizes['median_length']:g}, "
-            f"min {sizes['min_length']:.0f}, max {sizes['max_length']:.0f};  "
-            f"per item: median {sizes['median_count']:g}, max {sizes['max_count']:.0f}",
-            f"  leave-one-out: {sizes['train_rows']:,.0f} training rows of RecBole's prefix augmentation;  "
-            f"5-core: {sizes['users_5core']:,.0f} / {sizes['items_5core']:,.0f} / {sizes['interactions_5core']:,.0f}",
-        ]
-        for severity in ("error", "warning", "note"):
-            found = [finding for finding in self.findings if finding.severity == severity]
-            lines += [f"  {severity.upper():<8}{finding.text}" for finding in found]
-        if self.keys:
-            lines += ["  keys to consider:", *(f"    {key}: {value}" for key, value in self.keys.items())]
-        if all(finding.severity == "note" for finding in self.findings):
-            lines.append("  nothing that would hurt was found.")
-        return "\n".join(lines)
 
 
 def check(
@@ -163,13 +80,15 @@ def check(
     >>> report.sizes["users"], report["final_ties"].severity
     (943, 'warning')
     """
-    chosen = {**SETTINGS, **{key: value for key, value in (settings or {}).items() if key in SETTINGS}}
+    chosen = SETTINGS | {
+        key: value for key, value in (settings or {}).items() if key in SETTINGS and value is not None
+    }
     for key, value in chosen.items():
         if not isinstance(value, type(SETTINGS[key])) or not value:
             raise ConfigError(f"{key}={value!r} is not usable; the default is {SETTINGS[key]!r}.")
     folder = _folder(dataset, data_path)
     name = folder.name
-    findings: list[Finding] = []
+    findings = Findings()
     inter = _AtomicFile(folder / f"{name}.inter", chosen, findings, progress)
     users, items, user, item, time = _interactions(inter, findings)
     catalogue = None
@@ -183,14 +102,12 @@ def check(
     _check_items(items, item, catalogue, name, findings)
     pairs = user.astype(np.int64) * len(items) + item
     repeated = len(pairs) - len(np.unique(pairs))
-    if repeated:
-        text = f"{repeated:,} interactions repeat a (user, item) pair ({repeated / len(pairs):.2%})"
-        findings.append(Finding("duplicates", "warning", text, repeated, {"rm_dup_inter": "first"}))
+    text = f"{repeated:,} interactions repeat a (user, item) pair ({repeated / len(pairs):.2%})"
+    findings.add("duplicates", "warning", text, repeated, {"rm_dup_inter": "first"})
     if time is not None:
         _check_order(user, item, time, chosen["TIME_FIELD"], findings)
-    if name == "ml-100k" and find_spec("recbole"):
-        text = "stock RecBole reads its bundled copy for the name ml-100k, whatever data_path says"
-        findings.append(Finding("bundled_name", "note", text))
+    text = "stock RecBole reads its bundled copy for the name ml-100k, whatever data_path says"
+    findings.add("bundled_name", "note", text, name == "ml-100k")
     return CheckReport(folder, sizes, findings)
 
 
@@ -212,7 +129,7 @@ def _folder(dataset: str | Path, data_path: str | Path) -> Path:
 class _AtomicFile:
     """Rows of an atomic file; on the way it counts what a run refuses and what stock RecBole misreads."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], findings: list[Finding], progress: bool) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], findings: Findings, progress: bool) -> None:
         self.path, self.settings, self._findings, self._progress = path, settings, findings, progress
         self._found: dict[str, list[Any]] = {}
         self.fields = read_header(path, settings["field_separator"], settings["encoding"], "surrogateescape")
@@ -234,57 +151,49 @@ class _AtomicFile:
         next(lines)
         with tqdm(desc=self.path.name, unit=" lines", disable=None if self._progress else True, leave=False) as bar:
             while batch := list(islice(lines, _BATCH)):
-                rows = []
-                for number, line in batch:
-                    cells = line.split(separator)
-                    if len(cells) == width:
-                        rows.append((number, cells))
-                    else:
+                rows = [(number, line.split(separator)) for number, line in batch]
+                for number, cells in rows:
+                    if len(cells) != width:
                         text = f"lines have another number of fields than the header ({width})"
                         self.note("field_count", text, number)
+                rows = [(number, cells) for number, cells in rows if len(cells) == width]
                 if rows:
-                    numbers, columns = (
-                        [number for number, _ in rows],
-                        list(zip(*(row for _, row in rows), strict=True)),
-                    )
+                    numbers, columns = [number for number, _ in rows], transposed(cells for _, cells in rows)
                     for column, (name, kind) in zip(columns, self.fields.items(), strict=True):
                         self._look(name, kind, column, numbers)
                     yield numbers, columns
                 bar.update(len(batch))
         for key, (severity, text, count, line) in self._found.items():
-            text = f"{self.path.name}: {count:,} {text} (first: line {line})"
-            self._findings.append(Finding(key, severity, text, count))
+            self._findings.add(key, severity, f"{self.path.name}: {count:,} {text} (first: line {line})", count)
 
     def note(self, key: str, text: str, line: int, times: int = 1, severity: str = "error") -> None:
         """Count something about lines."""
         self._found.setdefault(key, [severity, text, 0, line])[2] += times
 
     def _look(self, name: str, kind: str, values: Sequence[str], numbers: Sequence[int]) -> None:
-        joined = "".join(values)
-        if not joined.isascii():
+        if not "".join(values).isascii():
             self._count("not_utf8", f"values are not {self.settings['encoding']} text", values, numbers, _undecodable)
         if kind.startswith("float"):
-            parts = (lambda value: value.split(self.settings["seq_separator"])) if kind == "float_seq" else _itself
-            if not _are_numbers([part for value in values for part in parts(value) if part]):
+            mark = self.settings["seq_separator"] if kind == "float_seq" else None
+
+            def wrong(value: str) -> bool:
+                return not _are_numbers([part for part in (value.split(mark) if mark else [value]) if part])
+
+            if kind == "float_seq" or not _are_numbers([value for value in values if value]):
                 text = f"values of {name}:{kind} are not finite numbers"
-                wrong = lambda value: any(map(_is_no_number, filter(None, parts(value))))  # noqa: E731
                 self._count(f"not_a_number:{name}", text, values, numbers, wrong)
             return
-        stock = "stock RecBole"
-        for key, text, wrong in (
-            (
-                "missing_words",
-                f"are words that {stock} reads as missing (NA, None, null ...)",
-                MISSING_WORDS.__contains__,
-            ),
-            ("leading_quotes", f'start with ", after which {stock} reads on to the next one', _is_quoted),
-            ("line_breaks", f"hold a carriage return or NUL, at which {stock} ends the row", _breaks),
-            ("too_long", f"are longer than the {_TEXT_LIMIT:,} characters that {stock} takes", _is_long),
-        ):
-            self._count(f"{key}:{name}", f"values of {name} {text}", values, numbers, wrong, "warning")
+        for key, text, misread in _MISREAD:
+            self._count(f"{key}:{name}", f"values of {name} {text}", values, numbers, misread, "warning")
 
     def _count(
-        self, key: str, text: str, values: Sequence[str], numbers: Sequence[int], wrong: Any, severity: str = "error"
+        self,
+        key: str,
+        text: str,
+        values: Sequence[str],
+        numbers: Sequence[int],
+        wrong: Callable[[str], bool],
+        severity: str = "error",
     ) -> None:
         found = {value for value in set(values) if wrong(value)}
         if found:
@@ -292,36 +201,40 @@ class _AtomicFile:
             self.note(key, text, places[0], len(places), severity)
 
 
-def _itself(value: str) -> list[str]:
-    return [value]
+# What is text in an atomic file, and something else to stock RecBole's reader.
+_MISREAD: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
+    ("missing_words", "are words that stock RecBole reads as missing (NA, None ...)", MISSING_WORDS.__contains__),
+    (
+        "leading_quotes",
+        'start with ", after which stock RecBole reads on to the next one',
+        lambda text: text[:1] == '"',
+    ),
+    (
+        "line_breaks",
+        "hold a CR or NUL, at which stock RecBole ends the row",
+        lambda text: "\r" in text or "\0" in text,
+    ),
+    ("too_long", "are longer than the 131,072 characters that stock RecBole takes", lambda text: len(text) > 131_072),
+)
 
 
 def _undecodable(value: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _is_quoted(value: str) -> bool:
-    return value[:1] == '"'
-
-
-def _breaks(value: str) -> bool:
-    return "\r" in value or "\0" in value
-
-
-def _is_long(value: str) -> bool:
-    return len(value) > _TEXT_LIMIT
-
-
-def _is_no_number(value: str) -> bool:
+def _are_numbers(values: Sequence[str]) -> bool:
+    """Whether all are finite numbers to a run; quickly, if they are."""
+    joined = "".join(values)
     try:
-        parse_number(value)
+        if joined.isascii() and "_" not in joined and np.isfinite(list(map(float, values))).all():
+            return True
+        return all(map(np.isfinite, map(parse_number, values)))
     except ValueError:
-        return True
-    return False
+        return False
 
 
 def _interactions(
-    file: _AtomicFile, findings: list[Finding]
+    file: _AtomicFile, findings: Findings
 ) -> tuple[dict[str, int], dict[str, int], Array, Array, Array | None]:
     """Return the ids, and the user, the item and the time of each interaction that a run keeps."""
     users, items = interner(), interner()
@@ -332,12 +245,12 @@ def _interactions(
         name = file.settings[key]
         if file.fields.get(name, kind) != kind:
             text = f"{name} has the type {file.fields[name]}; it must be {kind}."
-            findings.append(Finding("time_type" if kind == "float" else "id_type", "error", text))
+            findings.add("time_type" if kind == "float" else "id_type", "error", text)
     codes = (array("i"), array("i"))
     times = array("d")
     for numbers, columns in file.batches():
         rows = (columns[user_place], columns[item_place], columns[time_place] if time_place is not None else None)
-        if any("" in column for column in rows if column is not None) or not _are_numbers(rows[2]):
+        if any("" in column for column in rows if column is not None) or not _are_numbers(rows[2] or ()):
             rows = _usable(file, numbers, rows, time_field)
         codes[0].extend(map(users.__getitem__, rows[0]))
         codes[1].extend(map(items.__getitem__, rows[1]))
@@ -347,17 +260,9 @@ def _interactions(
         raise DataError(f"{file.path}: there is no interaction that can be used{': ' + errors if errors else ''}.")
     if time_place is None:
         text = f"{file.path.name} has no field {time_field!r}: a sequential model needs one (TIME_FIELD can name it)."
-        findings.append(Finding("no_time", "error", text))
+        findings.add("no_time", "error", text)
     user, item = (np.frombuffer(column, dtype=np.int32) for column in codes)
     return users, items, user, item, np.frombuffer(times) if time_place is not None else None
-
-
-def _are_numbers(values: Sequence[str] | None) -> bool:
-    joined = "".join(values or ())
-    try:
-        return joined.isascii() and "_" not in joined and bool(np.isfinite(list(map(float, values or ()))).all())
-    except ValueError:
-        return False
 
 
 def _usable(file: _AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) -> _Rows:
@@ -374,7 +279,7 @@ def _usable(file: _AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) -
     return users, items, times if rows[2] is not None else None
 
 
-def _catalogue(file: _AtomicFile, findings: list[Finding]) -> Catalogue:
+def _catalogue(file: _AtomicFile, findings: Findings) -> Catalogue:
     place, names = file.place("ITEM_ID_FIELD"), list(file.fields)
     title = next((name for name in names if name.lower() in _TITLES), "")
     fields = [(name, kind) for name, kind in file.fields.items() if name != names[place]]
@@ -389,7 +294,7 @@ def _catalogue(file: _AtomicFile, findings: list[Finding]) -> Catalogue:
                 catalogue.rows[row[place]] = row[:place] + row[place + 1 :]
     if title and file.fields[title] != "token_seq":
         text = f"{title} has the type {file.fields[title]}; RecBole splits text into words only as token_seq"
-        findings.append(Finding("title_type", "note", text))
+        findings.add("title_type", "note", text)
     return catalogue
 
 
@@ -418,74 +323,61 @@ def _sizes(user: Array, item: Array) -> dict[str, float]:
     }
 
 
-def _check_lengths(user: Array, sizes: dict[str, float], longest: int, findings: list[Finding]) -> None:
+def _check_lengths(user: Array, sizes: dict[str, float], longest: int, findings: Findings) -> None:
     lengths = np.bincount(user)
     short = int((lengths < 3).sum())
-    if short:
-        text = f"{short:,} users have fewer than 3 interactions: one each for training, validation and test"
-        findings.append(Finding("short_users", "warning", text, short, {"user_inter_num_interval": '"[3,inf)"'}))
+    text = f"{short:,} users have fewer than 3 interactions: one each for training, validation and test"
+    findings.add("short_users", "warning", text, short, {"user_inter_num_interval": '"[3,inf)"'})
     long = float((lengths > longest).mean())
     if long > 0.05:
         text = f"{long:.1%} of the users have more than {longest} interactions (MAX_ITEM_LIST_LENGTH)"
-        high = np.quantile(lengths, 0.9)
-        better = next((size for size in (20, 50, 100, 200) if high <= size), 200)
-        keys = {"MAX_ITEM_LIST_LENGTH": str(better)} if better > longest else {}
-        findings.append(Finding("long_users", "note", text, long, keys))
+        better = next((size for size in (20, 50, 100, 200) if np.quantile(lengths, 0.9) <= size), 200)
+        findings.add(
+            "long_users", "note", text, long, {"MAX_ITEM_LIST_LENGTH": str(better)} if better > longest else {}
+        )
     top = sizes["max_count"] / sizes["users"]
     if top > 0.2:
         text = f"one item is in the history of up to {top:.1%} of the users: compare every model with popularity"
-        findings.append(Finding("popular_item", "warning", text, top))
+        findings.add("popular_item", "warning", text, top)
 
 
 def _check_items(
-    rated: Mapping[str, int], item: Array, items: Catalogue | None, name: str, findings: list[Finding]
+    rated: Mapping[str, int], item: Array, items: Catalogue | None, name: str, findings: Findings
 ) -> None:
-    def add(key: str, severity: str, text: str, value: float, keys: dict[str, str] | None = None) -> None:
-        if value:
-            findings.append(Finding(key, severity, text, value, keys or {}))
-
     if items is None:
-        findings.append(
-            Finding("no_items", "warning", f"there is no {name}.item: models that read item text cannot run.")
-        )
+        findings.add("no_items", "warning", f"there is no {name}.item: models that read item text cannot run.")
         return
     unlisted = np.array([raw not in items for raw in rated])
-    lost = int(unlisted[item].sum())
-    text = (
-        f"{unlisted.sum():,} items with interactions are not in {name}.item: they have no text, and a run that loads "
-    )
-    add(
-        "unlisted_items",
-        "warning",
-        text + f"columns of it leaves their {lost:,} interactions out",
-        int(unlisted.sum()),
-    )
+    text = f"{unlisted.sum():,} items with interactions are not in {name}.item: they have no text, and a run that "
+    text += f"loads columns of it leaves their {unlisted[item].sum():,} interactions out"
+    findings.add("unlisted_items", "warning", text, unlisted.sum())
     unrated = sum(raw not in rated for raw in items.rows)
     text = f"{unrated:,} items of {name}.item have no interaction; stock RecBole ranks them all the same"
-    add("unrated_items", "note", text, unrated, {"item_inter_num_interval": '"[1,inf)"'})
+    findings.add("unrated_items", "note", text, unrated, {"item_inter_num_interval": '"[1,inf)"'})
     text_places = [place for place, (_, kind) in enumerate(items.fields) if kind == "token_seq"]
     if not text_places:
-        add("no_text_field", "warning", f"{name}.item has no token_seq field: there is no text to read.", 1)
+        text = f"{name}.item has no token_seq field: there is no text to read."
+        findings.add("no_text_field", "warning", text)
         return
     names = [field_name for field_name, _ in items.fields]
-    title = names.index(items.title) if items.title in names else text_places[0]
-    rows = [row for raw, row in items.rows.items() if raw in rated]
-    untitled = sum(not row[title].strip() for row in rows)
-    text = f"{untitled:,} items have an empty {names[title]} (recbole-llm convert --untitled drop leaves them out)"
-    add("untitled_items", "warning", text, untitled)
+    place = names.index(items.title) if items.title in names else text_places[0]
+    title, rows = names[place], [row for raw, row in items.rows.items() if raw in rated]
+    untitled = sum(not row[place].strip() for row in rows)
+    text = f"{untitled:,} items have an empty {title} (recbole-llm convert --untitled drop leaves them out)"
+    findings.add("untitled_items", "warning", text, untitled)
     empty = sum(not any(row[place].strip() for place in text_places) for row in rows)
-    add("items_without_text", "warning", f"{empty:,} items have no text at all", empty)
-    titles = Counter(row[title].strip() for row in rows if row[title].strip())
-    surplus = sum(count - 1 for count in titles.values())
-    if surplus:
-        top, often = titles.most_common(1)[0]
-        text = f"{surplus:,} items share their {names[title]} with another one ({often} x {top[:50]!r}): a model that "
-        text += "sees only this text cannot tell them apart"
-        add("repeated_titles", "warning", text, surplus, _template(names, names[title]))
-    words = [len(title_text.split()) for title_text in titles]
-    if words:
-        text = f"{names[title]}: {np.mean(words):.1f} words on average, {max(words)} at most"
-        add("title_words", "note", text, max(words))
+    findings.add("items_without_text", "warning", f"{empty:,} items have no text at all", empty)
+    titles = Counter(row[place].strip() for row in rows if row[place].strip())
+    if not titles:
+        return
+    surplus, (top, often) = titles.total() - len(titles), titles.most_common(1)[0]
+    text = f"{surplus:,} items share their {title} with another one ({often} x {top[:50]!r}): a model that sees only "
+    findings.add(
+        "repeated_titles", "warning", text + "this text cannot tell them apart", surplus, _template(names, title)
+    )
+    words = [len(text.split()) for text in titles]
+    text = f"{title}: {np.mean(words):.1f} words on average, {max(words)} at most"
+    findings.add("title_words", "note", text, max(words))
 
 
 def _template(names: Sequence[str], title: str) -> dict[str, str]:
@@ -496,21 +388,20 @@ def _template(names: Sequence[str], title: str) -> dict[str, str]:
     return {"item_text": '"{' + title + "}" + year + "".join(more) + '"'} if year or more else {}
 
 
-def _check_order(user: Array, item: Array, time: Array, name: str, findings: list[Finding]) -> None:
+def _check_order(user: Array, item: Array, time: Array, name: str, findings: Findings) -> None:
     order = history_order(user, time)
     by_user, by_time, by_item = user[order], time[order], item[order]
     starts = np.flatnonzero(np.r_[True, by_user[1:] != by_user[:-1]])
     ends = np.r_[starts[1:], len(order)] - 1
     users = len(starts)
 
-    if are_ranks(by_time, starts):
-        text = "the times of every user are 0, 1, 2 ...: right for leave-one-out, meaningless across users "
-        text += "(no temporal split, no time-aware model)"
-        findings.append(Finding("rank_times", "warning", text))
+    text = "the times of every user are 0, 1, 2 ...: right for leave-one-out, meaningless across users "
+    text += "(no temporal split, no time-aware model)"
+    findings.add("rank_times", "warning", text, are_ranks(by_time, starts))
     report = examine_times(by_user, by_time)
     for key, applies in (("equal_times", report.all_equal), ("mixed_units", report.mixed)):
         if applies:
-            findings.append(Finding(key, "warning", report.notices(name)[0].rstrip("."), report.below or len(time)))
+            findings.add(key, "warning", report.notices(name)[0].rstrip("."), report.below or len(time))
     same_user = by_user[1:] == by_user[:-1]
     tied = same_user & (by_time[1:] == by_time[:-1])
     if tied.any():
@@ -520,25 +411,20 @@ def _check_order(user: Array, item: Array, time: Array, name: str, findings: lis
         text += "keep the order of the file"
         findings.append(Finding("final_ties", "warning" if final > 0.01 else "note", text, final))
     rounded = item[history_order(user, time.astype(np.float32))]
-    changed = int((rounded[ends] != by_item[ends]).sum())
-    if changed:
-        text = f"stock RecBole rounds times to float32 before it sorts: another last item for {changed / users:.1%} "
-        text += "of the users (a file in order of time is immune)"
-        findings.append(Finding("float32_time", "warning", text, changed / users, {"time_order": "exact"}))
-    target = np.repeat(by_item[ends], ends - starts + 1)
-    again = by_item == target
+    changed = float((rounded[ends] != by_item[ends]).mean())
+    text = f"stock RecBole rounds times to float32 before it sorts: another last item for {changed:.1%} of the users "
+    text += "(a file in order of time is immune)"
+    findings.add("float32_time", "warning", text, changed, {"time_order": "exact"})
+    again = by_item == np.repeat(by_item[ends], ends - starts + 1)
     again[ends] = False
     seen = len(np.unique(by_user[again]))
-    if seen:
-        text = (
-            f"the last item of {seen:,} users ({seen / users:.1%}) is in their history already: with mask_history it "
-        )
-        text += "cannot be recommended and counts as a miss"
-        keys = {"rm_dup_inter": "first", "mask_history": "False   # instead of rm_dup_inter, if repeats are wanted"}
-        findings.append(Finding("target_in_history", "warning", text, seen, keys))
-    if users > 1 and (np.diff(user) != 0).sum() == users - 1 and (np.diff(order) == 1).all():
-        text = (
-            "the file is sorted by user and time, so RecBole's internal item ids follow the sequences (they leak the "
-        )
-        text += "next item to anything that reads ids, such as generative indices)"
-        findings.append(Finding("leaky_ids", "warning", text))
+    text = f"the last item of {seen:,} users ({seen / users:.1%}) is in their history already: with mask_history it "
+    text += "cannot be recommended and counts as a miss"
+    keys = {"rm_dup_inter": "first", "mask_history": "False   # instead of rm_dup_inter, if repeats are wanted"}
+    findings.add("target_in_history", "warning", text, seen, keys)
+    grouped = users > 1 and (np.diff(user) != 0).sum() == users - 1 and (np.diff(order) == 1).all()
+    text = (
+        "the file is sorted by user and time, so RecBole's internal item ids follow the sequences (they leak the next "
+    )
+    text += "item to anything that reads ids, such as generative indices)"
+    findings.add("leaky_ids", "warning", text, grouped)

@@ -48,18 +48,7 @@ examples:
 
 
 def convert_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm convert``.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments behind the command.
-
-    Returns
-    -------
-    int
-        0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
-    """
+    """Run ``recbole-llm convert`` with the arguments behind the command; return the exit status."""
     parser = _convert_parser()
     arguments = vars(parser.parse_args(list(argv)))
     if arguments.pop("list"):
@@ -81,19 +70,7 @@ def convert_main(argv: Sequence[str]) -> int:
 
 
 def check_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm check``.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments behind the command.
-
-    Returns
-    -------
-    int
-        1 if the report holds an error, otherwise 0. Files that cannot be read at all raise
-        :class:`~recbole_llm.errors.DataError`.
-    """
+    """Run ``recbole-llm check`` with the arguments behind the command; return 1 if the report holds an error."""
     if {"-h", "--help"} & set(argv):
         _show(_CHECK_HELP.replace("{settings}", ", ".join(SETTINGS)))
         return 0

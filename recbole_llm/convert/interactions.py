@@ -38,15 +38,15 @@ class Filters:
     Attributes
     ----------
     min_rating : float or None
-        Drop interactions rated lower; ``None`` keeps all.
+        Drop interactions rated lower.
     untitled : {'keep', 'drop'}
         What happens to items without a title, and to their interactions.
     dedup : {'none', 'first', 'last'}
         Which of several interactions of one user with one item stays, by (time, input order).
     k_core : int
-        Drop users and items with fewer interactions, again and again until none is left; 0 keeps all.
+        Drop users and items with fewer interactions until none is left; 0 keeps all.
     order : {'time', 'input'}
-        Order of the rows: by (time, input order), or as they came.
+        By (time, input order), or as they came.
     """
 
     min_rating: float | None = None
@@ -107,15 +107,9 @@ class Counts:
 class Selection:
     """What the filters leave; valid until the next one is made.
 
-    Attributes
-    ----------
-    steps : list of (str, Counts)
-        The counts as read and after each filter that was asked for.
-    users, items : array of bool
-        Which codes occur.
-    blocks : callable
-        Yields the interactions that stay, in output order, as columns ``user``, ``item``, ``time``, ``micro`` and one
-        of each value field.
+    ``steps`` has the counts as read and after each filter, ``users`` and ``items`` say which codes occur, and
+    ``blocks`` yields the interactions in output order as columns ``user``, ``item``, ``time``, ``micro`` and one for
+    each value field.
     """
 
     steps: list[tuple[str, Counts]]
@@ -137,20 +131,10 @@ def interner() -> defaultdict[str, int]:
 
 
 class Interactions:
-    """The interactions of a conversion, in input order.
+    """The interactions of a conversion, in input order; a context manager.
 
-    Attributes
-    ----------
-    users, items : dict of str to int
-        Raw id -> code, in order of first appearance; kept in memory once per distinct id.
-    value_fields : tuple of str
-        Names of the float columns beside the time, for instance ``('rating',)``.
-
-    Parameters
-    ----------
-    value_fields : sequence of str
-    folder : Path
-        Where temporary files may be made.
+    ``users`` and ``items`` map raw ids to codes, in order of first appearance. ``value_fields`` are the names of float
+    columns beside the time, for instance ``('rating',)``; temporary files are made in ``folder``.
     """
 
     def __init__(self, value_fields: Sequence[str], folder: Path) -> None:
@@ -159,15 +143,7 @@ class Interactions:
         # The names of a user's own columns could be any word of SQL, so the values go by their place.
         self._values = [f"value{place}" for place in range(len(self.value_fields))]
         self._length, self._tables, self._views = 0, 0, 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._engine = duckdb.connect(
-            config={
-                "memory_limit": MEMORY,
-                "threads": min(THREADS, cores),
-                "temp_directory": str(folder / "spilled"),
-                "autoinstall_known_extensions": False,
-            }
-        )
+        self._engine = connect(temp_directory=str(folder / "spilled"))
         types = {"number": "BIGINT", "user": "INTEGER", "item": "INTEGER", "time": "BIGINT", "micro": "INTEGER"}
         types.update(dict.fromkeys(self._values, "DOUBLE"))
         self._run("CREATE TABLE read (" + ", ".join(f'"{name}" {kind}' for name, kind in types.items()) + ")")
@@ -347,6 +323,15 @@ class Interactions:
             yield self._columns(
                 f"SELECT * EXCLUDE (number) FROM {name} WHERE rowid >= {start} AND rowid < {start + ROWS}"
             )
+
+
+def connect(**config: Any) -> duckdb.DuckDBPyConnection:
+    """Return a database in memory, which shows no progress bars of its own and loads nothing from the network."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    settings = {"memory_limit": MEMORY, "threads": min(THREADS, cores), "autoinstall_known_extensions": False}
+    engine = duckdb.connect(config={**settings, **config})
+    engine.execute("SET enable_progress_bar = false")
+    return engine
 
 
 @contextmanager

@@ -18,10 +18,9 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import duckdb
 from tqdm import tqdm
 
-from recbole_llm.convert.interactions import Interactions, engine_errors
+from recbole_llm.convert.interactions import Interactions, connect, engine_errors
 from recbole_llm.convert.sources import MAX_LINE_BYTES, Bundle, Skips, Source
 from recbole_llm.convert.values import Catalogue, KnownGap, LineError
 from recbole_llm.errors import DataError
@@ -252,7 +251,7 @@ def parquet_columns(source: Source) -> dict[str, str]:
     """Return name and type of the columns of a parquet file; DataError if it is damaged."""
     if source.member:
         raise DataError(f"{source.name}: a parquet file is read from disk, not from inside an archive; unpack it.")
-    with engine_errors(f"{source.name}: the parquet data is damaged"), duckdb.connect() as engine:
+    with engine_errors(f"{source.name}: the parquet data is damaged"), connect() as engine:
         return {
             name: kind for name, kind, *_ in engine.execute(f"DESCRIBE FROM {_PARQUET}", [_path(source)]).fetchall()
         }
@@ -292,7 +291,7 @@ def parquet_batches(source: Source, wanted: Sequence[str], ids: int = 0, progres
             term = f"make_timestamp(epoch_us({term}))"  # in UTC
         terms.append(term)
     row = 1
-    with duckdb.connect(config={"threads": 1}) as engine, engine_errors(f"{source.name}: the parquet data is damaged"):
+    with connect(threads=1) as engine, engine_errors(f"{source.name}: the parquet data is damaged"):
         total = engine.execute(f"SELECT count(*) FROM {_PARQUET}", [_path(source)]).fetchall()[0][0]
         engine.execute(f"SELECT {', '.join(terms)} FROM {_PARQUET}", [_path(source)])
         with tqdm(total=total, desc=source.basename, disable=None if progress else True, leave=False) as bar:

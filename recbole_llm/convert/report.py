@@ -1,4 +1,4 @@
-"""What a conversion did, for the screen and for the sidecar; and what the papers printed for the same data."""
+"""What a conversion did, beside what the papers printed for the same data; and what a check found."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,18 +15,9 @@ from recbole_llm.errors import ConfigError
 class Recipe:
     """One preparation of one paper, from ``props/dataset/recipes.yaml``.
 
-    Attributes
-    ----------
-    name, source, paper, note : str
-    filters : Filters
-    options : dict
-        Settings of the source that the paper needs.
-    published : dict of str to float
-        ``users``, ``items``, ``interactions``, ``mean_length``, as far as they are printed.
-    within : float
-        Relative tolerance of the published numbers, for those printed as "148K".
-    counted : {'interactions', 'targets'}
-        ``targets``: the paper counts one interaction per user less.
+    ``published`` are the numbers that the paper prints, true ``within`` a relative tolerance (for "148K"); ``options``
+    are the settings of the source that it needs; ``counted`` is ``'targets'`` where the paper counts one interaction
+    per user less.
     """
 
     name: str
@@ -109,32 +100,21 @@ class Report:
 
     Attributes
     ----------
-    name : str
-        Source that was converted.
-    output : Path
-        Folder of the atomic files.
-    counts : Counts
-        Users, items with at least one interaction, and interactions written.
-    listed_items, untitled_items : int
-        Rows of the ``.item`` file, and how many of them have no title.
-    steps : list of (str, Counts)
-        The counts as read and after each filter.
-    skipped : dict of str to int
-        Lines that were not used, by reason; ``first_skipped`` has the first place of each.
-    renamed_ids : int
-        Ids that had to be written in another form.
-    hashes : dict of str to str
-        SHA-256 of each file written.
-    sources : list of dict
-        Name, size and SHA-256 of each file read.
+    name, output : str, Path
+        Source that was converted, and folder of the atomic files.
+    counts, steps : Counts, list of (str, Counts)
+        What was written (items with at least one interaction), as read, and after each filter.
+    skipped, first_skipped : dict
+        Lines that were not used, by reason, and the first place of each.
     settings : dict
         Everything that determines the output besides the sources.
+    listed_items, untitled_items, renamed_ids : int
+        Rows of the ``.item`` file, those without a title, and ids that had to be written in another form.
+    sources, hashes : list of dict, dict
+        Name, size and SHA-256 of each file read; SHA-256 of each file written.
     published : list of (Recipe, Counts or None)
         The papers' preparations of this source, and what each gives on this data; ``None`` where it needs other
         settings or the titles.
-    notes : list of str
-    seconds : float
-        Not part of the sidecar.
     """
 
     name: str
@@ -223,3 +203,78 @@ class Report:
             if recipe.note:
                 lines.append(f"              {recipe.note}")
         return lines
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that would hurt, or is good to know.
+
+    ``name`` is short and stable, for programs; ``severity`` is ``'error'`` (a run refuses the file), ``'warning'`` or
+    ``'note'``; ``value`` is the number in the text, a count or a share; ``keys`` are settings that help.
+    """
+
+    name: str
+    severity: str
+    text: str
+    value: float = 0.0
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+class Findings(list[Finding]):
+    """Findings in the order in which they are made."""
+
+    def add(self, name: str, severity: str, text: str, value: float = 1, keys: dict[str, str] | None = None) -> None:
+        """Add a finding whose number is not 0."""
+        if value:
+            self.append(Finding(name, severity, text, float(value), keys or {}))
+
+
+@dataclass
+class CheckReport:
+    """Result of :func:`check`; ``sizes`` has users, items, interactions, lengths, density and bytes."""
+
+    folder: Path
+    sizes: dict[str, float]
+    findings: list[Finding]
+
+    def __getitem__(self, name: str) -> Finding:
+        """Return the finding of that name, or raise ``KeyError``."""
+        for finding in self.findings:
+            if finding.name == name:
+                return finding
+        raise KeyError(name)
+
+    def __contains__(self, name: str) -> bool:
+        return any(finding.name == name for finding in self.findings)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is an error."""
+        return any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """All suggested settings."""
+        return {key: value for finding in self.findings for key, value in finding.keys.items()}
+
+    def text(self) -> str:
+        """Return what the command line prints."""
+        sizes = self.sizes
+        lines = [
+            f"{self.folder}",
+            f"  users {sizes['users']:,.0f}   items {sizes['items']:,.0f}   "
+            f"interactions {sizes['interactions']:,.0f}   density {sizes['density']:.6f}",
+            f"  interactions per user: mean {sizes['mean_length']:.2f}, median {sizes['median_length']:g}, "
+            f"min {sizes['min_length']:.0f}, max {sizes['max_length']:.0f};  "
+            f"per item: median {sizes['median_count']:g}, max {sizes['max_count']:.0f}",
+            f"  leave-one-out: {sizes['train_rows']:,.0f} training rows of RecBole's prefix augmentation;  "
+            f"5-core: {sizes['users_5core']:,.0f} / {sizes['items_5core']:,.0f} / {sizes['interactions_5core']:,.0f}",
+        ]
+        for severity in ("error", "warning", "note"):
+            found = [finding for finding in self.findings if finding.severity == severity]
+            lines += [f"  {severity.upper():<8}{finding.text}" for finding in found]
+        if self.keys:
+            lines += ["  keys to consider:", *(f"    {key}: {value}" for key, value in self.keys.items())]
+        if all(finding.severity == "note" for finding in self.findings):
+            lines.append("  nothing that would hurt was found.")
+        return "\n".join(lines)

@@ -15,7 +15,7 @@ character, as long as it fits on one line. recbole-llm reads such ids as they ar
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -200,14 +200,10 @@ def plain_text(value: object) -> str:
 
 
 class Catalogue:
-    """Cleaned fields by raw id, held in memory.
+    """Cleaned fields by raw id, in memory.
 
-    Parameters
-    ----------
-    fields : sequence of (str, str)
-        Name and RecBole type (``token``, ``token_seq``, ``float``) of each field behind the id.
-    title : str, optional
-        The field without which an item counts as untitled.
+    ``fields`` are name and RecBole type (``token``, ``token_seq``, ``float``) of each field behind the id; without the
+    field ``title`` an item counts as untitled.
     """
 
     def __init__(self, fields: Sequence[tuple[str, str]], title: str = "") -> None:
@@ -296,9 +292,11 @@ def check_ids(*columns: Sequence[object]) -> None:
     for column in columns:
         if set(map(type, column)) - {str} or "" in column:
             bad = next(value for value in column if not isinstance(value, str) or not value)
-            raise LineError(
-                "an empty user or item id" if bad in ("", None) else f"an id that is not text: {shown(bad)}"
-            )
+            empty = bad is None or bad == ""
+            raise LineError("an empty user or item id" if empty else f"an id that is not text: {shown(bad)}")
+
+
+# A batch that fails is tried again value by value, so a message is about the first value.
 
 
 def as_times(column: Iterable[object]) -> list[int]:
@@ -311,15 +309,12 @@ def as_times(column: Iterable[object]) -> list[int]:
     """
     values: list[Any] = list(column)
     kinds = set(map(type, values))
-    if not kinds <= {int, str} or _has_odd_digits(values):
-        for value in values:
-            whole = isinstance(value, float) and value.is_integer()
-            if not (whole or type(value) in (int, str)) or _has_odd_digits([value]):
-                raise LineError(f"the time {shown(value)} is not a whole number")
     try:
-        times: list[int] = values if kinds == {int} else list(map(int, values))
+        if kinds - {int, str, float} or not all(v.is_integer() for v in values if type(v) is float):
+            raise ValueError
+        times: list[int] = values if kinds == {int} else list(map(int, _ascii_digits(values)))
     except (ValueError, OverflowError) as error:
-        raise LineError(f"the time {_first_bad(values, int)} is not a whole number") from error
+        raise LineError(f"the time {shown(values[0])} is not a whole number") from error
     return _within(times)
 
 
@@ -334,31 +329,31 @@ def as_floats(column: Iterable[object], name: str) -> list[float]:
     raw: list[Any] = list(column)
     kinds = set(map(type, raw))
     try:
-        if bool in kinds or _has_odd_digits(raw):
+        if bool in kinds:
             raise ValueError
-        values: list[float] = raw if kinds == {float} else list(map(float, raw))
+        values: list[float] = raw if kinds == {float} else list(map(float, _ascii_digits(raw)))
     except (TypeError, ValueError, OverflowError) as error:
-        raise LineError(f"the {name} {_first_bad(raw, float)} is not a number") from error
+        raise LineError(f"the {name} {shown(raw[0])} is not a number") from error
     # One sum shows any inf or nan; one that only overflows is found innocent when the lines are tried one by one.
     if not math.isfinite(sum(values)):
         raise LineError(f"a {name} is not a finite number")
     return values
 
 
+def _ascii_digits(values: list[Any]) -> list[Any]:
+    """Refuse what only Python takes for a number: ``1_000``, the digits of other scripts."""
+    text = "".join([value for value in values if type(value) is str])
+    if "_" in text or not text.isascii():
+        raise ValueError
+    return values
+
+
 def as_exact_times(values: Sequence[Any], pattern: str | None) -> tuple[list[int], list[int] | None]:
     """Return whole times and, where there are fractions, the millionths above them.
 
-    Parameters
-    ----------
-    values : sequence
-        Numbers keep their unit, whatever it is; dates become seconds since 1970 (UTC where no zone is given).
-    pattern : str or None
-        A :meth:`datetime.datetime.strptime` pattern; ``None`` recognises numbers and ISO 8601.
-
-    Raises
-    ------
-    LineError
-        A value is none of these, or does not fit.
+    Numbers keep their unit, whatever it is; dates become seconds since 1970 (UTC where no zone is given). ``pattern``
+    is one of :meth:`datetime.datetime.strptime`; without it numbers and ISO 8601 are recognised. What is none of these,
+    or does not fit, raises :class:`LineError`.
     """
     if pattern is None:
         try:
@@ -413,20 +408,3 @@ def _within(times: list[int]) -> list[int]:
     if times and (max(times) > _MAX_TIME or min(times) < -_MAX_TIME):
         raise LineError("a time does not fit into 64 bits")
     return times
-
-
-def _has_odd_digits(values: Sequence[object]) -> bool:
-    """Whether a text is one that only Python takes for a number: ``1_000``, the digits of other scripts."""
-    text = "".join([value for value in values if type(value) is str])
-    return "_" in text or not text.isascii()
-
-
-def _first_bad(column: Sequence[object], kind: Callable[[Any], Any]) -> str:
-    for value in column:
-        try:
-            kind(value)
-        except (TypeError, ValueError, OverflowError):
-            return shown(value)
-        if isinstance(value, bool) or _has_odd_digits([value]):
-            return shown(value)
-    return "?"
