@@ -351,9 +351,9 @@ def _ascii_digits(values: list[Any]) -> list[Any]:
 def as_exact_times(values: Sequence[Any], pattern: str | None) -> tuple[list[int], list[int] | None]:
     """Return whole times and, where there are fractions, the millionths above them.
 
-    Numbers keep their unit, whatever it is; dates become seconds since 1970 (UTC where no zone is given). ``pattern``
-    is one of :meth:`datetime.datetime.strptime`; without it numbers and ISO 8601 are recognised. What is none of these,
-    or does not fit, raises :class:`LineError`.
+    Numbers keep their unit, whatever it is; dates become seconds since 1970 (UTC where no zone is given). With a
+    ``pattern`` of :meth:`datetime.datetime.strptime` nothing else is recognised, otherwise numbers and ISO 8601.
+    A value that is none of these, or does not fit, raises :class:`LineError`.
     """
     if pattern is None:
         try:
