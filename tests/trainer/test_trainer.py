@@ -301,3 +301,47 @@ def test_s3rec_runs_both_stages_and_reports_the_time_of_each(settings):
     report = json.loads((Path(result["run_dir"]) / "results.json").read_text())
     assert report["seconds"]["pretrain"] > 0
     assert (Path(result["run_dir"]) / "pretrained.pth").is_file()
+
+
+def test_equal_scores_end_training_and_keep_the_first_weights(settings, monkeypatch):
+    config, model, train, valid, _ = prepare(settings, epochs=20, stopping_step=3)
+    trainer = RunTrainer(config, model)
+    kept = []
+
+    def same(*_, **__):
+        kept.append(model.item_embedding.weight.detach().clone())
+        return 0.5, {"ndcg@10": 0.5}
+
+    monkeypatch.setattr(trainer, "_valid_epoch", same)
+    trainer.fit(train, valid, saved=False)
+    assert len(trainer.curve) == 1 + 3 and trainer.best_epoch == 0
+    trainer._load_best()
+    assert torch.equal(model.item_embedding.weight, kept[0]) and not torch.equal(kept[0], kept[-1])
+
+
+def test_a_run_that_had_stopped_does_not_go_on(settings, monkeypatch):
+    given = {**settings, **SMALL, "epochs": 9, "stopping_step": 1}
+    scores = iter([0.5, 0.4])
+    with monkeypatch.context() as patch:
+        patch.setattr(RunTrainer, "_valid_epoch", lambda *_, **__: (next(scores), {"ndcg@10": 0.0}))
+        patch.setattr(RunTrainer, "evaluate", lambda *_, **__: 1 / 0)  # dies before the test
+        with pytest.raises(ZeroDivisionError):
+            run("SASRec", "cycle", config_dict=given)
+    (run_dir,) = Path(settings["checkpoint_dir"]).iterdir()
+    epochs = []
+    monkeypatch.setattr(RunTrainer, "_train_epoch", lambda *a, **k: epochs.append(1))
+    run("SASRec", "cycle", config_dict={**given, "resume": str(run_dir)})
+    assert not epochs and json.loads((run_dir / "results.json").read_text())["stages"][0]["best_epoch"] == 0
+
+
+def test_an_evaluation_cannot_be_changed_and_the_model_stays_the_trainer_s(settings):
+    config, model, train, _, test = prepare(settings, "ScoreEnsemble", members=["LLMSeqSim", "MostPopular"])
+    trainer = RunTrainer(config, model, train_counts=train.dataset.train_counts)
+    trainer.evaluate(test, load_best_model=False)
+    before = trainer.evaluation
+    members = trainer.evaluate_members(test)
+    assert trainer.model is model and trainer.evaluation is before
+    assert [member["member"] for member in members] == ["LLMSeqSim", "MostPopular"]
+    assert before.metrics == (before.masked if config["mask_history"] else before.unmasked)
+    with pytest.raises(AttributeError):
+        before.masked = {}
