@@ -138,6 +138,7 @@ def _from_file(dataset: Any, config: Any, logger: logging.Logger) -> ItemVectors
         missing=choice(config, "item_vectors_missing", ["error", "zero"]),
         field_separator=config["field_separator"],
         seq_separator=config["seq_separator"],
+        encoding=config["encoding"] or "utf-8",
         logger=logger,
     )
     if control_of(config) == "shuffled_text":

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.errors import DataError, MissingExtraError
-from recbole_llm.extras import optional
+from recbole_llm.data.lines import read_header, read_lines, read_rows
+from recbole_llm.errors import ConfigError, DataError
 
 FORMATS = ".npz, .npy, .safetensors, .parquet, or an atomic file"
 
@@ -31,6 +31,7 @@ def read_item_vectors(
     missing: str = "error",
     field_separator: str = "\t",
     seq_separator: str = " ",
+    encoding: str = "utf-8",
     logger: logging.Logger | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Vectors of a catalogue, found by raw item id.
@@ -45,7 +46,7 @@ def read_item_vectors(
         Name of the id column in a parquet file.
     missing : {"error", "zero"}
         What an item without a vector is.
-    field_separator, seq_separator : str
+    field_separator, seq_separator, encoding : str
         Of an atomic file.
     logger : logging.Logger, optional
 
@@ -61,16 +62,14 @@ def read_item_vectors(
     DataError
         The file is missing, damaged or of the wrong shape, an id stands in it twice, a vector that is needed is not
         finite, or, with ``missing="error"``, is not there.
-    MissingExtraError
-        For a parquet file without pyarrow.
     """
     logger = logger or logging.getLogger(__name__)
     path = Path(file).expanduser()
     if not path.is_file():
         raise DataError(f"item_vectors: there is no file {str(path)!r} (looked from {Path.cwd()}).")
     try:
-        ids, found = _read(path, item_field, field_separator, seq_separator)
-    except (DataError, MissingExtraError):
+        ids, found = _read(path, item_field, field_separator, seq_separator, encoding)
+    except (ConfigError, DataError):
         raise
     except Exception as error:  # noqa: BLE001 - every library has its own for a damaged file
         raise DataError(
@@ -120,7 +119,9 @@ def read_item_vectors(
     return vectors, {**info, "missing": len(absent)}
 
 
-def _read(path: Path, item_field: str, field_separator: str, seq_separator: str) -> tuple[list[str], np.ndarray]:
+def _read(
+    path: Path, item_field: str, field_separator: str, seq_separator: str, encoding: str
+) -> tuple[list[str], np.ndarray]:
     kind = path.suffix.lower()
     if kind == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
@@ -137,7 +138,7 @@ def _read(path: Path, item_field: str, field_separator: str, seq_separator: str)
         return ids, tensors["vectors"].float().numpy()
     if kind == ".parquet":
         return _read_parquet(path, item_field)
-    return _read_atomic(path, field_separator, seq_separator)
+    return _read_atomic(path, field_separator, seq_separator, encoding)
 
 
 def _need(names: set[str], there: set[str], path: Path, what: str) -> None:
@@ -163,19 +164,28 @@ def _ids_beside(path: Path) -> list[str]:
             f"item_vectors: {path} holds no ids, and there is no {file} beside it: a text file with the raw item "
             "id of each row, one a line."
         )
-    return file.read_text(encoding="utf-8-sig").splitlines()
+    return [line for _, line in read_lines(file)]
 
 
 def _read_parquet(path: Path, item_field: str) -> tuple[list[str], np.ndarray]:
-    parquet, types = (
-        optional(module, "convert", "item_vectors: a parquet file") for module in ("pyarrow.parquet", "pyarrow.types")
-    )
+    from pyarrow import parquet, types
+
     table = parquet.read_table(path)
     column = next((name for name in (item_field, "item_id", "id") if name in table.column_names), None)
     if column is None:
         raise DataError(
             f"item_vectors: {path} has no column {item_field!r}, 'item_id' or 'id'; it has "
             f"{', '.join(table.column_names)}."
+        )
+    kind = table.schema.field(column).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if (
+        not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind))
+        or table[column].null_count
+    ):
+        raise DataError(
+            f"item_vectors: the column {column!r} of {path} holds {kind} and {table[column].null_count} missing "
+            "values; one text or whole number in every row is needed."
         )
     ids = [str(token) for token in table[column].to_pylist()]
     lists = [f.name for f in table.schema if types.is_list(f.type) or types.is_fixed_size_list(f.type)]
@@ -194,31 +204,28 @@ def _read_parquet(path: Path, item_field: str) -> tuple[list[str], np.ndarray]:
     return ids, np.stack([table[name].to_numpy() for name in numbers], axis=1)
 
 
-def _read_atomic(path: Path, field_separator: str, seq_separator: str) -> tuple[list[str], np.ndarray]:
+def _read_atomic(path: Path, field_separator: str, seq_separator: str, encoding: str) -> tuple[list[str], np.ndarray]:
+    try:
+        header = read_header(path, field_separator, encoding)
+    except DataError as error:
+        raise DataError(f"item_vectors: {path} is none of {FORMATS}: {error}") from error
+    kinds = list(header.values())
+    if sorted(kind for kind in kinds if kind in ("token", "float_seq")) != ["float_seq", "token"]:
+        raise DataError(
+            f"item_vectors: the first line of {path} must name one token field and one float_seq field, such as "
+            "'item_id:token\\tvector:float_seq'."
+        )
     ids: list[str] = []
     rows: list[np.ndarray] = []
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline().rstrip("\r\n").split(field_separator)
-        kinds = [name.rpartition(":")[2] for name in header]
-        if sorted(kind for kind in kinds if kind in ("token", "float_seq")) != ["float_seq", "token"]:
+    for number, cells in read_rows(path, header, field_separator, encoding):
+        try:
+            row = np.array(cells[kinds.index("float_seq")].split(seq_separator), dtype=np.float32)
+        except ValueError as error:
+            raise DataError(f"item_vectors: {path}, line {number}: {error}.") from None
+        if rows and len(row) != len(rows[0]):
             raise DataError(
-                f"item_vectors: {path} is none of {FORMATS}: its first line does not name one token field and one "
-                "float_seq field, such as 'item_id:token\\tvector:float_seq'."
+                f"item_vectors: {path}, line {number}: {len(row)} numbers where the first has {len(rows[0])}."
             )
-        for number, line in enumerate(file, start=2):
-            if not line.strip():
-                continue
-            cells = line.rstrip("\r\n").split(field_separator)
-            if len(cells) != len(header):
-                raise DataError(f"item_vectors: {path}, line {number}: {len(cells)} columns instead of {len(header)}.")
-            try:
-                row = np.array(cells[kinds.index("float_seq")].split(seq_separator), dtype=np.float32)
-            except ValueError as error:
-                raise DataError(f"item_vectors: {path}, line {number}: {error}.") from None
-            if rows and len(row) != len(rows[0]):
-                raise DataError(
-                    f"item_vectors: {path}, line {number}: {len(row)} numbers where line 2 has {len(rows[0])}."
-                )
-            ids.append(cells[kinds.index("token")])
-            rows.append(row)
+        ids.append(cells[kinds.index("token")])
+        rows.append(row)
     return ids, np.stack(rows) if rows else np.zeros((0, 0))

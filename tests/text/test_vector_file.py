@@ -5,11 +5,15 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from recbole_llm.errors import ConfigError, DataError, MissingExtraError
+from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.text.vector_file import read_item_vectors
 from tests.worlds import write_cycle, write_dataset
@@ -26,8 +30,6 @@ def _isolated(isolated):
 
 def write(path, ids=IDS, vectors=VECTORS):
     kind = path.suffix
-    if kind == ".parquet":
-        pytest.importorskip("pyarrow", exc_type=ImportError)
     if kind == ".npz":
         np.savez(path, ids=np.array(ids), vectors=vectors)
     elif kind == ".npy":
@@ -37,12 +39,8 @@ def write(path, ids=IDS, vectors=VECTORS):
         save_file({"vectors": torch.from_numpy(vectors).bfloat16()}, path)
         path.with_suffix(".ids.txt").write_text("\n".join(ids), encoding="utf-8")
     elif path.name == "lists.parquet":
-        import pandas as pd
-
         pd.DataFrame({"item_id": ids, "vector": list(vectors)}).to_parquet(path)
     elif path.name == "columns.parquet":
-        import pandas as pd
-
         pd.DataFrame({"id": ids, **{f"v{i}": vectors[:, i] for i in range(vectors.shape[1])}}).to_parquet(path)
     else:
         lines = [f"{item}\t{' '.join(map(str, row))}" for item, row in zip(ids, vectors, strict=True)]
@@ -134,7 +132,7 @@ def bad(tmp_path, case):
         ("nan", "1 vectors of"),
         ("nan", "the first that of item 'b'"),
         ("no ids", "there is no"),
-        ("ragged", "line 3: 2 numbers where line 2 has 3"),
+        ("ragged", "line 3: 2 numbers where the first has 3"),
         ("word", "line 3: could not convert string to float"),
     ],
 )
@@ -143,14 +141,6 @@ def test_errors_name_the_file_and_the_remedy(tmp_path, case, says):
     with pytest.raises(DataError, match=re.escape(says)) as caught:
         read_item_vectors(file, TOKENS)
     assert str(file) in str(caught.value)
-
-
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    (tmp_path / "v.parquet").write_bytes(b"")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingExtraError, match="pip install"):
-        read_item_vectors(tmp_path / "v.parquet", TOKENS)
 
 
 # ---- models
@@ -240,3 +230,27 @@ def test_an_item_without_a_vector_can_be_told_to_have_none(tmp_path):
     result = run("LLMSeqSim", "gap", config_dict=settings(tmp_path, item_vectors_missing="zero"))
     report = json.loads((Path(result["run_dir"]) / "results.json").read_text())
     assert report["language_models"]["items_without_text"] == 1
+
+
+LETTERS = st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\ufeff")
+TEXT = st.text(LETTERS, min_size=1, max_size=8)
+
+
+@examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TEXT.filter(str.strip), min_size=1, max_size=5, unique=True), st.sampled_from(FORMATS))
+def test_ids_are_text_exactly_as_in_the_file(tmp_path, ids, name):
+    ids = [*ids, "01", "1", "1.0", "1e5", "NA", "\u2028x", "a\u0085b"]
+    ids = list(dict.fromkeys(ids))
+    vectors = np.arange(2.0 * len(ids), dtype=np.float32).reshape(-1, 2)
+    file = write(tmp_path / name, ids, vectors)
+    found, info = read_item_vectors(file, ["[PAD]", *ids])
+    np.testing.assert_array_equal(found[1:], vectors)
+    assert info["used"] == len(ids)
+
+
+def test_ids_that_are_no_text_are_refused(tmp_path):
+    for number, column in enumerate(([1.0, 2.0], ["a", None])):
+        file = tmp_path / f"{number}.parquet"
+        pd.DataFrame({"item_id": column, "vector": [[1.0], [2.0]]}).to_parquet(file)
+        with pytest.raises(DataError, match="one text or whole number in every row is needed"):
+            read_item_vectors(file, ["[PAD]", "1", "a"])
