@@ -41,6 +41,12 @@ _NAME = re.compile(r".+-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
 
 def create_run_dir(config: Config) -> Path:
     """Make ``checkpoint_dir/<Model>[-<control>]-<dataset>-<time>/`` with the settings in it."""
+    run_dir = _make_folder(config)
+    write_settings(run_dir / "config.yaml", config.merged)
+    return run_dir
+
+
+def _make_folder(config: Config) -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     name = f"{name_prefix(config)}{'smoke-' if config['smoke'] else ''}{stamp}"
     parent = Path(config["checkpoint_dir"])
@@ -53,7 +59,6 @@ def create_run_dir(config: Config) -> Path:
             continue  # two runs in the same second
         except OSError as error:
             raise ConfigError(f"checkpoint_dir={str(parent)!r} cannot be written: {error}.") from error
-    write_settings(run_dir / "config.yaml", config.merged)
     return run_dir
 
 
@@ -187,12 +192,14 @@ def new_run(config: Config) -> Iterator[Path]:
         logging.getLogger().info(f"{run_dir} removed: that run was killed before it had anything to keep.")
     with ExitStack() as stack:
         for _ in range(100):
+            run_dir = _make_folder(config)
             try:
-                run_dir = create_run_dir(config)
                 stack.enter_context(run_lock(run_dir))
+                write_settings(run_dir / "config.yaml", config.merged)
             except (FileNotFoundError, CheckpointError):
+                stack.pop_all().close()
                 continue  # another process took the directory for abandoned, before it was locked
-            if (run_dir / LOCK).is_file() and (run_dir / "config.yaml").is_file():
+            if (run_dir / LOCK).is_file():
                 break
             stack.pop_all().close()
         else:
