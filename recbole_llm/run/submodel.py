@@ -69,10 +69,15 @@ def build(config: Config, dataset: HistoryDataset) -> LLMRecommender:
     """The model on its device; what a stock model says against its settings becomes an error of the settings."""
     try:
         return config.model_class(config, dataset).to(config["device"])
-    except ValueError as error:
-        if isinstance(error, RecBoleLLMError) or not issubclass(config.model_class, AdaptedRecommender):
+    except (Exception, SystemExit) as error:  # RecBole's models assert, divide by zero and exit
+        ours = isinstance(error, (RecBoleLLMError, torch.OutOfMemoryError))
+        if ours or not issubclass(config.model_class, AdaptedRecommender):
             raise
-        raise ConfigError(f"{config['model']} cannot be built with these settings: {error}") from error
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"{config['model']} cannot be built with these settings ({type(error).__name__}: {text}). "
+            f"`recbole-llm help {config['model']}` lists them."
+        ) from error
 
 
 def has_pretraining(config: Config) -> bool:

@@ -14,8 +14,13 @@ from recbole_llm.config.layers import check_value, precheck
 from recbole_llm.config.registry import known_models, model_file, own_models, property_file, stock_models
 from recbole_llm.config.schema import types_of
 from recbole_llm.config.values import load_yaml, parse_value
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError, RecBoleLLMError
+<<<<<<< HEAD
 from tests.properties import examples
+=======
+from recbole_llm.run.submodel import build
+>>>>>>> 3f8c586 (What RecBole's constructors object to, by any exception or exit, arrives as an error of the settings)
 
 
 def nested(depth):
@@ -208,6 +213,10 @@ OF_A_MODEL = [
     ("SASRec", {"loss_type": "BCE"}),
     ("SASRec", {"loss_type": None}),
     ("GRU4Rec", {"num_layers": 0}),
+    ("FPMC", {"loss_type": "CE"}),
+    ("GRU4RecCPR", {"loss_type": "BPR"}),  # RecBole's model prints a line and exits with status 0
+    ("LRURec", {"initializer_range": 0}),
+    ("LLMSeqSim", {"reduced_dim": None}),
     ("GRU4Rec", {"dropout_prob": "a"}),
     ("NARM", {"dropout_probs": [0.25]}),
     ("NARM", {"dropout_probs": [0.25, 1.5]}),
@@ -437,6 +446,25 @@ def test_wrong_values_on_the_command_line(isolated, arguments, says, capsys):
     assert text.startswith("recbole-llm: error: ") and says in text
     assert text.count("\n") == 1
     assert list(isolated.iterdir()) == []
+
+
+# ---- settings that only the model's own code can judge
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("SASRec", {"hidden_size": 7}),  # ValueError: not a multiple of the heads
+        ("FEARec", {"n_layers": 1}),  # ZeroDivisionError
+        ("SASRecCPR", {"n_facet_emb": 1}),  # AssertionError
+        ("S3Rec", {"train_stage": "finetune"}),  # FileNotFoundError
+    ],
+)
+def test_what_recboles_constructors_object_to_arrives_as_an_error(isolated, name, given):
+    """On d0eece4 all but the first were tracebacks."""
+    config = Config(name, "ml-100k", config_dict={"smoke": True, **given})
+    with pytest.raises(ConfigError, match=f"{name} cannot be built with these settings"):
+        build(config, HistoryDataset(config).build()[0])
 
 
 # ---- warm-up

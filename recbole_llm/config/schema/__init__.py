@@ -51,7 +51,7 @@ def types_of(model: str | None, defaults: Mapping[str, Any] | None = None) -> di
         Settings of the model with their defaults. From these follow the types of those that no section declares, of
         RecBole's models and of users' own.
     """
-    return {**derived_types(defaults or {}, ranges=model in stock_models()), **_declared(model)}
+    return {**derived_types(defaults or {}, model if model in stock_models() else None), **_declared(model)}
 
 
 @cache

@@ -189,7 +189,7 @@ class LRURec(ItemLoss):
     dropout: Dropout
     r_min: Annotated[float, Bounds(ge=0, lt=1)]
     r_max: Annotated[float, Bounds(gt=0, le=1)]
-    initializer_range: NonNegative
+    initializer_range: AboveZero
     first_item_target: bool
 
 
@@ -356,6 +356,7 @@ class LightLM(Generative):
 class LLMSeqSim(Reduced, Untrained):
     """Items most similar to the history."""
 
+    reduced_dim: Positive
     combine: Literal["mean", "last"]
     decay: Decay
     similarity: Literal["dot", "cosine", "euclidean"]

@@ -246,19 +246,28 @@ STOCK_MODELS: dict[str, Any] = {
 }
 
 
-def derived_types(defaults: Mapping[str, Any], ranges: bool) -> dict[str, Any]:
+# Where one of them takes less than the others do.
+STOCK_EXCEPTIONS: dict[tuple[str, str], Any] = {
+    ("FPMC", "loss_type"): Literal["BPR"],
+    ("GRU4RecCPR", "loss_type"): Literal["CE"],
+    ("SASRecCPR", "loss_type"): Literal["CE"],
+}
+
+
+def derived_types(defaults: Mapping[str, Any], stock_model: str | None = None) -> dict[str, Any]:
     """Types of settings that no section declares, from their defaults.
 
     Parameters
     ----------
     defaults : dict
         A setting without a default may be anything. Whole numbers are wanted where the default is one.
-    ranges : bool
-        Whether these are RecBole's models, whose ranges :data:`STOCK_MODELS` has. Those of other classes are their
-        own affair, and blank may mean something to them.
+    stock_model : str, optional
+        Name of the RecBole model whose settings these are; :data:`STOCK_MODELS` has their ranges. Ranges of other
+        classes are their own affair, and blank may mean something to them.
     """
-    if ranges:
-        return {key: STOCK_MODELS.get(key, _type_of(value)) for key, value in defaults.items()}
+    if stock_model is not None:
+        types = {key: STOCK_MODELS.get(key, _type_of(value)) for key, value in defaults.items()}
+        return {key: STOCK_EXCEPTIONS.get((stock_model, key), kind) for key, kind in types.items()}
     return {key: _type_of(value) | None if value is not None else Any for key, value in defaults.items()}
 
 
