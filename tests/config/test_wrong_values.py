@@ -16,11 +16,7 @@ from recbole_llm.config.schema import types_of
 from recbole_llm.config.values import load_yaml, parse_value
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError, RecBoleLLMError
-<<<<<<< HEAD
-from tests.properties import examples
-=======
 from recbole_llm.run.submodel import build
->>>>>>> 3f8c586 (What RecBole's constructors object to, by any exception or exit, arrives as an error of the settings)
 
 
 def nested(depth):
