@@ -17,6 +17,7 @@ from recbole_llm.config.values import load_yaml, parse_value
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError, RecBoleLLMError
 from recbole_llm.run.submodel import build
+from tests.properties import examples
 
 
 def nested(depth):
