@@ -53,7 +53,8 @@ def read(dataset: Any, folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     DataError
         For a file that is missing, or has other fields than the first, or a line without a user or an item.
     """
-    frames, parts = [], []
+    frames: list[pd.DataFrame] = []
+    parts: list[np.ndarray] = []
     for name, part in parts_of(dataset.config).items():
         path = folder / f"{dataset.dataset_name}.{name}.inter"
         if not path.is_file():
@@ -61,9 +62,10 @@ def read(dataset: Any, folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
             raise DataError(f"benchmark_filename names {name!r}, but there is no file {str(path)!r} (found: {found}).")
         frame = dataset._load_feat(str(path), FeatureSource.INTERACTION)
         if frames and set(frame) != set(frames[0]):
+            fields, first = (", ".join(map(str, other)) for other in (frame, frames[0]))
             raise DataError(
-                f"{path} has the fields {', '.join(frame)}, but the first file has {', '.join(frames[0])}: all files "
-                "of benchmark_filename need the same ones."
+                f"{path} has the fields {fields}, but the first file has {first}: all files of benchmark_filename need "
+                "the same ones."
             )
         for field in (dataset.uid_field, dataset.iid_field):
             if frame[field].isna().any():
@@ -74,7 +76,7 @@ def read(dataset: Any, folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
     return pd.DataFrame(columns, copy=False), np.concatenate(parts)
 
 
-def _joined(columns: Sequence[pd.Series]) -> Any:
+def _joined(columns: list[pd.Series]) -> Any:
     if columns[0].dtype == "category":
         return pd.api.types.union_categoricals(columns)
     return np.concatenate([column.to_numpy() for column in columns])
@@ -189,11 +191,11 @@ def chain(users: np.ndarray, lists: Sequence[np.ndarray], targets: np.ndarray, p
     items: list[int] = []
     owners: list[int] = []
     starts: list[int] = []
-    user, start = None, 0
+    user, start = -1, 0
     for row in np.lexsort((length, parts, users)).tolist():
         history, target = lists[row].tolist(), int(targets[row])
         if users[row] != user:
-            user, start = users[row], len(items)
+            user, start = int(users[row]), len(items)
         size = len(history)
         if items[start : start + size + 1] == [*history, target]:
             position[row] = start + size  # a prefix of what is there
@@ -203,6 +205,7 @@ def chain(users: np.ndarray, lists: Sequence[np.ndarray], targets: np.ndarray, p
             items += history
         items.append(target)
         position[row] = len(items) - 1
-        owners += [int(user)] * (len(items) - len(owners))
+        owners += [user] * (len(items) - len(owners))
         starts += [start] * (len(items) - len(starts))
-    return Chained(*(np.array(part, dtype=np.int64) for part in (owners, items, starts)), position, length)
+    columns = [np.array(part, dtype=np.int64) for part in (owners, items, starts)]
+    return Chained(columns[0], columns[1], columns[2], position, length)

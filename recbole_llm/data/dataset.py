@@ -5,7 +5,6 @@ is a position in one flat, sorted array; ``item_id_list`` and its siblings are g
 Field names, dtypes, padding side and values are RecBole's.
 """
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -328,26 +327,6 @@ class HistoryDataset(TableDataset):
             position, length, self.max_item_list_len, wanted, shift=shift, in_order=[self.time_field]
         )
         return {names[field]: values for field, values in lists.items()}
-
-    def with_shuffled_histories(self, seed: int) -> "HistoryDataset":
-        """The same rows with the items that are visible in a history in random order; times stay where they are."""
-        other = copy.copy(self)
-        other.histories = self.histories.shuffled(seed)
-        other.inter_feat = HistoryRows(self.inter_feat.interaction, other)
-        return other
-
-    def with_shuffled_training(self, seed: int) -> "HistoryDataset":
-        """This training split with each user's training items, histories and targets, in random order."""
-        other = copy.copy(self)
-        keys = torch.rand(len(self.histories), generator=torch.Generator().manual_seed(seed)).numpy()
-        position = np.sort(self.train_positions)
-        source = np.arange(len(self.histories))
-        source[position] = position[np.lexsort((keys[position], self.histories.users.numpy()[position]))]
-        other.histories = self.histories.reordered(torch.from_numpy(source), but=(self.uid_field, self.time_field))
-        rows = other.histories.take(self.inter_feat[POSITION])
-        moved = {field: values for field, values in rows.items() if field in self.inter_feat}
-        other.inter_feat = HistoryRows({**self.inter_feat.interaction, **moved}, other)
-        return other
 
     def history(self, index: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Every item a row's user had before the row's target: the whole history, not only the last L items.

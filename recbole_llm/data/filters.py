@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -80,10 +81,12 @@ def k_core(
             return kept, allowed
 
 
-def without_repeated_pairs(frame: pd.DataFrame, pair: Sequence[str], time: str, keep: str) -> pd.DataFrame:
+def without_repeated_pairs(
+    frame: pd.DataFrame, pair: Sequence[str], time: str, keep: Literal["first", "last"]
+) -> pd.DataFrame:
     """Keep the ``first`` or the ``last`` interaction of each user and item; of equal times, as they stand."""
     order = frame.sort_values(by=[time], kind="stable") if time in frame else frame
-    return order.drop_duplicates(subset=list(pair), keep=keep).sort_index()  # type: ignore[arg-type]
+    return order.drop_duplicates(subset=list(pair), keep=keep).sort_index()
 
 
 def first_users(frame: pd.DataFrame, user: str, users: int, interactions: int) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNega
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import take
+from recbole_llm.data.splits import with_shuffled_histories, with_shuffled_training
 from recbole_llm.data.views import WINDOWS, TrainRows, view_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import mask
@@ -365,5 +366,5 @@ def _controlled(config: Any, splits: list[HistoryDataset]) -> list[HistoryDatase
     seed = int(config["control_seed"])
     train, valid, test = splits
     if control == "shuffled_history_train":
-        train, valid = train.with_shuffled_training(seed), valid.with_shuffled_histories(seed)
-    return [train, valid, test.with_shuffled_histories(seed)]
+        train, valid = with_shuffled_training(train, seed), with_shuffled_histories(valid, seed)
+    return [train, valid, with_shuffled_histories(test, seed)]

@@ -1,11 +1,14 @@
 """Which rows train, validate and test; and whether what is left can be evaluated."""
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from recbole_llm.data.rows import POSITION, HistoryRows
 from recbole_llm.data.times import stable_order
 from recbole_llm.errors import DataError
 
@@ -36,6 +39,28 @@ def leave_one_out(users: np.ndarray, mode: str) -> list[np.ndarray]:
     if mode == "valid_and_test":
         return [train, order[(from_end == 1) & (left_out > 1)], last]
     return [train, last, none] if mode == "valid_only" else [train, none, last]
+
+
+def with_shuffled_histories(split: "HistoryDataset", seed: int) -> "HistoryDataset":
+    """Return the same rows with the items that are visible in a history in random order; times stay where they are."""
+    other = copy.copy(split)
+    other.histories = split.histories.shuffled(seed)
+    other.inter_feat = HistoryRows(split.inter_feat.interaction, other)
+    return other
+
+
+def with_shuffled_training(split: "HistoryDataset", seed: int) -> "HistoryDataset":
+    """Return a training split with each user's training items, histories and targets, in random order."""
+    other = copy.copy(split)
+    keys = torch.rand(len(split.histories), generator=torch.Generator().manual_seed(seed)).numpy()
+    position = np.sort(split.train_positions)
+    source = np.arange(len(split.histories))
+    source[position] = position[np.lexsort((keys[position], split.histories.users.numpy()[position]))]
+    other.histories = split.histories.reordered(torch.from_numpy(source), but=(split.uid_field, split.time_field))
+    rows = other.histories.take(split.inter_feat[POSITION])
+    moved = {field: values for field, values in rows.items() if field in split.inter_feat}
+    other.inter_feat = HistoryRows({**split.inter_feat.interaction, **moved}, other)
+    return other
 
 
 def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str]:

@@ -44,6 +44,8 @@ class TableDataset(SequentialDataset):
         For a missing or damaged file, a missing field, or filters that leave nothing.
     """
 
+    user_feat: Any
+    item_feat: Any
     inter_feat: Any  # a DataFrame while it is filtered, an Interaction of rows after `build`
     newest_time: float = 0.0
     parts: np.ndarray | None = None  # of files split beforehand: which part each line belongs to
@@ -137,7 +139,7 @@ class TableDataset(SequentialDataset):
         needed[FeatureSource.INTERACTION] = user | item
         if self.config["benchmark_filename"] is None:  # those files are in order
             needed[FeatureSource.INTERACTION] = user | item | {"TIME_FIELD": self.time_field}
-        return needed.get(source, {})  # type: ignore[call-overload]
+        return needed.get(source, {})
 
     def _load_additional_feat(self, token: str, dataset_path: str) -> None:
         check_suffixes(self.config, Path(dataset_path), token)
