@@ -64,8 +64,8 @@ def read(dataset: Any, folder: Path) -> tuple[pd.DataFrame, np.ndarray]:
         if frames and set(frame) != set(frames[0]):
             fields, first = (", ".join(map(str, other)) for other in (frame, frames[0]))
             raise DataError(
-                f"{path} has the fields {fields}, but the first file has {first}: all files of benchmark_filename need "
-                "the same ones."
+                f"{path} has the fields {fields}, but the first file has {first}: all files of benchmark_filename "
+                "need the same ones."
             )
         for field in (dataset.uid_field, dataset.iid_field):
             if frame[field].isna().any():
