@@ -292,7 +292,11 @@ def new_items(case: Case) -> None:
 
 def provenance(case: Case) -> None:
     """What a result says about the model can be written as JSON."""
-    json.dumps(case.build()[0].provenance())
+    found = case.build()[0].provenance()
+    try:
+        json.dumps(found)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"provenance() cannot be written as JSON ({error})") from error
 
 
 def loading(case: Case) -> None:
