@@ -102,8 +102,10 @@ def model_file(name: str) -> Path:
         return theirs
     if theirs.is_file():
         raise ConfigError(f"model={name!r} is not a sequential recommender; recbole-llm runs sequential models only.")
+    module, dot, part = name.rpartition(".")
+    hint = f" Did you mean '{module}:{part}'?" if dot else nearest(name, known_models())
     raise ConfigError(
-        f"model={name!r} is not known.{nearest(name, known_models())} Ours: {', '.join(own_models())}. RecBole's: "
+        f"model={name!r} is not known.{hint} Ours: {', '.join(own_models())}. RecBole's: "
         f"{', '.join(stock_models())}. A class of your own is given as package.module:Class."
     )
 
@@ -161,7 +163,11 @@ def _import_class(reference: str) -> type:
             f"model={reference!r}: importing {module_name} fails ({type(error).__name__}: {error})."
         ) from error
     for part in path.split("."):
-        found = getattr(found, part, None)
+        if not hasattr(found, part):
+            raise ConfigError(
+                f"model={reference!r}: there is no {part!r} in {module_name}.{nearest(part, dir(found))}"
+            )
+        found = getattr(found, part)
     return require_sequential(found, reference)
 
 

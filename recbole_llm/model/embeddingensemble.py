@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import exclude_from_choice
@@ -41,7 +43,7 @@ class EmbeddingEnsemble(Hybrid):
         For a run directory on other data or another split.
     """
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         mode = choice(config, "ensemble_mode", ["rank", "confidence"])
         kind = choice(config, "confidence_kind", ["score", "quantile"])
         if mode == "rank":
@@ -63,7 +65,7 @@ class EmbeddingEnsemble(Hybrid):
             )
 
     @torch.no_grad()
-    def _score_quantiles(self, dataset: Any, quantiles: torch.Tensor) -> torch.Tensor:
+    def _score_quantiles(self, dataset: HistoryDataset, quantiles: torch.Tensor) -> torch.Tensor:
         """Scores of the first model that these shares of its lists on training sessions lie below."""
         position = dataset.inter_feat[POSITION]
         last = torch.full((dataset.user_num,), -1).scatter_reduce(

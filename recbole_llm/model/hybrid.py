@@ -193,7 +193,7 @@ class Hybrid(LLMRecommender):
     member_digests: torch.Tensor
 
     def __init__(
-        self, config: Any, dataset: HistoryDataset, sources: Sequence[Any], choices: Sequence[Sequence[float]]
+        self, config: Config, dataset: HistoryDataset, sources: Sequence[Any], choices: Sequence[Sequence[float]]
     ) -> None:
         super().__init__(config, dataset)
         self.mask_history = bool(config["mask_history"])
@@ -325,7 +325,9 @@ def compose(top: TopList, items: torch.Tensor, chosen: torch.Tensor, base: torch
     return scores.scatter_(1, top.excluded, torch.where(between, raised, base.gather(1, top.excluded)))
 
 
-def numbers(config: Any, key: str, grid_key: str, low: float, high: float, whole: bool = False) -> list[list[float]]:
+def numbers(
+    config: Config, key: str, grid_key: str, low: float, high: float, whole: bool = False
+) -> list[list[float]]:
     """``config[key]``, or the list ``config[grid_key]`` to choose from: settings of one number each.
 
     Raises
@@ -345,7 +347,7 @@ def numbers(config: Any, key: str, grid_key: str, low: float, high: float, whole
     return [[float(value)] for value in values]
 
 
-def session_popularity(dataset: Any) -> torch.Tensor:
+def session_popularity(dataset: HistoryDataset) -> torch.Tensor:
     """Share of the training sessions that hold each item, shape (n_items,)."""
     sessions = dataset.inter_matrix(form="csr")
     sessions.data[:] = 1

@@ -23,9 +23,10 @@ from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES
-from recbole_llm.data.dataset import NEXT
+from recbole_llm.data.dataset import NEXT, HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_source import FrozenItems, ItemLLM, ItemSource, ItemTable, TextItems
@@ -78,12 +79,12 @@ class LiteLLM4Rec(LLMRecommender):
     item_source: ItemSource
 
     @classmethod
-    def view_for(cls, config: Any) -> str:
+    def view_for(cls, config: Config) -> str:
         """``_sampling`` trains on random segments, ``_all`` on every prefix (Sec. 4.4), if causal at once."""
         every = "sequence" if config["rec_llm_attention"] == "causal" else "prefix"
         return {"sampling": "segment", "all": every}[choice(config, "train_strategy", ["sampling", "all"])]
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.item_loss = ItemLoss.from_config(config, dataset)
         self.item_llm_mode = choice(config, "item_llm_mode", list(STAGES))
@@ -108,7 +109,7 @@ class LiteLLM4Rec(LLMRecommender):
         if self.training_stages == [FINETUNE]:
             self.start_stage(FINETUNE)
 
-    def _read_task(self, config: Any) -> None:
+    def _read_task(self, config: Config) -> None:
         self.task = choice(config, "task", ["sequential", "topn"])
         self.topn_input = choice(config, "topn_input", ["history_candidates", "candidates"])
         self.scores_are_products = self.task == "sequential"
@@ -125,7 +126,7 @@ class LiteLLM4Rec(LLMRecommender):
             if notice not in getattr(config, "notices", [notice]):
                 config.notices.append(notice)
 
-    def _refuse_contradictions(self, config: Any) -> None:
+    def _refuse_contradictions(self, config: Config) -> None:
         if config["train_view"] == "sequence" and not self.causal:
             raise ConfigError(
                 "train_view=sequence contradicts rec_llm_attention=bidirectional, where a position sees its target: "
@@ -145,7 +146,7 @@ class LiteLLM4Rec(LLMRecommender):
 
     # ---- what it is made of
 
-    def _build_rec_llm(self, config: Any, dropout: float) -> float:
+    def _build_rec_llm(self, config: Config, dropout: float) -> float:
         """Load the Recommendation LLM; returns the root mean square of its token embeddings."""
         scratch = choice(config, "rec_llm_init", ["pretrained", "scratch"]) == "scratch"
         spec = LLMSpec.from_config(config, key="rec_llm", preferred=PAPER_LLM)
@@ -186,7 +187,7 @@ class LiteLLM4Rec(LLMRecommender):
         self.rec_llm.set_input_embeddings(nn.Embedding(1, self.hidden_size, device=self.rec_llm.device))
         self.rec_llm.get_input_embeddings().weight.requires_grad_(False)
 
-    def _build_item_source(self, config: Any, dataset: Any, dropout: float) -> TextItems:
+    def _build_item_source(self, config: Config, dataset: HistoryDataset, dropout: float) -> TextItems:
         joint = self.item_llm_mode.startswith("joint")
         if config["share_llm"] and not joint:
             raise ConfigError(
@@ -209,7 +210,7 @@ class LiteLLM4Rec(LLMRecommender):
             vector_rms = self.item_source.catalogue()[1:].square().mean().sqrt().item()
             self.fixed_scale = token_rms / max(vector_rms, 1e-12)
 
-    def _build_head(self, config: Any) -> None:
+    def _build_head(self, config: Config) -> None:
         self.head_init = choice(config, "head_init", ["default", "items"])
         self.W_proj: nn.Linear | None = None
         if self.tied:

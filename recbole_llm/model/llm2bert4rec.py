@@ -13,13 +13,12 @@ probability ``mask_ratio`` and ``n_last_copies`` with the last one alone, and no
 end, and a dense output layer with the activation of the blocks.
 """
 
-from typing import Any
-
 import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.packing import Packing
@@ -51,7 +50,7 @@ class LLM2BERT4Rec(LLM2Sequential):
         """Row of the mask token: after the items, however many there are."""
         return self.n_items
 
-    def build(self, config: Any) -> None:
+    def build(self, config: Config) -> None:
         """Item table, positions, blocks, output layer; names and order of RecBole's BERT4Rec."""
         width, eps = int(config["hidden_size"]), float(config["layer_norm_eps"])
         self.mask_ratio = float(config["mask_ratio"])
@@ -73,7 +72,7 @@ class LLM2BERT4Rec(LLM2Sequential):
         if self.has_head and not self.paper:
             self.output_ln = nn.LayerNorm(width, eps=eps)
 
-    def initialise(self, config: Any) -> None:
+    def initialise(self, config: Config) -> None:
         """Draw the initial weights."""
         initialise_transformer(self, float(config["initializer_range"]), self.paper)
 

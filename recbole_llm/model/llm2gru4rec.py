@@ -10,13 +10,12 @@ the same network, trained the same way, without the text. ``backbone: paper`` is
 after the GRU, biases in it, and an activation on W h + b.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
+from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.packing import Packing
@@ -43,7 +42,7 @@ class LLM2GRU4Rec(LLM2Sequential):
     gru_layers: nn.GRU
     dense: nn.Linear
 
-    def build(self, config: Any) -> None:
+    def build(self, config: Config) -> None:
         """Item table, recurrent layers, dense layer; names and order of RecBole's GRU4Rec."""
         width, hidden = int(config["embedding_size"]), int(config["hidden_size"])
         self.dropout_rate = float(config["dropout_prob"])
@@ -57,7 +56,7 @@ class LLM2GRU4Rec(LLM2Sequential):
                 "state of the GRU to the width of the item table."
             )
 
-    def initialise(self, config: Any) -> None:
+    def initialise(self, config: Config) -> None:
         """Draw the initial weights: RecBole's or, for the authors' network, Keras' defaults."""
         weight = self.item_embedding.weight
         assert weight is not None

@@ -12,11 +12,10 @@ the input, each LayerNorm before its layer and none at the end, positions counte
 layer.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from recbole_llm.config import Config
 from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.packing import Packing
 from recbole_llm.layer.transformer import run_transformer
@@ -39,7 +38,7 @@ class LLM2SASRec(LLM2Sequential):
         For a value that is not allowed, or two that contradict each other.
     """
 
-    def build(self, config: Any) -> None:
+    def build(self, config: Config) -> None:
         """Item table, positions, blocks; names and order of RecBole's SASRec."""
         width = int(config["hidden_size"])
         self.item_embedding = self.new_table(width)
@@ -51,7 +50,7 @@ class LLM2SASRec(LLM2Sequential):
         if self.has_head:
             self.output_dense = nn.Linear(width, width)
 
-    def initialise(self, config: Any) -> None:
+    def initialise(self, config: Config) -> None:
         """Draw the initial weights."""
         initialise_transformer(self, float(config["initializer_range"]), self.paper)
 

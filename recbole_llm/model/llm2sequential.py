@@ -13,7 +13,9 @@ from recbole.model.layers import TransformerEncoder
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
@@ -75,7 +77,7 @@ class LLM2Sequential(LLMRecommender):
     trm_encoder: TransformerEncoder
     LayerNorm: nn.LayerNorm
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.item_loss = ItemLoss.from_config(config, dataset)
         self.paper = choice(config, "backbone", ["recbole", "paper"]) == "paper"
@@ -97,7 +99,7 @@ class LLM2Sequential(LLMRecommender):
             self._bring_in_text(config, dataset)
         self.to(self.device)
 
-    def _bring_in_text(self, config: Any, dataset: Any) -> None:
+    def _bring_in_text(self, config: Config, dataset: HistoryDataset) -> None:
         width = self.item_embedding.width
         text = self.text = text_vectors(config, dataset, width, self.logger)
         columns = text.vectors.shape[1]
@@ -118,11 +120,11 @@ class LLM2Sequential(LLMRecommender):
 
     # ---- what a subclass says
 
-    def build(self, config: Any) -> None:
+    def build(self, config: Config) -> None:
         """Make the layers, :attr:`item_embedding` first."""
         raise NotImplementedError
 
-    def initialise(self, config: Any) -> None:
+    def initialise(self, config: Config) -> None:
         """Draw the initial weights."""
         raise NotImplementedError
 
@@ -240,7 +242,7 @@ class LLM2Sequential(LLMRecommender):
         return {} if self.text is None else self.text.provenance
 
 
-def transformer_encoder(config: Any) -> TransformerEncoder:
+def transformer_encoder(config: Config) -> TransformerEncoder:
     """RecBole's encoder with the sizes of a configuration."""
     width, heads = int(config["hidden_size"]), int(config["n_heads"])
     if width % heads:

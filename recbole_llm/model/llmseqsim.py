@@ -15,7 +15,9 @@ import torch
 from recbole.data.interaction import Interaction
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_table import STAND_IN_LLM, item_classes
 from recbole_llm.layer.precision import full_precision
@@ -144,7 +146,7 @@ class LLMSeqSim(LLMRecommender):
     accepts_new_items = True
     item_vectors: torch.Tensor
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.combine = choice(config, "combine", ["mean", "last"])
         self.decay = choice(config, "decay", list(DECAYS))

@@ -12,7 +12,9 @@ import torch
 from recbole.data.interaction import Interaction
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import at_least
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers, popularity_quantiles, session_popularity
 from recbole_llm.model.llmseqsim import LLMSeqSim
@@ -47,7 +49,7 @@ class LLMSeqSimPopularity(Hybrid):
 
     popularity: torch.Tensor
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         choices = numbers(config, "popularity_quantile", "popularity_quantile_grid", 0, 1)
         candidates, kept, diversity = (config[key] for key in ("candidates", "list_length", "diversity_quantile"))
         for key in ("candidates", "list_length"):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid, numbers, popularity_quantiles, session_popularity
 
@@ -38,7 +40,7 @@ class LLMSeqSimSequential(Hybrid):
 
     popularity: torch.Tensor
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         if not config["popular_model"]:
             raise ConfigError(
                 "LLMSeqSimSequential needs popular_model, the run directory of a trained sequential model, such as "

@@ -11,13 +11,13 @@ As the authors' code: gamma also at the first step (not in Eq. 5), one GELU (two
 softmax and a row of E like any other, and starts no history. Padding is on the right here, so no mask is needed.
 """
 
-from typing import Any
-
 import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
@@ -44,7 +44,7 @@ class LRURec(LLMRecommender):
     train_view = "sequence"
     scores_are_products = True
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.item_loss = ItemLoss.from_config(config, dataset, pad_class=True)
         width, rate = int(config["hidden_size"]), float(config["dropout"])

@@ -4,13 +4,13 @@ A control: where it does well, the item numbers in use leak the order of the his
 as P5 and POD were published it beats several trained models.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.prompt.item_index import Histories, build_item_index
@@ -27,7 +27,7 @@ class MaxIdRule(LLMRecommender):
         A training split.
     """
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         scheme = choice(config, "item_index", ["random", "sequential_train", "sequential_full", "internal"])
         if scheme == "internal":

@@ -4,12 +4,12 @@ RecBole's ``Pop`` is a general recommender and learns its counts in a training e
 models, under their split, and has no parameters.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.model.base import LLMRecommender
 
 
@@ -25,7 +25,7 @@ class MostPopular(LLMRecommender):
 
     counts: torch.Tensor
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         counts = np.asarray(dataset.inter_matrix(form="csr").sum(axis=0)).reshape(-1)
         # Not saved: they come from the data.

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid
 
@@ -83,7 +85,7 @@ class ScoreEnsemble(Hybrid):
         For members that were trained on other data or another split.
     """
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         members = config["members"]
         members = members.split() if isinstance(members, str) else members
         if not isinstance(members, (list, tuple)) or len(members) < 2:
@@ -126,7 +128,7 @@ class ScoreEnsemble(Hybrid):
         return {"weights": setting.tolist()}
 
 
-def _weights(config: Any, count: int) -> list[list[float]]:
+def _weights(config: Config, count: int) -> list[list[float]]:
     """Weights to choose from."""
     given, grid = config["weights"], config["weights_grid"]
     if given is not None and grid is not None:

@@ -7,14 +7,14 @@
 S holds a 1 for every item of every training session. All products are sparse; a batch costs what its items occur.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from scipy import sparse
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import at_least, choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import DECAYS, decay_weights
 
@@ -40,7 +40,7 @@ class VSKNN(LLMRecommender):
         For a value that is not allowed.
     """
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.neighbors, self.sample_size = at_least(config, "neighbors", 1), at_least(config, "sample_size", 1)
         sampling = choice(config, "sampling", ["random", "recent"])
@@ -66,7 +66,7 @@ class VSKNN(LLMRecommender):
         if self.followers_only:
             self._collect_followers(dataset)
 
-    def _sampling_order(self, dataset: Any, sampling: str, seed: int) -> np.ndarray:
+    def _sampling_order(self, dataset: HistoryDataset, sampling: str, seed: int) -> np.ndarray:
         """Place of every session in the order in which they are compared, smaller first; shape (user_num,)."""
         n = self.sessions.shape[0]
         place = np.empty(n, dtype=np.int64)
@@ -80,7 +80,7 @@ class VSKNN(LLMRecommender):
         place[first] = np.arange(n)
         return place
 
-    def _collect_followers(self, dataset: Any) -> None:
+    def _collect_followers(self, dataset: HistoryDataset) -> None:
         """(session, item) -> the item after it; the last time, where an item stands more than once."""
         previous = []
         lists, lengths = dataset.inter_feat[self.ITEM_SEQ], dataset.inter_feat[self.ITEM_SEQ_LEN]

@@ -127,7 +127,9 @@ def test_a_subclass_has_the_settings_of_its_parent(project):
     ("reference", "message"),
     [
         ("no_such_module:Mine", "no module 'no_such_module'.*PYTHONPATH"),
-        ("{}:Other", "neither a name nor a subclass"),
+        ("{}:Mime", "there is no 'Mime' in mine_.*Did you mean 'Mine'"),
+        ("{}:value.of", "there is no 'of' in mine_"),
+        ("{}.Mine", "Did you mean 'mine_[0-9]*:Mine'"),
         ("{}:value", "neither a name nor a subclass"),
         ("{}:torch", "neither a name nor a subclass"),
         (":Mine", "package.module:Class"),
