@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
-from recbole.utils import set_color
-from tqdm import tqdm
 
 from recbole_llm import distributed
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.evaluation import Evaluation, Metrics
 from recbole_llm.evaluator.mask import Pairs
+from recbole_llm.evaluator.progress import progress
 from recbole_llm.evaluator.ranks import RankCollector, Ranks, ScoreError
 from recbole_llm.evaluator.retrieval import Retrieved, summary
 from recbole_llm.layer.precision import autocast_dtype
@@ -87,7 +86,10 @@ class Evaluator:
                 return self.scores(model, batch[0], data.dataset)
             return self._scores_of_sampled(model, batch, data.dataset.item_num)
 
-        collected = self._collect(data, scores_of, self._list_length, "Evaluate   ", show_progress)
+        def tokens() -> int:
+            return model.tokens_read
+
+        collected = self._collect(data, scores_of, self._list_length, "Evaluate   ", show_progress, tokens)
         counts = distributed.gather(model.evaluation_counts())
         return self._evaluation(collected, data.dataset, model, counts, retrieved, reranked)
 
@@ -134,12 +136,13 @@ class Evaluator:
         list_length: int,
         label: str,
         show_progress: bool,
+        tokens: Callable[[], int] | None = None,
     ) -> Collected | None:
         """What :meth:`Ranks.of` takes, on the main process."""
         cold = data.dataset.cold
         full = isinstance(data, FullSortEvalDataLoader)
         collector = RankCollector(list_length, group=cold.items if cold is not None and full else None)
-        for number, batch in enumerate(progress(data, label, show_progress)):
+        for number, batch in enumerate(progress(data, label, show_progress, tokens=tokens)):
             # Among sampled items the history plays no part.
             history = batch[1] if full else (torch.zeros(0, dtype=torch.long),) * 2
             self._add(collector, scores_of(batch), batch, history, number)
@@ -308,13 +311,6 @@ class Evaluator:
             items = items.masked_fill(torch.from_numpy(missed)[:, None], 0)
         data.retrieved = items
         return int((items > 0).any(1).sum())
-
-
-def progress(data: Any, label: str, show: bool, done: int = 0) -> Any:
-    """A loader's batches, behind a bar where wanted."""
-    if not show:
-        return data
-    return tqdm(data, total=len(data), initial=done, ncols=100, desc=set_color(label, "pink"), leave=False)
 
 
 def _pieces(rows: Interaction, size: int) -> Iterator[Interaction]:

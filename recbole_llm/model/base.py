@@ -83,6 +83,9 @@ class LLMRecommender(SequentialRecommender):
         """
         return len(interaction)
 
+    tokens_read: int = 0
+    """Number of tokens that a language model has read so far, for the pace in the log; 0: not counted."""
+
     def batch_costs(self) -> tuple[torch.Tensor, int] | None:
         """Return what makes rows long, so that batches hold rows of similar length; None: batch in any order.
 

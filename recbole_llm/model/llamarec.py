@@ -304,6 +304,7 @@ class LlamaRec(Reranker):
             Which candidates there are.
         """
         length = mask.sum(1)
+        self.tokens_read += int(length.sum())
         losses = []
         for rows in self.micro_batches.parts(length, answer=0 if self.loss == "candidates" else 2):
             width = int(length[rows].max())
@@ -425,6 +426,7 @@ class LlamaRec(Reranker):
         """Logits of the letters, (B, C); ``-inf`` where there is no candidate. Prompts go by length."""
         prompts = self.composer(history, length, candidates)
         result = torch.empty(candidates.shape, device=candidates.device)
+        self.tokens_read += int(prompts.length.sum())
         order = prompts.length.argsort()
         widths = prompts.length[order].tolist()
         for start in range(0, len(order), int(self.config["rank_batch_size"])):

@@ -365,6 +365,7 @@ class LLMSeqPrompt(LLMRecommender):
         total = int(sizes.sum())
         if not total:
             return sum(p.sum() for p in self.lm.parameters() if p.requires_grad) * 0.0
+        self.tokens_read += int(texts.length.sum())
         losses = []
         for rows in self.micro_batches.parts(texts.length, sizes + 1):
             width = int(texts.length[rows].max())
@@ -396,6 +397,7 @@ class LLMSeqPrompt(LLMRecommender):
         """Texts that the model answers with, as many to a row as are sampled; prompts of similar length together."""
         history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         prompts = self.prompts(history, length, candidates)
+        self.tokens_read += int(prompts.length.sum())
         keys = row_keys(history, int(self.config["seed"]))
         order = prompts.length.argsort(stable=True)
         widths = prompts.length[order].tolist()
@@ -475,7 +477,9 @@ class LLMSeqPrompt(LLMRecommender):
         """Texts up to their end, which need not be a special token, or up to the padding behind a stopped one."""
         ends = {*self.ends, self.prompts.pad}
         sizes = [next((n for n, token in enumerate(row) if token in ends), len(row)) for row in written]
-        self._tokens += sum(min(size + 1, len(row)) for size, row in zip(sizes, written, strict=True))
+        count = sum(min(size + 1, len(row)) for size, row in zip(sizes, written, strict=True))
+        self._tokens += count
+        self.tokens_read += count
         texts = [row[:size] for size, row in zip(sizes, written, strict=True)]
         return self.tokenizer.batch_decode(texts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 

@@ -97,7 +97,8 @@ class ListPrompts(nn.Module):
     ) -> None:
         super().__init__()
         self.max_history, self.max_length = max_history, max_length
-        self.titles = list(titles)
+        # What stands for padding is never shown.
+        self.titles = ["a", *titles[1:]]
         self.styles = {"history": history, **({} if candidates is None else {"candidates": candidates})}
         self.list_text = text
         self.pad = padding_id(tokenizer)

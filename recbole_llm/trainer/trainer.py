@@ -22,7 +22,8 @@ from recbole_llm.config.values import choice, nearest
 from recbole_llm.data.loader import FullSortLoader, train_loader
 from recbole_llm.errors import ConfigError, RecBoleLLMError
 from recbole_llm.evaluator.evaluation import Evaluation
-from recbole_llm.evaluator.evaluator import Evaluator, progress
+from recbole_llm.evaluator.evaluator import Evaluator
+from recbole_llm.evaluator.progress import progress
 from recbole_llm.evaluator.ranks import MANY_TIES
 from recbole_llm.model.base import Reranker
 from recbole_llm.trainer import checkpoint, state
@@ -366,7 +367,9 @@ class RunTrainer(Trainer):
         # Stages continue the count, so that a second stage does not repeat the draws of the first.
         train_data.set_epoch(epoch_idx + 1_000_000 * self.stage.number, self.start_batch)
         batches, accumulate = len(train_data), self.stage.accumulate
-        bar = progress(train_data, f"Train {epoch_idx:>5}", show_progress, self.start_batch)
+        bar = progress(
+            train_data, f"Train {epoch_idx:>5}", show_progress, self.start_batch, lambda: self.model.tokens_read
+        )
         mean = LossMean(self.device, self.start_sums)
         first, self.start_batch, self.start_sums = self.start_batch, 0, []
         gradients: GradientMean | None = None
