@@ -186,9 +186,13 @@ def _run(arguments: list[str]) -> int:
 def _tune(arguments: list[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
         raise RecBoleLLMError("A study is started once and not by torchrun: --tool=Ray runs its trials side by side.")
-    from recbole_llm.tune.command import HELP, tune_main
+    if HELP_OPTIONS & set(arguments):
+        from recbole_llm.tune.options import HELP
 
-    return _write(HELP) if HELP_OPTIONS & set(arguments) else tune_main(parse_arguments(arguments))
+        return _write(HELP)
+    from recbole_llm.tune.search import tune_main
+
+    return tune_main(parse_arguments(arguments))
 
 
 def _compare(arguments: list[str]) -> int:

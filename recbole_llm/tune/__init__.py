@@ -6,12 +6,33 @@
 does what ``recbole-llm tune --model=LRURec --dataset=ml-100k --algo=random --max_evals=20`` does.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from recbole_llm.callable_package import make_callable
-from recbole_llm.tune.options import StudyOptions
-from recbole_llm.tune.search import resume_study, tune
-from recbole_llm.tune.study import StudyError
-from recbole_llm.tune.trial import objective_function
+
+if TYPE_CHECKING:
+    from recbole_llm.tune.options import StudyOptions
+    from recbole_llm.tune.search import resume_study, tune
+    from recbole_llm.tune.study import StudyError
+    from recbole_llm.tune.trial import objective_function
 
 __all__ = ["StudyError", "StudyOptions", "objective_function", "resume_study", "tune"]
+
+_HOMES = {
+    "StudyError": "study",
+    "StudyOptions": "options",
+    "objective_function": "trial",
+    "resume_study": "search",
+    "tune": "search",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: ``recbole-llm tune --help`` needs neither torch nor Optuna."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
 
 make_callable(__name__, "recbole_llm.tune.search", "tune")

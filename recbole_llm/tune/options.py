@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from recbole_llm.config.values import nearest
@@ -21,6 +22,50 @@ REPLACED = {
     "output_file": "a study writes study.csv into its folder, which --study=FOLDER names",
     "display_file": "a study draws study.html into its folder, which --study=FOLDER names",
 }
+
+HELP = """\
+Hyper-parameter search on the validation score; the winner alone is evaluated on test.
+
+  recbole-llm tune --model=NAME --dataset=NAME [--params_file=FILE] [--option=value ...] [--key=value ...]
+  recbole-llm tune --resume=STUDY_DIR          continue a study (typing the same command again does it, too)
+
+  --params_file=FILE     search space in RecBole's format; default: props/hyper/<Model>.test
+                           learning_rate loguniform -9.21,-4.61    natural logarithms of the bounds
+                           dropout uniform 0,0.9                   also quniform and qloguniform: low,high,step
+                           n_layers choice [1,2,4]
+  --algo=NAME            exhaustive, random or bayes (Optuna's TPE).
+                           Default: exhaustive where max_evals covers the whole space, else bayes
+  --max_evals=N          maximum number of trials (default 100; exhaustive: all); raising it continues a study
+  --early_stop=N         end after N trials without improvement, 0: never (default 20; exhaustive: 0)
+  --max_hours=H          start no new trial after H hours in trials
+  --random_trials=N      bayes: trials drawn at random first (default 20)
+  --pruner=NAME          none (default), median, percentile or halving: give up trials by early validation
+  --prune_after=N        epochs that no trial is pruned in; first rung of halving (default 5)
+  --prune_trials=N       median, percentile: finished trials needed at the same epoch (default 5)
+  --prune_keep=SHARE     percentile: share of the trials that goes on (default 0.25)
+  --prune_factor=N       halving: one of N trials goes on at every rung (default 3)
+  --keep_trials=WHAT     light (default: settings, log and curve of every trial, the best one's weights),
+                           all (all weights) or best (the best trial's directory only)
+  --study=FOLDER         default: <checkpoint_dir>/study-<Model>-<dataset>-<hash>
+  --retry_failed         run the settings of failed trials again
+  --tool=Ray             several trials at once: --parallel=N --cpus_per_trial=N --gpus_per_trial=0.5
+  --ray_address=ADDRESS  a Ray cluster (`auto`, `ray://head:10001`) whose machines all see the study's folder
+
+Needs `pip install 'recbole-llm[tune]'` (Optuna). A study leaves study.csv (every trial, written when it ends),
+study.html, best.yaml (the winner's settings for --config_files), trials/ and journal.log, which Optuna's own tools
+read (`optuna-dashboard journal.log`).
+"""
+
+
+def optuna() -> ModuleType:
+    """Return Optuna.
+
+    Raises
+    ------
+    MissingExtraError
+        Where it is missing, with the remedy.
+    """
+    return optional("optuna", "tune", "A study")
 
 
 @dataclass(frozen=True)
@@ -127,7 +172,7 @@ class StudyOptions:
 
     def optuna_pruner(self) -> "BasePruner":
         """The stopping rule; steps are finished epochs."""
-        pruners = optional("optuna", "tune", "A study").pruners
+        pruners = optuna().pruners
         if self.pruner == "none":
             return pruners.NopPruner()
         if self.pruner == "halving":
@@ -138,7 +183,7 @@ class StudyOptions:
 
     def optuna_sampler(self, seed: int) -> "BaseSampler":
         """What proposes settings, for ``random`` and ``bayes``."""
-        samplers = optional("optuna", "tune", "A study").samplers
+        samplers = optuna().samplers
         if self.algo == "random":
             return samplers.RandomSampler(seed)
         return samplers.TPESampler(n_startup_trials=self.random_trials, seed=seed)

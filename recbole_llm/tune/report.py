@@ -10,8 +10,8 @@ from tabulate import tabulate
 
 from recbole_llm import pages
 from recbole_llm.config import Config
-from recbole_llm.extras import optional
 from recbole_llm.run.protocol import protocol_text
+from recbole_llm.tune.options import optuna
 from recbole_llm.tune.study import Study, Trial
 
 # Rows of the table at the end.
@@ -153,7 +153,7 @@ def _history(version: str) -> str:
 
 def _charts(study: Study, best: Trial) -> list[dict[str, Any]]:
     """Optuna's plots of a study, in the colours of our pages."""
-    draw = optional("optuna.visualization", "tune", "A study")
+    draw = optuna().visualization
     finished = [trial for trial in study.trials if trial.state == "finished"]
     varied = [
         parameter.name
@@ -182,7 +182,7 @@ def _charts(study: Study, best: Trial) -> list[dict[str, Any]]:
         figure = draw.plot_slice(study.optuna, params=[name], target_name=study.metric)
         charts.append((f"Effect of {name}", figure, "Every finished trial; darker: later."))
     if len(varied) > 1 and len(finished) >= IMPORTANCE_TRIALS and len({trial.score for trial in finished}) > 1:
-        evaluator = optional("optuna.importance", "tune", "A study").FanovaImportanceEvaluator(seed=study.seed)
+        evaluator = optuna().importance.FanovaImportanceEvaluator(seed=study.seed)
         figure = draw.plot_param_importances(
             study.optuna, evaluator=evaluator, params=varied, target_name=study.metric
         )

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
 from recbole_llm.run.results import read_results, test_figures, write_results
 from recbole_llm.tune import report
-from recbole_llm.tune.options import StudyOptions
+from recbole_llm.tune.options import StudyOptions, split_options
 from recbole_llm.tune.ray_trials import run_with_ray
 from recbole_llm.tune.space import (
     Parameter,
@@ -359,3 +360,31 @@ def _test(study: Study, best: Trial, model: str | type) -> None:
     results["seconds"] |= {phase: round(seconds, 3) for phase, seconds in run.trainer.meter.seconds.items()}
     write_results(run_dir, plain(results), run.trainer)
     study.tested(best, {"masked": results["test_masked"], "unmasked": results["test_unmasked"]})
+
+
+def tune_main(given: Mapping[str, Any]) -> int:
+    """Carry out what the command line asks for; ``given`` are its parsed arguments."""
+    options, settings = split_options(given)
+    folder = settings.pop("resume", None)
+    params_file = settings.pop("params_file", None)
+    if folder is not None:
+        if folder is True or not isinstance(folder, str):
+            raise ConfigError("--resume needs the folder of a study here: --resume=saved/study-...")
+        others = sorted({*settings, *(["params_file"] if params_file else [])} - {"show_progress"})
+        if others:
+            raise ConfigError(
+                f"A study continues with its own settings: --resume={folder} takes options such as --max_evals=N, but "
+                f"not {', '.join(others)}."
+            )
+        resume_study(folder, **options)
+        return 0
+    if "," in str(settings.get("model", "")):
+        raise ConfigError(
+            f"--model={settings['model']}: a study searches the settings of one model; start one for each."
+        )
+    if params_file is True:
+        raise ConfigError("--params_file needs a file: --params_file=FILE.")
+    if not sys.stderr.isatty():
+        settings.setdefault("show_progress", False)  # bars are noise in a file
+    tune(params_file=params_file, arguments=settings, **options)
+    return 0

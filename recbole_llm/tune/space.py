@@ -22,8 +22,8 @@ from recbole_llm.config.registry import props_dir
 from recbole_llm.config.schema import is_text
 from recbole_llm.config.values import nearest, parse_value
 from recbole_llm.errors import ConfigError
-from recbole_llm.extras import optional
 from recbole_llm.run.identity import CIRCUMSTANCES
+from recbole_llm.tune.options import optuna
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -31,24 +31,11 @@ if TYPE_CHECKING:
 KINDS = ("choice", "uniform", "quniform", "loguniform", "qloguniform")
 # Trials that differ in one of these are measured differently, and the best of them says nothing.
 MEASURE = frozenset(
-    {"model", "dataset", "eval_args", "metrics", "topk", "valid_metric", "mask_history", "time_order", "repeatable"}
-    | {
-        "user_inter_num_interval",
-        "item_inter_num_interval",
-        "val_interval",
-        "rm_dup_inter",
-        "threshold",
-        "task",
-        "topn_negatives",
-    }
-    | {"filter_inter_by_user_or_item", "popularity_counts", "smoke", "smoke_users", "smoke_interactions", "protocol"}
-    | {
-        "allow_rank_times",
-        "control",
-        "control_seed",
-        *(f"temporal_session_{part}" for part in ("test_ratio", "valid_ratio", "valid_max")),
-    }
-    | {*(f"temporal_session_{part}" for part in ("seed", "fold", "folds"))}
+    {"model", "dataset", "task", "protocol", "control", "control_seed", "repeatable", "popularity_counts"}
+    | {"smoke", "smoke_users", "smoke_interactions", "eval_args", "metrics", "topk", "valid_metric", "mask_history"}
+    | {"topn_negatives", "time_order", "allow_rank_times", "threshold", "val_interval", "rm_dup_inter"}
+    | {"user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item"}
+    | {f"temporal_session_{part}" for part in ("test_ratio", "valid_ratio", "valid_max", "seed", "fold", "folds")}
 )
 
 
@@ -98,7 +85,7 @@ class Parameter:
 
     def distribution(self) -> "BaseDistribution":
         """What Optuna samples from."""
-        distributions = optional("optuna", "tune", "A study").distributions
+        distributions = optuna().distributions
         if self.kind == "choice":
             return distributions.CategoricalDistribution(self.labels)
         low, high = self.ends
@@ -194,7 +181,7 @@ def read_space(file: Path) -> list[Parameter]:
         Naming file and line, for what is not understood.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The search space {str(file)!r} cannot be read: {error}.") from error
     return read_lines(text.splitlines(), str(file))

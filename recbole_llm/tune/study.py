@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recbole_llm.errors import CheckpointError, RecBoleLLMError
-from recbole_llm.extras import optional
 from recbole_llm.run.identity import plain
 from recbole_llm.trainer import checkpoint
-from recbole_llm.tune.options import StudyOptions
+from recbole_llm.tune.options import StudyOptions, optuna
 from recbole_llm.tune.space import Parameter, grid, size_of
 from recbole_llm.tune.trial import PruneRule, tidy
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna import Study as OptunaStudy
+    from optuna.trial import FrozenTrial
 
 # Optuna's journal, which `optuna-dashboard` and `optuna.load_study(study_name="study", ...)` read, too.
 JOURNAL = "journal.log"
@@ -79,7 +79,7 @@ class Trial:
         return self.state != "started"
 
 
-def open_journal(folder: Path, options: StudyOptions, bigger: bool) -> "optuna.Study":
+def open_journal(folder: Path, options: StudyOptions, bigger: bool) -> "OptunaStudy":
     """The Optuna study of a folder; it is created where the folder has none.
 
     Raises
@@ -87,14 +87,13 @@ def open_journal(folder: Path, options: StudyOptions, bigger: bool) -> "optuna.S
     CheckpointError
         If the journal is damaged.
     """
-    optuna = optional("optuna", "tune", "A study")
-    backends = optional("optuna.storages.journal", "tune", "A study")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    package = optuna()
+    package.logging.set_verbosity(package.logging.WARNING)
     try:
-        storage = optuna.storages.JournalStorage(backends.JournalFileBackend(str(folder / JOURNAL)))
-        return optuna.create_study(
+        backend = package.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+        return package.create_study(
             study_name="study",
-            storage=storage,
+            storage=package.storages.JournalStorage(backend),
             direction="maximize" if bigger else "minimize",
             pruner=options.optuna_pruner(),
             load_if_exists=True,
@@ -121,7 +120,7 @@ def recover_journal(folder: Path) -> None:
                 stream.truncate(whole)
 
 
-def prune_rule(study: "optuna.Study", number: int) -> PruneRule:
+def prune_rule(study: "OptunaStudy", number: int) -> PruneRule:
     """Report a trial's validation curve to Optuna, and ask its pruner.
 
     Parameters
@@ -135,10 +134,9 @@ def prune_rule(study: "optuna.Study", number: int) -> PruneRule:
     callable
         Of the curve so far; it gives the reason to stop, or None.
     """
-    optuna = optional("optuna", "tune", "A study")
     frozen = study.get_trials(deepcopy=False)[number]
     # Optuna has no public way to go on with a trial that another process began.
-    handle = optuna.trial.Trial(study, frozen._trial_id)
+    handle = optuna().trial.Trial(study, frozen._trial_id)
     reported = set(frozen.intermediate_values)
 
     def rule(curve: Sequence[Sequence[Any]]) -> str | None:
@@ -194,7 +192,7 @@ class Study:
         """Every trial in order of its number."""
         return [self._view(frozen) for frozen in self.optuna.get_trials(deepcopy=False)]
 
-    def _view(self, frozen: "optuna.trial.FrozenTrial") -> Trial:
+    def _view(self, frozen: "FrozenTrial") -> Trial:
         states = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
         state, steps = states.get(frozen.state.name, "started"), sorted(frozen.intermediate_values.items())
         curve = [((step - 1) // STAGE, (step - 1) % STAGE, score) for step, score in steps]
@@ -249,9 +247,8 @@ class Study:
 
     def _add(self, sampled: Mapping[str, Any], attributes: Mapping[str, Any]) -> Trial:
         """Start a trial; one line of the journal holds all of it."""
-        optuna = optional("optuna", "tune", "A study")
-        running = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.RUNNING,
+        running = optuna().trial.create_trial(
+            state=optuna().trial.TrialState.RUNNING,
             params=dict(sampled),
             distributions=self._distributions,
             user_attrs=dict(attributes),
@@ -265,13 +262,12 @@ class Study:
         """Values of the distributions that were not tried before, or None where none is left."""
         if self.options.algo == "exhaustive":
             return next(itertools.islice(grid(self.space), self._proposed(), None), None)
-        optuna = optional("optuna", "tune", "A study")
         tried = {self._key(trial.params) for trial in trials}
-        place = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
+        place = optuna().trial.create_trial(state=optuna().trial.TrialState.RUNNING)
         finite = math.isfinite(self.size)
         for draw in range(DRAWS if finite else DRAWS + RANDOM_DRAWS):
             seed = int(np.random.SeedSequence([self.seed, len(trials), draw]).generate_state(1)[0])
-            sampler = self.options.optuna_sampler(seed) if draw < DRAWS else optuna.samplers.RandomSampler(seed)
+            sampler = self.options.optuna_sampler(seed) if draw < DRAWS else optuna().samplers.RandomSampler(seed)
             sampled = {
                 name: sampler.sample_independent(self.optuna, place, name, distribution)
                 for name, distribution in self._distributions.items()
@@ -310,9 +306,8 @@ class Study:
 
     def _note(self, number: int, key: str, value: Any) -> None:
         """Keep something about a trial that runs."""
-        optuna = optional("optuna", "tune", "A study")
         frozen = self.optuna.get_trials(deepcopy=False)[number]
-        optuna.trial.Trial(self.optuna, frozen._trial_id).set_user_attr(key, plain(value))
+        optuna().trial.Trial(self.optuna, frozen._trial_id).set_user_attr(key, plain(value))
 
     def _is_over(self, trials: Sequence[Trial]) -> bool:
         ended = [trial for trial in trials if trial.ended]
@@ -348,7 +343,7 @@ class Study:
         outcome : dict
             As :func:`recbole_llm.tune.trial.run_trial` gives it.
         """
-        states = optional("optuna.trial", "tune", "A study").TrialState
+        states = optuna().trial.TrialState
         previous = self.best
         self._note(trial.number, "result", outcome.get("result", {}))
         self._note(trial.number, "details", outcome.get("details", {}))
