@@ -164,6 +164,15 @@ def _has_nothing(run_dir: Path) -> bool:
         return False
 
 
+def remove_unfinished(run_dir: Path) -> None:
+    """Remove what only an unfinished run needs, and what writing left where a process was killed in the middle."""
+    (run_dir / TRAINED).unlink(missing_ok=True)
+    for path in run_dir.glob("*.tmp"):
+        path.unlink(missing_ok=True)
+    for suffix in (".new", ".old"):
+        shutil.rmtree(run_dir / f"{checkpoint.STATE}{suffix}", ignore_errors=True)
+
+
 def remove_abandoned(parent: Path) -> list[Path]:
     """Remove directories of runs that were killed before they had anything to keep; returns them.
 

@@ -15,7 +15,7 @@ from recbole_llm.data.controls import control_of, label
 from recbole_llm.errors import CheckpointError
 from recbole_llm.evaluator.cold import cold_report
 from recbole_llm.llm.fingerprint import file_sha256
-from recbole_llm.run.folder import RESULTS, TRAINED, settings_of
+from recbole_llm.run.folder import RESULTS, TRAINED, remove_unfinished, settings_of
 from recbole_llm.run.identity import plain
 from recbole_llm.run.protocol import FILTERS, evaluation_text, protocol_text
 from recbole_llm.run.provenance import command_line, environment, files_read
@@ -214,7 +214,7 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
     write_ranks(run_dir, results, trainer)
     trainer.model.save_adapter(run_dir / "adapter")
     _write_json(run_dir / RESULTS, {**results, "weights": _weights_of(run_dir)})
-    (run_dir / TRAINED).unlink(missing_ok=True)
+    remove_unfinished(run_dir)
 
 
 def write_evaluation(folder: Path, results: Mapping[str, Any], trainer: Any) -> None:

@@ -183,3 +183,15 @@ def test_a_run_without_a_state_that_is_named_begins_again(shop, tiny, isolated):
     assert main([f"--resume={run_dir}"]) == 0
     whole = run("SASRec", "shop", config_dict=tiny, saved=False)
     assert read(run_dir)["test_result"] == whole["test_result"]
+
+
+def test_what_writing_left_goes_with_the_results(shop, tiny, isolated, monkeypatch):
+    monkeypatch.setattr(experiment, "write_results", full)
+    with pytest.raises(CheckpointError):
+        run("SASRec", "shop", config_dict=tiny)
+    (run_dir,) = Path("saved").iterdir()
+    (run_dir / "training_state").rename(run_dir / "training_state.old")  # killed between two renames
+    shutil.copytree(run_dir / "training_state.old", run_dir / "training_state.new")
+    (run_dir / "model.tmp").touch()
+    assert main(["evaluate", str(run_dir)]) == 0
+    assert not [path for path in run_dir.iterdir() if path.name.endswith((".old", ".new", ".tmp", "trained.json"))]
