@@ -21,11 +21,13 @@ from recbole_llm.config.registry import (
 from recbole_llm.config.schema import is_text, types_of, value_problem
 from recbole_llm.config.schema.general import Files
 from recbole_llm.config.schema.models import MODELS
+from recbole_llm.config.types import Share
 from recbole_llm.config.values import load_yaml, nearest, parse_value, plain, without_code_keys
 from recbole_llm.errors import ConfigError
 
-# What RecBole's batch transforms read where `transform` names one.
-TRANSFORM_KEYS = frozenset({"mask_ratio", "ft_ratio", "eta", "beta"})
+# What RecBole's batch transforms read where `transform` names one, and what each cannot do without.
+TRANSFORM_TYPES: dict[str, Any] = dict.fromkeys(("mask_ratio", "ft_ratio", "eta", "beta"), Share)
+TRANSFORM_NEEDS = {"mask_itemseq": "mask_ratio", "crop_itemseq": "eta", "reorder_itemseq": "beta"}
 LEAVE_ONE_OUT = {"LS": "valid_and_test"}
 NEGATIVES = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 
@@ -153,7 +155,7 @@ class Defaults:
 
 def no_effect(key: str, model: str, defaults: Defaults, given: Mapping[str, Any]) -> str | None:
     """Say why setting a parameter would change nothing, with the nearest name; None for one that is read."""
-    known = {*defaults.values, *defaults.types, *(TRANSFORM_KEYS if given.get("transform") else ())}
+    known = {*defaults.values, *defaults.types, *(TRANSFORM_TYPES if given.get("transform") else ())}
     if key in known:
         return None
     elsewhere = keys_of_models()
@@ -209,8 +211,9 @@ def check(model: str, defaults: Defaults, given: Given, declared: Iterable[str] 
                 f"{text} (`recbole-llm help` lists the parameters; --allow_unknown_keys=True ignores this.)"
             )
         given.notices.append(text)
+    types = {**TRANSFORM_TYPES, **defaults.types}
     for key, value in settings.items():
-        check_value(key, value, defaults.types, {**defaults.values, **settings})
+        check_value(key, value, types, {**defaults.values, **settings})
 
 
 def check_value(key: str, value: Any, types: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
@@ -295,6 +298,9 @@ def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: S
             )
         final["train_neg_sample_args"] = {**NEGATIVES, **negatives}
     _check_protocol(final, defaults, given)
+    needed = TRANSFORM_NEEDS.get(final["transform"])
+    if needed is not None and final.get(needed) is None:
+        raise ConfigError(f"transform={final['transform']!r} needs {needed}, a share from 0 to 1: add --{needed}=0.2.")
     if final.get("r_min", 0) > final.get("r_max", 1):
         raise ConfigError(f"r_min={final['r_min']!r} must not be above r_max={final['r_max']!r}.")
     same = given.strength("warmup_ratio") == given.strength("warmup_updates") > 0

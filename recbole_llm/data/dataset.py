@@ -15,7 +15,6 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
-from recbole_llm.config.values import choice
 from recbole_llm.data import benchmark
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items, without_cold
 from recbole_llm.data.histories import Histories, Pairs
@@ -68,7 +67,6 @@ class HistoryDataset(TableDataset):
     def __init__(self, config: Any) -> None:
         self._exact_time: np.ndarray | None = None
         self._unused_lists: set[str] = set()
-        choice(config, "time_order", ["exact", "recbole"])
         if hasattr(recbole.data.dataset, f"{config['model']}Dataset"):
             raise ConfigError(
                 f"model={config['model']!r} reads data that RecBole prepares in its {config['model']}Dataset "

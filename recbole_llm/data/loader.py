@@ -16,13 +16,12 @@ from recbole.utils import InputType, ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recbole_llm import distributed
-from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives, every_item, ranked_negatives
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import take
 from recbole_llm.data.splits import with_shuffled_histories, with_shuffled_training
-from recbole_llm.data.views import WINDOWS, TrainRows, view_of
+from recbole_llm.data.views import TrainRows, view_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import mask
 from recbole_llm.model.base import Reranker
@@ -111,8 +110,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
     def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = True) -> None:
         self._set_neg_sample_args(config, dataset, config["MODEL_INPUT_TYPE"], config["train_neg_sample_args"])
         view, per_user = view_of(config, config.model_class), config["max_train_rows_per_user"]
-        windows = str(choice(config, "windows", WINDOWS))
-        self.rows = TrainRows(dataset, view, config["seed"], per_user, windows)
+        self.rows = TrainRows(dataset, view, config["seed"], per_user, config["windows"])
         self.sample_size = len(self.rows)
         self.negatives: PrefixNegatives | None = None
         if issubclass(config.model_class, Reranker) and config.model_class.draws_negatives:

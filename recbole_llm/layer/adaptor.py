@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
 
@@ -21,15 +20,8 @@ def build_adaptor(config: Any, in_width: int, out_width: int) -> nn.Module | Non
         ``adaptor``, ``adaptor_hidden_size``, ``adaptor_experts``, ``adaptor_dropout``.
     in_width, out_width : int
 
-    Raises
-    ------
-    ConfigError
-        For a value that is not allowed.
     """
-    kind = choice(config, "adaptor", ADAPTORS)
-    rate = float(config["adaptor_dropout"])
-    if not 0 <= rate < 1:
-        raise ConfigError(f"adaptor_dropout={rate!r} must lie between 0 and 1.")
+    kind, rate = config["adaptor"], float(config["adaptor_dropout"])
     if kind == "linear":
         return nn.Linear(in_width, out_width)
     if kind == "mlp":

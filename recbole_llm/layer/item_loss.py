@@ -24,20 +24,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config.registry import property_file, props_dir
 from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.cross_entropy import at_once, linear_cross_entropy
 
 # Keys of the configuration and what they are where a model's property file does not have them.
-LOSS_DEFAULTS: dict[str, Any] = {
-    "loss": "ce",
-    "num_negatives": 256,
-    "negatives": "auto",
-    "negative_distribution": "uniform",
-    "negative_alpha": 1.0,
-    "logq": True,
-    "gbce_t": 0.75,
-}
 # Gathering one vector takes the time of so many scores from a matrix product (measured on a CPU).
 WHOLE_TABLE = 64
 LOSSES = ("ce", "sampled_softmax", "gbce")
@@ -132,7 +124,7 @@ class ItemLoss(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any, dataset: Any, pad_class: bool = False) -> "ItemLoss":
-        """The loss that a configuration asks for; keys that it does not have take :data:`LOSS_DEFAULTS`.
+        """The loss that a configuration asks for; ``props/common/item_loss.yaml`` has what it does not say.
 
         Parameters
         ----------
@@ -147,8 +139,14 @@ class ItemLoss(nn.Module):
         ConfigError
             Also where RecBole's ``loss_type`` asks for something else than ``loss`` does.
         """
-        check_loss_type(config["loss_type"], config["model"])
-        values = {key: default if config[key] is None else config[key] for key, default in LOSS_DEFAULTS.items()}
+        defaults = property_file(props_dir() / "common" / "item_loss.yaml")
+        values = {key: default if config[key] is None else config[key] for key, default in defaults.items()}
+        loss_type = values.pop("loss_type")
+        if loss_type != "CE":
+            raise ConfigError(
+                f"loss_type={loss_type!r} is RecBole's key, and {config['model']} does not take its loss from there: "
+                f"leave it at 'CE' and set loss to one of {', '.join(LOSSES)}, with num_negatives, gbce_t and so on."
+            )
         counts = None
         if values["loss"] != "ce" and values["negative_distribution"] != "uniform":
             counts = np.bincount(np.asarray(dataset.inter_feat[dataset.iid_field]), minlength=dataset.item_num)
@@ -234,15 +232,6 @@ class ItemLoss(nn.Module):
             items = 1 + torch.randperm(self.n_real, device=device)[:count]
             rate = count / self.n_real
         return items, torch.tensor(rate, dtype=torch.float64, device=device)
-
-
-def check_loss_type(loss_type: Any, model: Any) -> None:
-    """ConfigError where RecBole's ``loss_type`` is set for a model that takes ``loss``."""
-    if loss_type not in (None, "CE"):
-        raise ConfigError(
-            f"loss_type={loss_type!r} is RecBole's key, and {model} does not take its loss from there: leave it at "
-            f"'CE' and set loss to one of {', '.join(LOSSES)} (num_negatives, gbce_t and so on go with it)."
-        )
 
 
 def scores_of(hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import ItemVectors, item_vectors_of
-from recbole_llm.text.reduction import REDUCTIONS, Transform, fit_reduction, fit_whitening, normalize_rows
+from recbole_llm.text.reduction import Transform, fit_reduction, fit_whitening, normalize_rows
 
 # The encoders of arXiv 2402.01339 are paid services (ada-002, gecko@002); this one can be run anywhere.
 STAND_IN_LLM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -36,8 +35,7 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> ItemVect
     ConfigError
         For a value that is not allowed, or a reduction without what it is fitted on.
     """
-    method = choice(config, "dim_reduction", list(REDUCTIONS))
-    fit = choice(config, "reduction_fit", ["catalogue", "train"])
+    method, fit = config["dim_reduction"], config["reduction_fit"]
     found = item_vectors_of(dataset, config, STAND_IN_LLM, logger)
     counts: np.ndarray | None = getattr(dataset, "train_counts", None)
     if fit == "train" and counts is None:

@@ -6,12 +6,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from recbole_llm.config.values import choice
-
 
 def autocast_dtype(amp: str | None, enable_amp: bool, device: torch.device) -> torch.dtype | None:
     """Dtype of mixed precision, or None for full precision."""
-    choice({"amp": amp}, "amp", [None, "bf16", "fp16"])
     if amp is None:
         if not enable_amp:
             return None

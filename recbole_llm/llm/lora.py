@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from recbole_llm.config.values import choice
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.backbone import add_lora, checkpoint_activations, dtype_to_train, load_causal_lm
 from recbole_llm.llm.spec import ResolvedLLM
 
 
 def check_tuning(config: Any) -> None:
-    """ConfigError for a ``tuning`` that there is not, or that weights of 4 bits rule out."""
-    choice(config, "tuning", ["lora", "full", "none"])
+    """ConfigError for a ``tuning`` that weights of 4 bits rule out."""
     if config["tuning"] == "full" and config["load_in_4bit"]:
         raise ConfigError("load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora.")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.config.values import choice
 from recbole_llm.data.controls import control_of, exchanged, mark_applied, random_vectors
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.fingerprint import file_sha256
@@ -135,7 +134,7 @@ def _from_file(dataset: Any, config: Any, logger: logging.Logger) -> ItemVectors
         config["item_vectors"],
         tokens,
         item_field=dataset.iid_field,
-        missing=choice(config, "item_vectors_missing", ["error", "zero"]),
+        missing=config["item_vectors_missing"],
         field_separator=config["field_separator"],
         seq_separator=config["seq_separator"],
         encoding=config["encoding"] or "utf-8",

@@ -18,7 +18,7 @@ from recbole.utils import calculate_valid_score, dict2str, init_seed, set_color
 from torch.nn.utils import clip_grad_norm_
 
 from recbole_llm import distributed
-from recbole_llm.config.values import choice, nearest
+from recbole_llm.config.values import nearest
 from recbole_llm.data.loader import FullSortLoader, train_loader
 from recbole_llm.errors import ConfigError, RecBoleLLMError
 from recbole_llm.evaluator.evaluation import Evaluation
@@ -88,7 +88,6 @@ class RunTrainer(Trainer):
         self.run_dir = run_dir
         self.device = config["device"]
         self.gpu_available = self.device.type == "cuda"
-        choice(config, "popularity_counts", ["train", "all"])
         self.world = distributed.world()
         self.meter = Meter(self.device)
         self.evaluator = Evaluator(config, train_counts, self.meter.phase)

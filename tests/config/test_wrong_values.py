@@ -209,6 +209,8 @@ OF_A_MODEL = [
     ("SASRec", {"layer_norm_eps": 0}),
     ("SASRec", {"loss_type": "BCE"}),
     ("SASRec", {"loss_type": None}),
+    ("SASRec", {"transform": "mask_itemseq"}),
+    ("SASRec", {"transform": "crop_itemseq", "eta": 2}),
     ("GRU4Rec", {"num_layers": 0}),
     ("FPMC", {"loss_type": "CE"}),
     ("GRU4RecCPR", {"loss_type": "BPR"}),  # RecBole's model prints a line and exits with status 0

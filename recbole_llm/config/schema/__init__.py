@@ -63,8 +63,8 @@ def _declared(model: str | None) -> dict[str, Any]:
 def types_by_key() -> dict[str, list[Any]]:
     """Every setting, also of every model, with its types: they may differ between models."""
     types: dict[str, list[Any]] = {}
-    sections = [section.types() for section in (*general_sections(), Comparison, *MODELS.values())]
-    for each in (*sections, STOCK_MODELS):
+    sections: list[type[Section]] = [*general_sections(), Comparison, *MODELS.values()]
+    for each in (*(section.types() for section in sections), STOCK_MODELS):
         for key, kind in each.items():
             if kind not in types.setdefault(key, []):
                 types[key].append(kind)

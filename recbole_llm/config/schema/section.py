@@ -42,7 +42,7 @@ class Section:
 
 
 @cache
-def _types(section: type[Section]) -> dict[str, Any]:
+def _types(section: Any) -> dict[str, Any]:
     hints = get_type_hints(section, include_extras=True)
     return {field.name: hints[field.name] for field in fields(section)}
 
