@@ -26,7 +26,6 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm.backbone import load_tokenizer, position_limit
-from recbole_llm.llm.head import float32_logits
 from recbole_llm.llm.lora import (
     check_base,
     check_tuning,
@@ -41,7 +40,7 @@ from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
 from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, parse_list, parse_title
-from recbole_llm.prompt.decoding import NOTHING, LineEnd, Trie, TrieConstraint, item_scores
+from recbole_llm.prompt.decoding import LineEnd, Trie, item_scores
 from recbole_llm.prompt.item_names import (
     ItemNames,
     NameCounts,
@@ -52,7 +51,8 @@ from recbole_llm.prompt.item_names import (
     normalised,
 )
 from recbole_llm.prompt.pieces import Prompts, cut_titles
-from recbole_llm.prompt.sampling import SeededSampling, row_keys, scramble, shuffled
+from recbole_llm.prompt.sampling import row_keys, scramble, shuffled
+from recbole_llm.prompt.writer import Writer, Writing
 from recbole_llm.run import submodel
 from recbole_llm.text.encoder import TextEncoder, encode_items
 from recbole_llm.text.item_text import item_text_of
@@ -260,7 +260,6 @@ class LLMSeqPrompt(LLMRecommender):
         self.names = ItemNames(
             [text if has else "" for text, has in zip(written, named, strict=True)], self.popularity
         )
-        self.trie: Trie | None = None
         self.max_new_tokens = config["max_new_tokens"] and int(config["max_new_tokens"])
         if self.max_new_tokens is None:
             longest = self.prompts.longest_answer() if self.single else self.prompts.longest_answer(USUAL_TITLE)
@@ -284,20 +283,29 @@ class LLMSeqPrompt(LLMRecommender):
     def _build_lm(self, config: Any) -> None:
         pretrained = config["rec_llm_init"] == "pretrained"
         # A model may also end with the token that ended texts before it learned to chat.
-        self.ends = sorted({self.prompts.end, self.tokenizer.eos_token_id} - {None})
+        ends = sorted({self.prompts.end, self.tokenizer.eos_token_id} - {None})
         lm = load_for_tuning(self.resolved, config, pretrained, self.device)
         # A model's own settings, such as a penalty on repetition, would join those of the property file.
-        lm.generation_config = GenerationConfig(pad_token_id=self.prompts.pad, eos_token_id=self.ends)
-        self.vocabulary = lm.get_output_embeddings().weight.shape[0]
+        lm.generation_config = GenerationConfig(pad_token_id=self.prompts.pad, eos_token_id=ends)
+        vocabulary = lm.get_output_embeddings().weight.shape[0]
         self.lm = with_adapters(lm, self.resolved, config)
         self.micro_batches = MicroBatches(self.lm, config["micro_batch_tokens"], config["gradient_checkpointing"])
-        # A single title is one line; lists and codes end by themselves.
-        wanted = self.single and config["decoding"] != "trie"
-        self.line_end = LineEnd(self.tokenizer, self.vocabulary).to(self.device) if wanted else None
+        trie, line_end = None, None
         if config["decoding"] == "trie":
             codes = {tuple(code) for code, has in zip(self.prompts.codes(), self.named.tolist(), strict=True) if has}
-            self.trie = Trie([[], *sorted(codes)], self.vocabulary).to(self.device)
-            self.max_new_tokens = self.trie.max_length
+            trie = Trie([[], *sorted(codes)], vocabulary).to(self.device)
+            self.max_new_tokens = trie.max_length
+        elif self.single:  # one line; lists and codes end by themselves
+            line_end = LineEnd(self.tokenizer, vocabulary).to(self.device)
+        writing = Writing(
+            config["decoding"],
+            float(config["temperature"]),
+            float(config["top_p"]),
+            int(config["n_samples"]) if self.single else 1,
+            self.max_new_tokens,
+            int(config["generate_batch_size"]),
+        )
+        self.writer = Writer(self.lm, self.tokenizer, writing, ends, self.prompts.pad, trie, line_end)
 
     def batch_costs(self) -> tuple[torch.Tensor, int] | None:
         """Tokens of every item in a prompt, (n_items,), and how many of a history are in one; None: in any order."""
@@ -398,18 +406,9 @@ class LLMSeqPrompt(LLMRecommender):
         history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         prompts = self.prompts(history, length, candidates)
         self.tokens_read += int(prompts.length.sum())
-        keys = row_keys(history, int(self.config["seed"]))
-        order = prompts.length.argsort(stable=True)
-        widths = prompts.length[order].tolist()
-        answers: list[list[str]] = [[] for _ in widths]
-        size = int(self.config["generate_batch_size"])
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            width = widths[start + len(rows) - 1]
-            with float32_logits(self.lm):
-                texts = self._continued(prompts.ids[rows, -width:], prompts.mask[rows, -width:], keys[rows])
-            for row, text in zip(rows.tolist(), texts, strict=True):
-                answers[row] = text
+        before = self.writer.tokens
+        answers = self.writer.answers(prompts, row_keys(history, int(self.config["seed"])))
+        self.tokens_read += self.writer.tokens - before
         return answers
 
     def input_length(self, interaction: Interaction) -> int:
@@ -417,71 +416,6 @@ class LLMSeqPrompt(LLMRecommender):
         candidates = self._to_choose_from(None, interaction, int(self.config["seed"]))
         prompts = self.prompts(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates)
         return int(prompts.length.max())
-
-    def _continued(self, ids: torch.Tensor, mask: torch.Tensor, keys: torch.Tensor) -> list[list[str]]:
-        """Answers to left-padded prompts, (B, W): prompts are read once, however many answers there are."""
-        config, (rows, width) = self.config, ids.shape
-        sampled, temperature = config["decoding"] == "sample", float(config["temperature"])
-        count = int(config["n_samples"]) if self.single and (temperature > 0 or not sampled) else 1
-        beams = not sampled and count > 1
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = None
-        if width > 1:
-            cache = self.lm(
-                input_ids=ids[:, :-1],
-                attention_mask=mask[:, :-1],
-                position_ids=places[:, :-1],
-                use_cache=True,
-                logits_to_keep=1,
-            ).past_key_values
-            cache.batch_repeat_interleave(count)
-        processors: list[Any] = [TrieConstraint(self.trie, skip=width)] if self.trie is not None else []
-        how: dict[str, Any] = {}
-        if beams:
-            how = {"num_beams": count, "num_return_sequences": count, "length_penalty": 0.0, "early_stopping": False}
-        else:
-            ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
-            if sampled and temperature > 0:
-                number = torch.arange(1, count + 1, device=ids.device)
-                drawn = scramble(keys + scramble(number)).view(-1, 1)
-                processors = [SeededSampling(drawn, width, temperature, float(config["top_p"]))]
-        output = self.lm.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            generation_config=GenerationConfig(
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                pad_token_id=self.prompts.pad,
-                eos_token_id=self.ends,
-                output_scores=beams,
-                return_dict_in_generate=True,
-                **how,
-            ),
-            logits_processor=processors,
-            stopping_criteria=[] if self.line_end is None else [self.line_end.behind(width)],
-        )
-        texts = self._decoded(output.sequences[:, width:].tolist())
-        if beams:
-            # Where there are fewer names than beams.
-            there = (output.sequences_scores > NOTHING).tolist()
-            texts = [text if has else "" for text, has in zip(texts, there, strict=True)]
-        answers = [texts[first : first + count] for first in range(0, rows * count, count)]
-        if self.single and count == 1:
-            # Without chance every sample is the same.
-            answers = [answer * int(config["n_samples"]) for answer in answers]
-        return answers
-
-    def _decoded(self, written: list[list[int]]) -> list[str]:
-        """Texts up to their end, which need not be a special token, or up to the padding behind a stopped one."""
-        ends = {*self.ends, self.prompts.pad}
-        sizes = [next((n for n, token in enumerate(row) if token in ends), len(row)) for row in written]
-        count = sum(min(size + 1, len(row)) for size, row in zip(sizes, written, strict=True))
-        self._tokens += count
-        self.tokens_read += count
-        texts = [row[:size] for size, row in zip(sizes, written, strict=True)]
-        return self.tokenizer.batch_decode(texts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _items(
         self, answers: list[list[str]], interaction: Interaction, candidates: torch.Tensor | None
@@ -537,7 +471,7 @@ class LLMSeqPrompt(LLMRecommender):
     def start_evaluation(self) -> None:
         """Count anew what answers turn out to be."""
         self.counts: dict[str, int] = {}
-        self._tokens = 0
+        self.writer.tokens = 0
 
     def _count(
         self,
@@ -566,7 +500,7 @@ class LLMSeqPrompt(LLMRecommender):
 
     def evaluation_counts(self) -> dict[str, int]:
         """Counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
-        return {**self.counts, "tokens": self._tokens}
+        return {**self.counts, "tokens": self.writer.tokens}
 
     def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Rates among all names that were written, and per user.

@@ -389,7 +389,7 @@ def test_a_title_is_the_first_line_of_an_answer(settings):
 
 def test_generation_of_a_title_stops_at_the_end_of_its_line(settings):
     model, *_ = prepare(settings)
-    stop = model.line_end.behind(2)
+    stop = model.writer.line_end.behind(2)
 
     def stops(text):
         ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
