@@ -31,7 +31,7 @@ def values_of(trainer: Any, next_epoch: int, next_batch: int = 0, sums: Sequence
         "curve": trainer.curve,
         "seconds": trainer.meter.seconds,
         "peak_memory_mb": trainer.meter.peak_memory_mb,
-        "scaler": trainer.scaler.state_dict(),
+        "scaler": trainer.steps.scaler.state_dict(),
     }
 
 
@@ -43,7 +43,7 @@ def restore(trainer: Any, values: Mapping[str, Any]) -> None:
         early.result = OrderedDict(values["best_valid_result"])
     trainer.start_epoch = trainer.stage.epochs if early.stopped else values["next_epoch"]
     trainer.start_batch, trainer.start_sums = values["next_batch"], values["loss_sums"]
-    trainer.updates = values["updates"]
+    trainer.steps.count = values["updates"]
     trainer.stage_results, trainer.curve = values["stage_results"], values["curve"]
     trainer.meter.seconds, trainer.meter.peak_memory_mb = values["seconds"], values["peak_memory_mb"]
-    trainer.scaler.load_state_dict(values["scaler"])
+    trainer.steps.scaler.load_state_dict(values["scaler"])

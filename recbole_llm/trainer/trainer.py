@@ -3,7 +3,6 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
@@ -15,7 +14,6 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import Trainer
 from recbole.trainer.trainer import AbstractTrainer
 from recbole.utils import calculate_valid_score, dict2str, init_seed, set_color
-from torch.nn.utils import clip_grad_norm_
 
 from recbole_llm import distributed
 from recbole_llm.config.values import nearest
@@ -23,14 +21,14 @@ from recbole_llm.data.loader import FullSortLoader, train_loader
 from recbole_llm.errors import ConfigError, RecBoleLLMError
 from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator
-from recbole_llm.evaluator.progress import progress
 from recbole_llm.evaluator.ranks import MANY_TIES
 from recbole_llm.model.base import Reranker
 from recbole_llm.trainer import checkpoint, state
-from recbole_llm.trainer.accumulation import GradientMean, LossMean, mean_of
+from recbole_llm.trainer.accumulation import LossMean, mean_of
 from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.optimizer import build_optimizer
 from recbole_llm.trainer.stage import Stage
+from recbole_llm.trainer.steps import Steps
 from recbole_llm.trainer.stopping import EarlyStopping
 from recbole_llm.trainer.trackers import Trackers
 
@@ -99,7 +97,6 @@ class RunTrainer(Trainer):
         self.curve: list[dict[str, Any]] = []
         self.train_loss_dict: dict[int, float] = {}
         self.chosen_from: list[dict[str, Any]] = []
-        self._total_updates = 0
         self._saved = False
         self._best_weights: dict[str, torch.Tensor] | None = None
         self._inside: Callable[[int, int, list[float]], bool] | None = None
@@ -140,29 +137,29 @@ class RunTrainer(Trainer):
 
     def _set_up_stage(self, number: int) -> None:
         self.stage = Stage.of(self.config, self.model, number)
-        self._parallel: distributed.ParallelLoss | None = None
         if self.world.size > 1:
             distributed.broadcast_state(self.model)
             if self.gpu_available:
                 torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.start_epoch, self.start_batch, self.updates = 0, 0, 0
+        self.start_epoch, self.start_batch = 0, 0
         self.start_sums: list[float] = []
         self._stopped = False
         self.early_stopping = EarlyStopping(self.stage.stopping_step, self.stage.valid_metric_bigger)
-        self.optimizer = self._build_optimizer()
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.stage.amp_dtype is torch.float16)
-
-    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = build_optimizer(self.model, self.stage)
-        if optimizer is not None:
-            return optimizer
-        if self.stage.epochs > 0:
-            where = f" in stage {self.stage.name!r}" if len(self.stages) > 1 else ""
-            self.config.notices.append(
-                f"{self.config['model']} has nothing to train{where}: epochs={self.stage.epochs} has no effect."
-            )
-            self.stage = replace(self.stage, epochs=0, eval_step=0)
-        return torch.optim.SGD([torch.zeros(0, requires_grad=True)], lr=self.stage.learning_rate)
+        if optimizer is None:
+            if self.stage.epochs > 0:
+                where = f" in stage {self.stage.name!r}" if len(self.stages) > 1 else ""
+                self.config.notices.append(
+                    f"{self.config['model']} has nothing to train{where}: epochs={self.stage.epochs} has no effect."
+                )
+                self.stage = replace(self.stage, epochs=0, eval_step=0)
+            optimizer = torch.optim.SGD([torch.zeros(0, requires_grad=True)], lr=self.stage.learning_rate)
+        self.steps = Steps(self.model, self.stage, optimizer, self.device, self.config["find_unused_parameters"])
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the stage so far."""
+        return self.steps.count
 
     # ---- training
 
@@ -224,7 +221,7 @@ class RunTrainer(Trainer):
         self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool, callback_fn: Any
     ) -> None:
         train_data, stage = self._stage_loader(train_data, show_progress), self.stage
-        self._total_updates = total = stage.total_updates(len(train_data))
+        self.steps.total = total = stage.total_updates(len(train_data))
         if stage.epochs and (warmup := stage.warmup_of(total)) >= total:
             text = (
                 f"The warm-up of {warmup:,} updates (warmup_updates, warmup_ratio) is as long as the training of "
@@ -303,7 +300,7 @@ class RunTrainer(Trainer):
             "stage": self.stage.name,
             "epoch": epoch,
             "updates": self.updates,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.steps.optimizer.param_groups[0]["lr"],
             "train_loss": loss,
         }
 
@@ -360,48 +357,20 @@ class RunTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float | tuple[float, ...]:
         """One pass over the training rows; returns the mean loss over their targets, or that of each part of it."""
-        self.model.train()
-        if self.world.size > 1 and self._parallel is None:
-            self._parallel = distributed.ParallelLoss(self.model, self.config["find_unused_parameters"])
         # Stages continue the count, so that a second stage does not repeat the draws of the first.
         train_data.set_epoch(epoch_idx + 1_000_000 * self.stage.number, self.start_batch)
-        batches, accumulate = len(train_data), self.stage.accumulate
-        bar = progress(
-            train_data, f"Train {epoch_idx:>5}", show_progress, self.start_batch, lambda: self.model.tokens_read
-        )
-        mean = LossMean(self.device, self.start_sums)
-        first, self.start_batch, self.start_sums = self.start_batch, 0, []
-        gradients: GradientMean | None = None
-        for number, interaction in enumerate(bar, start=first):
-            if gradients is None:
-                size = min(accumulate, batches - number // accumulate * accumulate)
-                gradients = GradientMean(size, train_data.step)
-            is_last = (number + 1) % accumulate == 0 or number + 1 == batches
-            batch = interaction.to(self.device)
-            with self._parallel.no_sync() if self._parallel and not is_last else nullcontext():
-                with self.autocast():
-                    losses = self._loss(batch, loss_func)
-                # A process without rows of its own in this batch has some that weigh nothing.
-                own = self.world.size == 1 or train_data.share(number) > 0
-                weight = self.model.loss_weight(batch) if own else 0
-                # Some of RecBole's models return a tensor of one element.
-                losses = losses if isinstance(losses, tuple) else (losses,)
-                parts = torch.stack([part.reshape(()) for part in losses])
-                self.scaler.scale(parts.sum() * gradients.share(weight, self.device)).backward()
-            mean.add(parts, weight)
-            if is_last:
-                if self._parallel:
-                    self._parallel.finish_step()
-                gradients.finish(self.model.parameters())
-                gradients = None
-                self._step()
-                if self._inside and self.updates % self.stage.eval_updates == 0:
-                    distributed.broadcast_state(self.model, parameters=False)
-                    self._stopped = self._inside(epoch_idx, number + 1, mean.sums())
-                    if self._stopped:
-                        break
-                    self.model.train()
-        sums = mean.sums()
+
+        def validate(batches: int, loss: LossMean) -> bool:
+            if self._inside is None or self.updates % self.stage.eval_updates:
+                return False
+            distributed.broadcast_state(self.model, parameters=False)
+            self._stopped = self._inside(epoch_idx, batches, loss.sums())
+            self.model.train()
+            return self._stopped
+
+        first, sums, self.start_batch, self.start_sums = self.start_batch, self.start_sums, 0, []
+        label = f"Train {epoch_idx:>5}"
+        sums = self.steps.epoch(train_data, first, sums, validate, loss_func, label, show_progress)
         distributed.broadcast_state(self.model, parameters=False)
         self._require_finite(sums, epoch_idx)
         means = mean_of(sums)
@@ -414,30 +383,6 @@ class RunTrainer(Trainer):
                 f"learning_rate={self.stage.learning_rate}, set clip_grad_norm, or turn mixed precision off (T5 "
                 f"overflows in fp16, not in bf16). The best weights so far are kept in {self.run_dir}."
             )
-
-    def _loss(self, batch: Any, loss_func: Any) -> Any:
-        if self._parallel is not None:
-            return self._parallel(batch, loss_func)
-        return (loss_func or self.model.calculate_loss)(batch)
-
-    def _step(self) -> None:
-        rate = self.stage.learning_rate_at(self.updates, self._total_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if self.stage.clip_grad_norm:
-            # Gradients are scaled under fp16; clipping them before unscaling would clip at another norm.
-            self.scaler.unscale_(self.optimizer)
-            clip_grad_norm_(self.model.parameters(), **self.stage.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.updates += 1
-
-    def autocast(self) -> Any:
-        """The context that the model trains in: mixed precision where ``amp`` asks for it."""
-        if self.stage.amp_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.stage.amp_dtype)
 
     # ---- evaluation
 
@@ -506,7 +451,9 @@ class RunTrainer(Trainer):
         values = state.values_of(self, next_epoch, next_batch, sums)
         random_states = distributed.gather(checkpoint.random_state(self.device))
         if self.world.is_main:
-            checkpoint.save_state(self.run_dir / checkpoint.STATE, self.model, self.optimizer, values, random_states)
+            checkpoint.save_state(
+                self.run_dir / checkpoint.STATE, self.model, self.steps.optimizer, values, random_states
+            )
 
     def resume(self) -> bool:
         """Continue from the state in the run directory; False where there is none yet."""
@@ -520,7 +467,7 @@ class RunTrainer(Trainer):
         saved = distributed.from_main(lambda: checkpoint.read_whole_state(folder))
         for number in range(1, saved.values["stage"] + 1):
             self._start_stage(number)
-        values = checkpoint.load_state(saved, self.model, self.optimizer, self.world.rank, self.device)
+        values = checkpoint.load_state(saved, self.model, self.steps.optimizer, self.world.rank, self.device)
         if len(saved.random) != self.world.size:
             self.logger.warning(
                 f"{run_dir} was trained with {len(saved.random)} process(es) so far and goes on with "

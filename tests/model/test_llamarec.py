@@ -209,11 +209,11 @@ def test_one_step_changes_adapters_only(settings, llama):
     trainer = RunTrainer(model.config, model, None, train.dataset.train_counts)
     assert trainer.stages == ["retriever", "ranker"]
     trainer._start_stage(1)
-    trainer._total_updates = 100
+    trainer.steps.total = 100
     model.train()
     assert not model.retriever.training
     trainer.model.calculate_loss(batch_of(train)).backward()
-    trainer._step()
+    trainer.steps.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed and all("lora_B" in name for name in changed)  # A has no gradient while B is 0
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {

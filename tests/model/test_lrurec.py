@@ -158,7 +158,7 @@ def test_golden_lrurec_parameters_after_one_step(authors):
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     close(norm, torch.tensor(golden["grad_norm"]).to(dtype), dtype)
-    trainer._step()
+    trainer.steps.step()
     after = {name: tensor.detach() for name, tensor in named(model).items()}
     if dtype == torch.float64:
         for name, delta in as_ours(golden, "delta", dtype).items():

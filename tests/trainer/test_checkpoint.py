@@ -10,6 +10,8 @@ from recbole_llm.trainer import checkpoint
 
 
 class Small(nn.Module):
+    learned_earlier = ()
+
     def __init__(self, width=4):
         super().__init__()
         self.table = nn.Embedding(5, width)
@@ -19,6 +21,10 @@ class Small(nn.Module):
         self.frozen.requires_grad_(False)
         self.register_buffer("vectors", torch.arange(6.0).view(2, 3).T)  # not contiguous
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
+
+
+class Other(nn.Linear):
+    learned_earlier = ()
 
 
 def test_what_is_saved_is_what_was_learned(tmp_path):
@@ -65,7 +71,7 @@ def test_weights_of_another_shape_are_refused_and_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"table.weight: \(5, 4\) in the file, \(5, 6\) in the model"):
         checkpoint.load_weights(Small(6), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="unknown.*table.weight"):
-        checkpoint.load_weights(nn.Linear(2, 2), tmp_path / "model.safetensors")
+        checkpoint.load_weights(Other(2, 2), tmp_path / "model.safetensors")
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):

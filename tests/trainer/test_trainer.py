@@ -56,7 +56,7 @@ def test_accumulating_batches_equals_one_large_batch(settings):
             learning_rate=0.1,
         )
         trainer = RunTrainer(config, model)
-        trainer._total_updates = 100
+        trainer.steps.total = 100
         # Whole groups only: with a shorter last batch the two means weigh rows differently.
         rows = (len(train.rows) // 32) * 32
         train.rows._position, train.rows._length = train.rows._position[:rows], train.rows._length[:rows]
@@ -127,11 +127,11 @@ def test_gradients_are_unscaled_before_they_are_clipped(settings, monkeypatch):
     order = []
     config, model, train, *_ = prepare(settings, clip_grad_norm={"max_norm": 1.0}, epochs=1)
     trainer = RunTrainer(config, model)
-    monkeypatch.setattr(trainer.scaler, "unscale_", lambda optimizer: order.append("unscale"))
+    monkeypatch.setattr(trainer.steps.scaler, "unscale_", lambda optimizer: order.append("unscale"))
     monkeypatch.setattr(
-        "recbole_llm.trainer.trainer.clip_grad_norm_", lambda parameters, max_norm: order.append(f"clip {max_norm}")
+        "recbole_llm.trainer.steps.clip_grad_norm_", lambda parameters, max_norm: order.append(f"clip {max_norm}")
     )
-    monkeypatch.setattr(trainer.scaler, "step", lambda optimizer: order.append("step"))
+    monkeypatch.setattr(trainer.steps.scaler, "step", lambda optimizer: order.append("step"))
     trainer._train_epoch(train, 0)
     assert order[:3] == ["unscale", "clip 1.0", "step"]
 
@@ -140,7 +140,7 @@ def test_gradients_are_unscaled_before_they_are_clipped(settings, monkeypatch):
 def test_mixed_precision_is_for_training_and_evaluation_in_full_precision(settings, amp, monkeypatch):
     config, model, train, valid, _ = prepare(settings, amp=amp, epochs=1)
     trainer = RunTrainer(config, model)
-    assert trainer.scaler.is_enabled() is (amp == "fp16")
+    assert trainer.steps.scaler.is_enabled() is (amp == "fp16")
     seen = set()
     original = model.forward
 

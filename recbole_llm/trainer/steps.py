@@ -1,0 +1,137 @@
+"""Optimizer steps of a stage: loss, gradients over batches and processes, clipping, schedule."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from recbole_llm import distributed
+from recbole_llm.evaluator.progress import progress
+from recbole_llm.trainer.accumulation import GradientMean, LossMean
+from recbole_llm.trainer.stage import Stage
+
+
+class Steps:
+    """What moves a model's weights in a stage.
+
+    Parameters
+    ----------
+    model : LLMRecommender
+    stage : Stage
+    optimizer : torch.optim.Optimizer
+    device : torch.device
+    find_unused : bool, optional
+        As :class:`recbole_llm.distributed.ParallelLoss`.
+
+    Attributes
+    ----------
+    count, total : int
+        Steps so far, and those of the whole stage, which the learning rate goes by.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        find_unused: bool | None = None,
+    ) -> None:
+        self.model, self.stage, self.optimizer, self.device = model, stage, optimizer, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=stage.amp_dtype is torch.float16)
+        self.count = self.total = 0
+        self._find_unused = find_unused
+        self._parallel: distributed.ParallelLoss | None = None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context that the model trains in: mixed precision where ``amp`` asks for it."""
+        if self.stage.amp_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.stage.amp_dtype)
+
+    def epoch(
+        self,
+        data: Any,
+        first: int = 0,
+        sums: Sequence[float] = (),
+        after_step: Callable[[int, LossMean], bool] | None = None,
+        loss_func: Callable[[Any], Any] | None = None,
+        label: str = "Train",
+        show_progress: bool = False,
+    ) -> list[float]:
+        """Go through the batches of an epoch.
+
+        Parameters
+        ----------
+        data : TrainLoader
+        first : int
+            Number of its first batch in the epoch.
+        sums : sequence of float
+            Loss of the batches before that, see :class:`recbole_llm.trainer.accumulation.LossMean`.
+        after_step : callable, optional
+            Called after every step with the number of batches done and the loss so far; True ends the epoch.
+        loss_func : callable, optional
+            In the place of the model's ``calculate_loss``.
+
+        Returns
+        -------
+        list of float
+            The loss as sums over all targets.
+        """
+        self.model.train()
+        world = distributed.world()
+        if world.size > 1 and self._parallel is None:
+            self._parallel = distributed.ParallelLoss(self.model, self._find_unused)
+        batches, accumulate = len(data), self.stage.accumulate
+        mean = LossMean(self.device, sums)
+        gradients: GradientMean | None = None
+        bar = progress(data, label, show_progress, first, lambda: self.model.tokens_read)
+        for number, interaction in enumerate(bar, start=first):
+            if gradients is None:
+                size = min(accumulate, batches - number // accumulate * accumulate)
+                gradients = GradientMean(size, data.step)
+            is_last = (number + 1) % accumulate == 0 or number + 1 == batches
+            batch = interaction.to(self.device)
+            with self._parallel.no_sync() if self._parallel and not is_last else nullcontext():
+                parts = self._loss(batch, loss_func)
+                # A process without rows of its own in this batch has some that weigh nothing.
+                own = world.size == 1 or data.share(number) > 0
+                weight = self.model.loss_weight(batch) if own else 0
+                self.scaler.scale(parts.sum() * gradients.share(weight, self.device)).backward()
+            mean.add(parts, weight)
+            if is_last:
+                if self._parallel:
+                    self._parallel.finish_step()
+                gradients.finish(self.model.parameters())
+                gradients = None
+                self.step()
+                if after_step and after_step(number + 1, mean):
+                    break
+        return mean.sums()
+
+    def _loss(self, batch: Any, loss_func: Callable[[Any], Any] | None) -> torch.Tensor:
+        """Mean loss of a batch, or the parts of it, shape (parts,)."""
+        with self.autocast():
+            if self._parallel is not None:
+                losses = self._parallel(batch, loss_func)
+            else:
+                losses = (loss_func or self.model.calculate_loss)(batch)
+        losses = losses if isinstance(losses, tuple) else (losses,)
+        # Some of RecBole's models return a tensor of one element.
+        return torch.stack([part.reshape(()) for part in losses])
+
+    def step(self) -> None:
+        """Move the weights by their gradients, which are then gone."""
+        rate = self.stage.learning_rate_at(self.count, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.stage.clip_grad_norm:
+            # Gradients are scaled under fp16; clipping them before unscaling would clip at another norm.
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), **self.stage.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.count += 1
