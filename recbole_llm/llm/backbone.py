@@ -304,6 +304,7 @@ def add_lora(
     alpha: float,
     dropout: float,
     targets: Sequence[str] | str,
+    task: str = "CAUSAL_LM",
 ) -> Any:
     """Freeze a model and put low-rank adapters (LoRA) beside some of its linear layers.
 
@@ -316,6 +317,8 @@ def add_lora(
         Width r of the adapters, their scale alpha / r, and the dropout in front of them.
     targets : list of str or str
         Last parts of the names of layers, or PEFT's ``all-linear``.
+    task : str
+        PEFT's name of what the model does: ``CAUSAL_LM``, or ``FEATURE_EXTRACTION`` for one without a head.
 
     Returns
     -------
@@ -332,7 +335,7 @@ def add_lora(
     if not 0 <= float(dropout) < 1 or rank < 1:
         raise ConfigError(f"lora_r={rank} must be at least 1 and lora_dropout={dropout} in [0, 1).")
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=float(dropout),

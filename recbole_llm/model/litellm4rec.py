@@ -15,7 +15,8 @@ position, and the mean of Eq. 4 is a running one. ``head: tied`` scores against 
 2409.12740), so that items without interactions are scored and the head costs no weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_source import FrozenItems, ItemLLM, ItemSource, ItemTable, TextItems
 from recbole_llm.layer.precision import product
 from recbole_llm.layer.rec_llm import keep_layers, reads_ahead, states
-from recbole_llm.llm.backbone import dtype_to_train, hidden_size, load_encoder
+from recbole_llm.llm.backbone import add_lora, dtype_to_train, hidden_size, load_encoder
+from recbole_llm.llm.lora import check_base, save_adapters
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import TRAIN_STAGE, LLMRecommender
@@ -143,6 +145,11 @@ class LiteLLM4Rec(LLMRecommender):
             )
         if config["share_llm"] and config["rec_llm_layers"] is not None:
             raise ConfigError("rec_llm_layers contradicts share_llm=True, whose Item LLM needs all layers.")
+        if config["rec_llm_tuning"] == "lora":
+            others = {"share_llm": True, "fix_rec_llm": True, "rec_llm_init": "scratch"}
+            for key, value in others.items():
+                if config[key] == value:
+                    raise ConfigError(f"rec_llm_tuning=lora contradicts {key}={value}: use rec_llm_tuning=full.")
 
     # ---- what it is made of
 
@@ -151,7 +158,8 @@ class LiteLLM4Rec(LLMRecommender):
         scratch = choice(config, "rec_llm_init", ["pretrained", "scratch"]) == "scratch"
         spec = LLMSpec.from_config(config, key="rec_llm", preferred=PAPER_LLM)
         self.rec_resolved = resolve_llm(spec, logger=self.logger, weights=not scratch)
-        dtype = None if config["fix_rec_llm"] else dtype_to_train(self.rec_resolved)
+        self.lora = choice(config, "rec_llm_tuning", ["full", "lora"]) == "lora"
+        dtype = None if self.lora or config["fix_rec_llm"] else dtype_to_train(self.rec_resolved)
         self.rec_llm = load_encoder(self.rec_resolved, not scratch, dtype, dropout, config["scratch_shape"])
         self.hidden_size = hidden_size(self.rec_llm)
         token_rms = self.rec_llm.get_input_embeddings().weight.detach().float().square().mean().sqrt().item()
@@ -166,6 +174,10 @@ class LiteLLM4Rec(LLMRecommender):
         self.fix_rec_llm = bool(config["fix_rec_llm"])
         if self.fix_rec_llm:
             self.rec_llm.requires_grad_(False)
+        if self.lora:
+            shape = int(config["lora_r"]), float(config["lora_alpha"]), float(config["lora_dropout"])
+            targets = config["lora_target_modules"]
+            self.rec_llm = add_lora(self.rec_llm, self.rec_resolved, *shape, targets, "FEATURE_EXTRACTION")
         return token_rms
 
     def _check_attention(self) -> None:
@@ -344,6 +356,22 @@ class LiteLLM4Rec(LLMRecommender):
             return
         rows = self.item_source.catalogue()[-len(texts) :]
         self.W_proj.weight = nn.Parameter(torch.cat([self.W_proj.weight, rows.to(self.W_proj.weight)]))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapters of the Recommendation LLM in PEFT's format, where it has any."""
+        if self.lora:
+            save_adapters(self.rec_llm, {"tuning": "lora"}, folder)
+
+    def check_base(self, known: Mapping[str, Any]) -> None:
+        """Compare the Recommendation LLM with that of the run whose weights were loaded.
+
+        Raises
+        ------
+        CheckpointError
+            If its weights are not among those that were saved, and others than then.
+        """
+        if self.lora or self.fix_rec_llm:
+            check_base(self.rec_resolved, {"tuning": "lora"}, known["rec_llm"], known["rec_llm_revision"], "rec_llm")
 
     def provenance(self) -> dict[str, Any]:
         """Return what a result must say about the language models and the texts."""

@@ -127,6 +127,9 @@ def test_the_second_stage_of_a_tied_head_trains_one_table_for_input_and_output(b
         ({"head": "tied", "fix_head": True}, "fix_head=True contradicts head=tied"),
         ({"head": "tied", "item_llm_mode": "joint"}, "whole catalogue through the Item LLM"),
         ({"share_llm": True, "item_llm_mode": "joint", "rec_llm_layers": 1}, "rec_llm_layers contradicts share_llm"),
+        ({"rec_llm_tuning": "lora", "fix_rec_llm": True}, "rec_llm_tuning=lora contradicts fix_rec_llm=True"),
+        ({"rec_llm_tuning": "lora", "rec_llm_init": "scratch"}, "contradicts rec_llm_init=scratch"),
+        ({"rec_llm_tuning": "lora", "lora_target_modules": ["nosuch"]}, "nosuch"),
     ],
 )
 def test_contradictions_are_named(build, settings, words):
@@ -138,6 +141,31 @@ def test_an_encoder_that_does_not_heed_the_mask_is_found(build):
     model, *_ = build()
     assert not reads_ahead(model.rec_llm, model.hidden_size, causal_mask=True)
     assert reads_ahead(load_encoder(model.rec_resolved), model.hidden_size, causal_mask=False)
+
+
+@pytest.mark.parametrize("rec_llm", FAMILIES)
+def test_lora_trains_adapters_alone(build, rec_llm):
+    whole, *_ = build(**CAUSAL, rec_llm=rec_llm)
+    model, train, batch = build(**CAUSAL, rec_llm=rec_llm, rec_llm_tuning="lora")
+    model.eval()
+    model.W_proj = whole.W_proj  # drawn after the adapters
+    torch.testing.assert_close(model.full_sort_predict(batch), whole.full_sort_predict(batch))
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in learned if "lora_" not in name} == {"W_proj.weight"}
+    assert any("lora_" in name for name in learned)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    model.calculate_loss(next(iter(train))).backward()
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert any("lora_" in name for name in moved) and moved <= learned
+
+
+@pytest.mark.parametrize("check", ["weights", "loading", "resuming"])
+def test_runs_with_lora_are_saved_and_resumed(check):
+    settings = {**CAUSAL, "rec_llm_tuning": "lora", "rec_llm": "tiny-random-llama", "llm": "tiny-random-t5"}
+    assert check_model("LiteLLM4Rec", settings, [check]) == {check: "passed"}
 
 
 @pytest.mark.parametrize("check", ["loss", "loss_weight", "batching", "padding", "predict", "vectors", "new_items"])

@@ -202,6 +202,11 @@ class LiteLLM4Rec(ItemText, Adaptor, RecLLM, ItemLoss):
     scratch_shape: dict[str, Any] | None
     rec_llm_attention: Literal["bidirectional", "causal"]
     rec_llm_layers: Positive | None
+    rec_llm_tuning: Literal["full", "lora"]
+    lora_r: Positive
+    lora_alpha: AboveZero
+    lora_dropout: Dropout
+    lora_target_modules: Name | Annotated[list[Name], Rule(bool, "names of layers")]
     head: Literal["projection", "tied"]
     seq_pool: Literal["mean", "last"]
     input_scale: Literal["none", "rms", "learned"]
