@@ -71,7 +71,7 @@ def record_name(label: str, seed: int) -> str:
 def write_json(file: Path, content: Any) -> None:
     """JSON that appears whole and is the same wherever it is written."""
     temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, file)
 
 

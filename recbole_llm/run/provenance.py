@@ -66,7 +66,7 @@ def package_version(name: str) -> str | None:
 
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout this package runs from, if it runs from one."""
-    folder = Path(__file__).parent.parent
+    folder = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(

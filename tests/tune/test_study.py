@@ -532,3 +532,21 @@ def test_user_errors(arguments, says, shop, capsys):
     assert cli.main(["tune", *model, "--dataset=shop", *arguments]) == 2
     text = capsys.readouterr().err
     assert says in text and "Traceback" not in text
+
+
+def test_the_page_of_a_space_with_every_kind(settings):
+    space = {
+        "choice": {"clip_grad_norm": [None, 1, {"max_norm": 5}], "loss_type": ["CE"], "hidden_act": ["gelu", "relu"]},
+        "loguniform": {"learning_rate": [-9.21, -4.61]},
+        "quniform": {"hidden_size": [8, 16, 8]},
+        "uniform": {"hidden_dropout_prob": [0, 0.9]},
+    }
+    options = {"algo": "bayes", "max_evals": 8, "random_trials": 4}
+    result = tune("SASRec", "shop", params_dict=space, config_dict={**settings, "epochs": 1}, **options)
+    assert [trial.state for trial in result["trials"]] == ["finished"] * 8
+    page = (Path(result["study_dir"]) / "study.html").read_text(encoding="utf-8").partition("<body>")[2]
+    assert "Importance of each parameter" in page and "Effect of clip_grad_norm" in page
+    assert "Effect of loss_type" not in page  # it has one option
+    assert table(resume_study(result["study_dir"])) == table(result)
+    again = yaml.safe_load(Path(result["config_file"]).read_text(encoding="utf-8"))
+    assert {key: again.get(key) for key in result["best_params"]} == result["best_params"]
