@@ -133,9 +133,8 @@ def ranked_negatives(
         taken = torch.unique(torch.cat([row, owner]) * n_items + torch.cat([item, target]))
         possible = sampler.possible(taken, len(index))
         if int(possible.min()) < count:
-            user = dataset.id2token(
-                dataset.uid_field, int(dataset.inter_feat[dataset.uid_field][index][possible.argmin()])
-            )
+            users = dataset.inter_feat[dataset.uid_field][index]
+            user = str(dataset.id2token(dataset.uid_field, int(users[possible.argmin()])))
             reason = "not in the user's history" if outside_history else "other than the target"
             raise DataError(
                 f"eval_args.mode asks for {count} sampled items, but of {n_items - 1} items only "
@@ -169,7 +168,7 @@ class CandidateSampler:
         self._had = torch.unique(dataset.histories.users * dataset.item_num + dataset.histories.items)
         possible = self._sampler.possible(self._had, dataset.user_num)
         if possible.min() < negatives:
-            user = dataset.id2token(dataset.uid_field, int(possible.argmin()))
+            user = str(dataset.id2token(dataset.uid_field, int(possible.argmin())))
             had = dataset.item_num - 1 - possible.min()
             raise DataError(
                 f"topn_negatives={negatives} is too many: user {user!r} had {had} of {dataset.item_num - 1} items. "

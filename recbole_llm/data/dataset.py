@@ -151,10 +151,6 @@ class HistoryDataset(TableDataset):
         columns |= {self.item_list_length_field: length, POSITION: torch.from_numpy(position)}
         self.inter_feat = HistoryRows(columns, self)
 
-    def _notice(self, texts: Iterable[str]) -> None:
-        """Add to what the end of a run says beside its results."""
-        self.config.notices += [text for text in texts if text not in self.config.notices]
-
     @property
     def flat(self) -> Interaction:
         """All interactions sorted by user and time, one entry per interaction."""
@@ -388,13 +384,13 @@ class HistoryDataset(TableDataset):
     def _drop_unused_col(self) -> None:
         for kind, fields in (self.config["unused_col"] or {}).items():
             feat = getattr(self, f"{kind}_feat")
-            for field in fields:
+            for field in fields or ():
                 if field in feat:
                     self._del_col(feat, field)
                 elif field in [f"{name}{self.config['LIST_SUFFIX']}" for name in self.histories.columns]:
                     self._unused_lists.add(field)
                 else:
-                    self.logger.warning(f"unused_col: there is no field {field!r} in the .{kind} data.")
+                    self._notice([f"unused_col: there is no field {field!r} in the .{kind} data; it has no effect."])
 
     def _firsts(self) -> torch.Tensor:
         """Positions of the first items of those users whose second item is a row here: RecBole has no row for them."""

@@ -95,6 +95,16 @@ def check_columns(
             )
 
 
+def check_names(config: Any) -> None:
+    """Check that the parameters that name fields name different ones."""
+    keys = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "ITEM_LIST_LENGTH_FIELD")
+    known: dict[str, str] = {}
+    for key in keys:
+        if config[key] in known:
+            raise ConfigError(f"{known[config[key]]} and {key} are both {config[key]!r}: they must name two fields.")
+        known[config[key]] = key
+
+
 def check_suffixes(config: Any, folder: Path, name: str) -> None:
     """Check that the files of ``additional_feat_suffix`` are there, and are no file that is read anyway."""
     for suffix in _names(config, "additional_feat_suffix"):
@@ -171,7 +181,7 @@ def check_field_settings(
         if name not in numerical:
             raise ConfigError(f"discretization: {name!r} must be among numerical_features={numerical!r}.")
         _check_discretization(name, method)
-    _check_aliases(config, ids, field)
+    _check_aliases(config, field)
     for name, value in (config["preload_weight"] or {}).items():
         field("preload_weight", name, (FeatureType.TOKEN,))
         field("preload_weight", value, _FLOATS)
@@ -180,8 +190,8 @@ def check_field_settings(
     _check_unused(config, ids, kinds)
 
 
-def _check_aliases(config: Any, ids: Mapping[str, str], field: Any) -> None:
-    aliases: dict[str, str] = {ids["user"]: "USER_ID_FIELD", ids["item"]: "ITEM_ID_FIELD"}
+def _check_aliases(config: Any, field: Any) -> None:
+    aliases = {config[key]: key for key in ("USER_ID_FIELD", "ITEM_ID_FIELD")}
     for kind in ("user", "item"):
         key = f"alias_of_{kind}_id"
         for name in _names(config, key):
@@ -205,6 +215,8 @@ def _check_unused(config: Any, ids: Mapping[str, str], kinds: Sequence[str]) -> 
     for kind, names in (config["unused_col"] or {}).items():
         if kind not in kinds:
             raise ConfigError(f"unused_col: no .{kind} file is loaded.")
+        if names == "*":
+            raise ConfigError(f"unused_col: name the fields of the .{kind} file; '*' would leave none.")
         for name in names or ():
             if name in (ids["user"], ids["item"]):
                 raise ConfigError(f"unused_col: {name!r} is needed; leave it out.")

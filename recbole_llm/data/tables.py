@@ -1,6 +1,6 @@
 """Atomic files -> tables with integer ids: RecBole's reading and filtering, on whole columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,16 @@ from recbole_llm import distributed
 from recbole_llm.data import benchmark
 from recbole_llm.data.atomic import AtomicFormat, read_table, read_types
 from recbole_llm.data.download import download
-from recbole_llm.data.fields import check_columns, check_field_settings, check_suffixes, columns_of, source_name
+from recbole_llm.data.fields import (
+    check_columns,
+    check_field_settings,
+    check_names,
+    check_suffixes,
+    columns_of,
+    source_name,
+)
 from recbole_llm.data.filters import first_users, k_core, parse_intervals, within, without_repeated_pairs
-from recbole_llm.errors import DataError
+from recbole_llm.errors import ConfigError, DataError
 
 
 class TableDataset(SequentialDataset):
@@ -54,6 +61,10 @@ class TableDataset(SequentialDataset):
         self.source_files: list[Path] = []
         super().__init__(config)
 
+    def _notice(self, texts: Iterable[str]) -> None:
+        """Add to what the end of a run says beside its results."""
+        self.config.notices += [text for text in texts if text not in self.config.notices]
+
     def _load_data(self, token: str, dataset_path: str) -> None:
         with distributed.main_of_machine_first():
             if not Path(dataset_path).exists():
@@ -80,6 +91,9 @@ class TableDataset(SequentialDataset):
         return super()._load_user_or_item_feat(token, dataset_path, source, field_name)
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        check_names(self.config)
+        if columns_of(self.config, "inter")[0] == set():
+            raise ConfigError("load_col names no field of the .inter file: add the fields of user, item and time.")
         if self.config["benchmark_filename"] is not None:
             self.inter_feat, self.parts = benchmark.read(self, Path(dataset_path))
             if self.config["smoke"]:
@@ -149,6 +163,15 @@ class TableDataset(SequentialDataset):
         ids = {"user": self.uid_field, "item": self.iid_field, "time": self.time_field}
         kinds = [name.removesuffix("_feat") for name in self._build_feat_name_list()]
         check_field_settings(self.config, self.field2type, self.field2source, ids, kinds)
+        unknown = [field for field in self.config["seq_len"] or () if field not in self.field2type]
+        self._notice([f"seq_len: no field {field!r} is loaded; it has no effect." for field in unknown])
+        suffix = self.config["LIST_SUFFIX"]
+        for field in self.inter_feat if self.parts is None else ():
+            if field.removesuffix(suffix) != field and field.removesuffix(suffix) in self.inter_feat:
+                raise DataError(
+                    f"{field!r} is what the list of {field.removesuffix(suffix)!r} is called: leave it out with "
+                    "load_col, or set LIST_SUFFIX. Files with ready-made lists are read with benchmark_filename."
+                )
         super()._init_alias()
 
     def _set_alias(self, alias_name: str, default_value: Sequence[str]) -> None:
@@ -183,6 +206,19 @@ class TableDataset(SequentialDataset):
                     f"{int(missing.sum())} lines of the .{name} file have no {' or '.join(ids)} and are left out."
                 )
                 setattr(self, f"{name}_feat", feat[~missing].reset_index(drop=True))
+
+    def _filter_inter_by_user_or_item(self) -> None:
+        """Leave out interactions whose user or item the ``.user`` or ``.item`` file does not list, and say so."""
+        before = len(self.inter_feat)
+        super()._filter_inter_by_user_or_item()
+        lost = before - len(self.inter_feat)
+        if lost:
+            self._notice(
+                [
+                    f"{lost:,} of {before:,} interactions are left out: the .user or .item file does not list their "
+                    "user or item (filter_inter_by_user_or_item)."
+                ]
+            )
 
     def _filter_by_field_value(self) -> None:
         """Keep the rows whose values ``val_interval`` allows: numbers in intervals, ids in lists."""
@@ -244,6 +280,10 @@ class TableDataset(SequentialDataset):
             values = feat[field] if ftype == FeatureType.TOKEN else _concatenate(feat[field].tolist())
             codes, unique = pd.factorize(values)
             coded.append((codes, np.asarray(unique, dtype=object)))
+        for _, unique in coded:
+            if any(token.endswith("\0") for token in unique):  # NumPy's strings drop it
+                field = str(remap_list[0][1])
+                raise DataError(f"{field!r}: an id ends with a NUL character. Remove it from the file.")
         merged, tokens = pd.factorize(np.concatenate([unique for _, unique in coded]))
         id_token = np.array(["[PAD]", *tokens])
         token_id = {token: i for i, token in enumerate(id_token)}
@@ -278,6 +318,11 @@ class TableDataset(SequentialDataset):
                 if ftype == FeatureType.TOKEN:
                     feat[field] = feat[field].fillna(0).astype(np.int64)
                 elif ftype == FeatureType.FLOAT:
+                    if feat[field].isna().all():
+                        raise DataError(
+                            f"{field!r} of the .{name.removesuffix('_feat')} data has no value at all: leave it out "
+                            "with load_col."
+                        )
                     feat[field] = feat[field].fillna(feat[field].mean())
                 else:
                     dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float64
@@ -328,7 +373,10 @@ class TableDataset(SequentialDataset):
             if ftype == FeatureType.TOKEN:
                 tensors[field] = torch.from_numpy(data[field].to_numpy(np.int64, copy=True))
             elif ftype == FeatureType.FLOAT and plain:
-                tensors[field] = torch.from_numpy(data[field].to_numpy(np.float32, copy=True))
+                values = data[field].to_numpy(np.float64)
+                if (np.abs(values) > np.finfo(np.float32).max).any():
+                    raise DataError(f"{field!r} has numbers beyond 3.4e38, which 32 bits cannot hold: scale them.")
+                tensors[field] = torch.from_numpy(values.astype(np.float32))
             elif plain:
                 width = self.field2seqlen[field]
                 dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float32

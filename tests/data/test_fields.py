@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError, DataError
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\tgift:token\ttags:token_seq\n"
@@ -71,6 +72,11 @@ def gifts(atomic):
         ({"additional_feat_suffix": ["item"]}, "additional_feat_suffix='item': the .item file is read anyway"),
         ({"preload_weight": {"item_id": "vecto"}, "load_col": ALL}, "preload_weight: no field 'vecto'"),
         ({"preload_weight": {"gift": "vector"}, "load_col": ALL}, "preload_weight: .*fields of the same file"),
+        ({"load_col": {"item": "*"}}, "load_col names no field of the .inter file"),
+        ({"load_col": {"inter": []}}, "load_col names no field of the .inter file"),
+        ({"USER_ID_FIELD": "item_id"}, "USER_ID_FIELD and ITEM_ID_FIELD are both 'item_id'"),
+        ({"ITEM_LIST_LENGTH_FIELD": "item_id"}, "ITEM_ID_FIELD and ITEM_LIST_LENGTH_FIELD are both 'item_id'"),
+        ({"unused_col": {"inter": "*"}}, "unused_col: name the fields of the .inter file"),
         ({"unused_col": {"user": ["age"]}}, "unused_col: no .user file is loaded"),
         ({"unused_col": {"inter": ["item_id"]}}, "unused_col: 'item_id' is needed"),
     ],
@@ -139,3 +145,48 @@ def test_preloaded_vectors(gifts, make_dataset):
     dataset = make_dataset(load_col=ALL, preload_weight={"item_id": "vector"})
     dataset.build()
     assert np.array_equal(dataset.get_preload_weight("item_id")[1:], [[n, n + 1] for n in range(7)])
+
+
+def test_settings_without_effect_are_said(gifts, make_dataset):
+    dataset = make_dataset(seq_len={"tag": 1}, unused_col={"inter": ["ratin"], "item": None}, load_col=ALL)
+    dataset.build()
+    assert dataset.config.notices == [
+        "seq_len: no field 'tag' is loaded; it has no effect.",
+        "unused_col: there is no field 'ratin' in the .inter data; it has no effect.",
+    ]
+
+
+def test_interactions_that_the_item_file_does_not_list_are_counted(gifts, make_dataset):
+    (gifts / "shop" / "shop.item").write_text(ITEM + "i1\tx\t1\t1 2\ni2\ty\t2\t3 4\n", encoding="utf-8")
+    dataset = make_dataset(load_col=ALL)
+    assert any(notice.startswith("28 of 40 interactions are left out") for notice in dataset.config.notices)
+    assert dataset.item_num == 3
+
+
+@pytest.mark.parametrize(
+    ("inter", "item", "message"),
+    [
+        ("u\ta\0\t1\nu\ta\t2\nu\tb\t3\n", "", "'item_id': an id ends with a NUL character"),
+        ("u\ta\t1e300\nu\tb\t2\nu\tc\t3\n", "", "'timestamp' has numbers beyond 3.4e38"),
+        ("u\ta\t1\nu\tb\t2\nu\tc\t3\n", "a\t\nb\t\nc\t\n", "'price' of the .item data has no value at all"),
+    ],
+)
+def test_values_that_cannot_be_used(atomic, make_dataset, inter, item, message):
+    atomic(inter="user_id:token\titem_id:token\ttimestamp:float\n" + inter, item="item_id:token\tprice:float\n" + item)
+    load = {"inter": "*", "item": "*"} if item else None
+    with pytest.raises(DataError, match=message):
+        make_dataset(load_col=load).build()
+
+
+def test_a_loaded_field_called_like_a_list(atomic, make_dataset):
+    header = "user_id:token\titem_id:token\ttimestamp:float\titem_id_list:token_seq\n"
+    atomic(inter=header + "u\ta\t1\tb c\n")
+    with pytest.raises(DataError, match="'item_id_list' is what the list of 'item_id' is called.*benchmark_filename"):
+        make_dataset(load_col={"inter": "*"})
+
+
+@pytest.mark.parametrize(("transform", "key"), [("mask_itemseq", "mask_ratio"), ("crop_itemseq", "eta")])
+def test_a_transform_that_lacks_its_settings(gifts, make_dataset, transform, key):
+    dataset = make_dataset(transform=transform)
+    with pytest.raises(ConfigError, match=f"transform='{transform}' needs a value for {key}"):
+        prepare_data(dataset.config, dataset)
