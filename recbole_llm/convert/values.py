@@ -12,7 +12,6 @@ character, as long as it fits on one line. recbole-llm reads such ids as they ar
 ``convert(..., ids="recbole")`` renames those that its reader would take for something else.
 """
 
-import html
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 from recbole_llm.data.times import parse_number
 from recbole_llm.errors import ConfigError
-from recbole_llm.text.titles import fronted_article
+from recbole_llm.text.titles import CONTROL, fronted_article, unescape
 
 #: Words that pandas reads as "missing" by default (pandas 2 and 3), if a field holds nothing else.
 # fmt: off
@@ -37,9 +36,7 @@ MISSING_WORDS = frozenset(
 #: Longest text field that is written; far below the 131,072 at which Python's csv reader stops.
 MAX_FIELD_CHARS = 10_000
 
-# What str.split() does not count as white space yet may not stand in a line of text: C0 and C1 controls, the byte
-# order mark, and lone surrogates (JSON's "\ud800" alone), which UTF-8 cannot encode.
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
+# Lone surrogates (JSON's "\ud800" alone), which UTF-8 cannot encode.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -50,27 +47,10 @@ def join_surrogates(text: str) -> str:
     return text
 
 
-# Only entities that end in ";": html.unescape also replaces prefixes ("R&regular" -> "R®ular").
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _TAG = re.compile(r"</?[A-Za-z!][^<>]{0,300}>")
 
 _YEAR = re.compile(r"\s*\(([0-9]{4})\)\s*$")
 _LAST_GROUP = re.compile(r"\s*\((?:[^()]|\([^()]*\))*\)\s*$")
-
-
-def unescape(text: str) -> str:
-    """Resolve HTML entities, also those that were escaped twice (``&amp;quot;``) or three times.
-
-    An entity without its final ``;`` stays as it is.
-    """
-    for _ in range(3):
-        if "&" not in text:
-            break
-        plain = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
-        if plain == text:
-            break
-        text = plain
-    return text
 
 
 def clean_text(text: str) -> str:
@@ -79,7 +59,7 @@ def clean_text(text: str) -> str:
     Text longer than :data:`MAX_FIELD_CHARS` is cut at a blank.
     """
     if not (text.isascii() and text.isprintable() and "&" not in text):
-        text = _CONTROL.sub("", join_surrogates(unescape(text)))
+        text = CONTROL.sub("", join_surrogates(unescape(text)))
     text = " ".join(text.split())
     if len(text) > MAX_FIELD_CHARS:
         cut = text.rfind(" ", 0, MAX_FIELD_CHARS + 1)
@@ -122,7 +102,7 @@ def clean_id(text: str) -> str:
     """Return a raw id as it may stand in an atomic file; one that can be printed stays as it is."""
     if text.isprintable():
         return text
-    return re.sub(r"[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]", " ", _CONTROL.sub("", join_surrogates(text)))
+    return re.sub(r"[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]", " ", CONTROL.sub("", join_surrogates(text)))
 
 
 def misread_by_recbole(text: str) -> bool:

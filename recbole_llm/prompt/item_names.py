@@ -7,7 +7,6 @@ nearest item by text embedding, or by spelling where the choice was given.
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from recbole_llm.evaluator.topk import top_k
-from recbole_llm.text.titles import fronted_article, without_article
+from recbole_llm.text.titles import fronted_article, plain_text, without_article
 
 # Vectors of written names that are kept at once.
 KEPT_NAMES = 50_000
@@ -26,7 +25,7 @@ KEPT_NAMES = 50_000
 
 def normalised(name: str) -> str:
     """A name without what differs and means nothing: HTML escapes, blanks around it and repeated ones."""
-    return " ".join(html.unescape(name).split())
+    return plain_text(name)
 
 
 def _loose_keys(name: str) -> tuple[str, str]:

@@ -134,8 +134,8 @@ def load_item_text(
     title_only : bool
         The default rule takes the title and the year and nothing else: how a prompt names an item.
     for_prompt : bool
-        A language model reads or writes the texts as they are. With this or `title_only` an article that a catalogue
-        files behind a comma moves to the front: ``"Matrix, The (1999)"`` is read as ``"The Matrix (1999)"``.
+        A language model reads or writes the texts as they are. With this or `title_only` titles are cleaned:
+        ``"Matrix, The (1999)"`` is read as ``"The Matrix (1999)"``, ``"Tom &amp; Jerry"`` as ``"Tom & Jerry"``.
 
     Returns
     -------

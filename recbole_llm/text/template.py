@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from recbole_llm.errors import ConfigError, DataError
-from recbole_llm.text.titles import fronted_article
+from recbole_llm.text.titles import clean_title
 
 TEXT_TYPES = ("token", "token_seq", "float")
 
@@ -72,7 +72,8 @@ def compile_template(
 ) -> tuple[Callable[[list[str], str], str], str, tuple[str, ...]]:
     """Return a function (cells, where they stand) -> text, the resolved template and the fields it uses.
 
-    With `title_only` or `for_prompt` an article behind a comma (``Matrix, The``) moves to the front.
+    With `title_only` or `for_prompt` titles are cleaned: an article behind a comma (``Matrix, The``) moves to the
+    front, HTML entities are resolved.
     """
     key = "item_title" if title_only else "item_text"
     if template is None:
@@ -102,7 +103,7 @@ def compile_template(
             elif kind == "float":
                 cell = _show_float(cell, spec, name, where)
             elif name in titles:
-                cell = fronted_article(cell)
+                cell = clean_title(cell)
             if cell and spec and kind != "float":
                 cell = format(cell, spec)
             values.append(cell)

@@ -1,10 +1,11 @@
-"""Titles as people write them: an article that a catalogue files behind a comma stands in front again.
+"""Titles as people write them: no HTML entities, and an article filed behind a comma stands in front again.
 
 MovieLens and library catalogues write ``Matrix, The (1999)``; people and language models write ``The Matrix (1999)``.
 """
 
 from __future__ import annotations
 
+import html
 import re
 
 # Articles that are filed behind a comma. Case matters: "domani" and "Texas" are not articles.
@@ -17,11 +18,47 @@ ARTICLES = frozenset(
     ]
 )
 # fmt: on
+# Only entities that end in ";": html.unescape also replaces prefixes ("R&regular" -> "R®ular").
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# What str.split() does not count as white space yet may not stand in a line of text: C0 and C1 controls, and the byte
+# order mark.
+CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
 _ENGLISH = ("the ", "a ", "an ")
 # The article, and what may follow it in a title: groups in parentheses, such as the year.
 _FILED = re.compile(r".*\S,\s+[^\W\d_]{1,5}'?(?P<rest>(?:\s*\((?:[^()]|\([^()]*\))*\))*)\s*", re.DOTALL)
 _GROUP = re.compile(r"\(([^()]*)\)")
 _FOLDED = frozenset(article.casefold() for article in ARTICLES)
+
+
+def unescape(text: str) -> str:
+    """Resolve HTML entities, also those that were escaped twice (``&amp;quot;``) or three times.
+
+    An entity without its final ``;`` stays as it is.
+    """
+    for _ in range(3):
+        if "&" not in text:
+            break
+        plain = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
+        if plain == text:
+            break
+        text = plain
+    return text
+
+
+def plain_text(text: str) -> str:
+    """Return a text on one line: entities resolved, control characters gone, runs of white space made one space."""
+    return " ".join(CONTROL.sub("", unescape(text)).split())
+
+
+def clean_title(title: str) -> str:
+    """Return a title as a person would write it.
+
+    Examples
+    --------
+    >>> clean_title("Boys &amp; the  Mask, The (1994)")
+    'The Boys & the Mask (1994)'
+    """
+    return fronted_article(plain_text(title))
 
 
 def fronted_article(title: str, any_case: bool = False) -> str:

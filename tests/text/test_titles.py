@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_llm.text.item_text import load_item_text
-from recbole_llm.text.titles import ARTICLES, fronted_article, without_article
+from recbole_llm.text.titles import ARTICLES, clean_title, fronted_article, without_article
 from tests.properties import examples
 
 
@@ -61,3 +61,10 @@ def test_titles_for_prompts_are_clean_and_texts_for_encoders_as_in_the_file(tmp_
     assert load_item_text(file, ["[PAD]", "1"]).texts[1] == "Mask, The (1994), War, The"
     own = load_item_text(file, ["[PAD]", "1"], template="{genre}", title_only=True)
     assert own.texts[1] == "The War"
+
+
+def test_entities_and_control_characters_reach_no_prompt(tmp_path):
+    assert clean_title(" Tom &amp;amp; Jerry\x85 &lt;3 R&regular \ufeff") == "Tom & Jerry <3 R&regular"
+    file = tmp_path / "m.item"
+    file.write_text("item_id:token\ttitle:token_seq\n1\tGood &amp; Bad, The (1966)\n", encoding="utf-8")
+    assert load_item_text(file, ["[PAD]", "1"], title_only=True).texts[1] == "The Good & Bad (1966)"
