@@ -4,6 +4,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
+from recbole.utils import calculate_valid_score
 
 from recbole_llm import distributed
+from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.evaluation import Evaluation, Metrics
 from recbole_llm.evaluator.mask import Pairs
@@ -128,6 +131,31 @@ class Evaluator:
                     self._add(collector, scores, batch, batch[1], number)
         parts = [distributed.gather(collector.collected()) for collector in collectors]
         return [self._evaluation(part, data.dataset).metrics for part in parts]
+
+    def choose(
+        self, model: Any, data: Any, metric: str, bigger: bool = True, show_progress: bool = False
+    ) -> list[dict[str, Any]]:
+        """Let a model take the best of its ``choices``, the first of equals; returns them all with their scores.
+
+        Raises
+        ------
+        ConfigError
+            Without a validation split, or where it ranks sampled items.
+        """
+        if not isinstance(data, FullSortEvalDataLoader):
+            raise ConfigError(
+                f"{self.config['model']} chooses among {len(model.choices)} settings by validation: that needs a "
+                "validation split with full ranking (eval_args); or give one setting."
+            )
+        results = self.evaluate_choices(model, data, show_progress)
+        scores = [calculate_valid_score(result, metric) for result in results]
+        best = int(np.argmax(scores) if bigger else np.argmin(scores))
+        model.choose(best)
+        chosen_from = [
+            {**model.describe(setting), metric: score} for setting, score in zip(model.choices, scores, strict=True)
+        ]
+        getLogger().info(f"Chosen on validation, of {len(scores)}: {chosen_from[best]}")
+        return chosen_from
 
     def _collect(
         self,

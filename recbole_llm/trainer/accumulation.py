@@ -4,12 +4,14 @@ The loss of a batch is a mean over its targets, whose number differs from batch 
 that number as weight and divided by the sum of all weights, which is exactly the gradient of the joined batch.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from recbole_llm import distributed
+from recbole_llm.errors import RecBoleLLMError
 
 
 class LossMean:
@@ -45,6 +47,20 @@ def mean_of(sums: Sequence[float]) -> tuple[float, ...]:
     *parts, weight = sums or (0.0, 0.0)
     # Rows without any target have the loss 0.
     return tuple(part / weight if weight else part for part in parts)
+
+
+class DivergedError(RecBoleLLMError, ArithmeticError):
+    """The training loss became infinite or NaN."""
+
+
+def require_finite(sums: Sequence[float], epoch: int, learning_rate: float, run_dir: Any) -> None:
+    """Raise DivergedError where a sum of losses is infinite or NaN."""
+    if not all(map(math.isfinite, sums)):
+        raise DivergedError(
+            f"The training loss of epoch {epoch} is {sum(mean_of(sums))}. Lower learning_rate={learning_rate}, set "
+            "clip_grad_norm, or turn mixed precision off (T5 overflows in fp16, not in bf16). The best weights so far "
+            f"are kept in {run_dir}."
+        )
 
 
 class GradientMean:

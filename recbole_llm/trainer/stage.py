@@ -102,6 +102,16 @@ class Stage:
         """Optimizer steps of the warm-up."""
         return int(self.warmup_ratio * total_updates) if self.warmup_updates is None else self.warmup_updates
 
+    def warmup_notice(self, total_updates: int) -> str | None:
+        """What to say about a warm-up that takes all of the training; None where it does not."""
+        warmup = self.warmup_of(total_updates)
+        if not self.epochs or warmup < total_updates:
+            return None
+        return (
+            f"The warm-up of {warmup:,} updates (warmup_updates, warmup_ratio) is as long as the training of "
+            f"{total_updates:,} or longer: the learning rate is reached at its end, if at all."
+        )
+
     def learning_rate_at(self, update: int, total_updates: int) -> float:
         """Learning rate of an optimizer step, counted from 0."""
         warmup = self.warmup_of(total_updates)

@@ -1,8 +1,12 @@
-"""What resuming needs beside weights, optimizer and random numbers."""
+"""Saving and resuming training: what a trainer counts and keeps, beside weights, optimizer and random numbers."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from recbole_llm import distributed
+from recbole_llm.trainer import checkpoint
 
 
 def values_of(trainer: Any, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> dict[str, Any]:
@@ -35,8 +39,31 @@ def values_of(trainer: Any, next_epoch: int, next_batch: int = 0, sums: Sequence
     }
 
 
-def restore(trainer: Any, values: Mapping[str, Any]) -> None:
-    """Put :func:`values_of` back into a trainer that has entered the stage."""
+def save(trainer: Any, run_dir: Path, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
+    """Write the training state of all processes; see :func:`values_of`."""
+    values = values_of(trainer, next_epoch, next_batch, sums)
+    random_states = distributed.gather(checkpoint.random_state(trainer.device))
+    if random_states is not None:
+        folder = run_dir / checkpoint.STATE
+        checkpoint.save_state(folder, trainer.model, trainer.steps.optimizer, values, random_states)
+
+
+def restore(trainer: Any, run_dir: Path) -> bool:
+    """Bring a new trainer to where :func:`save` was called; False where nothing was saved yet."""
+    folder = distributed.from_main(lambda: checkpoint.state_folder(run_dir))
+    if folder is None:
+        return False
+    trainer.save_to_files(True)
+    saved = distributed.from_main(lambda: checkpoint.read_whole_state(folder))
+    for number in range(1, saved.values["stage"] + 1):
+        trainer.start_stage(number)
+    world = trainer.world
+    values = checkpoint.load_state(saved, trainer.model, trainer.steps.optimizer, world.rank, trainer.device)
+    if len(saved.random) != world.size:
+        trainer.logger.warning(
+            f"{run_dir} was trained with {len(saved.random)} process(es) so far and goes on with {world.size}: "
+            "batches are the same, but dropout and negatives are not those of an uninterrupted run."
+        )
     early = trainer.early_stopping
     early.score, early.epoch, early.misses = values["best_valid_score"], values["best_epoch"], values["misses"]
     if values["best_valid_result"] is not None:
@@ -47,3 +74,8 @@ def restore(trainer: Any, values: Mapping[str, Any]) -> None:
     trainer.stage_results, trainer.curve = values["stage_results"], values["curve"]
     trainer.meter.seconds, trainer.meter.peak_memory_mb = values["seconds"], values["peak_memory_mb"]
     trainer.steps.scaler.load_state_dict(values["scaler"])
+    trainer.logger.info(
+        f"Resuming {run_dir}: stage {trainer.stage.name!r}, epoch {values['next_epoch']} comes next"
+        + (f", from batch {trainer.start_batch} on." if trainer.start_batch else ".")
+    )
+    return True

@@ -10,31 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.trainer import Trainer
 from recbole.trainer.trainer import AbstractTrainer
 from recbole.utils import calculate_valid_score, dict2str, init_seed, set_color
 
 from recbole_llm import distributed
 from recbole_llm.config.values import nearest
-from recbole_llm.data.loader import FullSortLoader, train_loader
-from recbole_llm.errors import ConfigError, RecBoleLLMError
+from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.evaluator.ranks import MANY_TIES
-from recbole_llm.model.base import Reranker
 from recbole_llm.trainer import checkpoint, state
-from recbole_llm.trainer.accumulation import LossMean, mean_of
+from recbole_llm.trainer.accumulation import LossMean, mean_of, require_finite
+from recbole_llm.trainer.batches import batches_of
 from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.optimizer import build_optimizer
 from recbole_llm.trainer.stage import Stage
 from recbole_llm.trainer.steps import Steps
 from recbole_llm.trainer.stopping import EarlyStopping
 from recbole_llm.trainer.trackers import Trackers
-
-
-class DivergedError(RecBoleLLMError, ArithmeticError):
-    """The training loss became infinite or NaN."""
 
 
 class RunTrainer(Trainer):
@@ -104,7 +98,7 @@ class RunTrainer(Trainer):
         if finished:
             self._set_up_stage(len(self.stages) - 1)
         else:
-            self._start_stage(0)
+            self.start_stage(0)
         if not self.world.is_main:
             # The model is the same everywhere; what is drawn from here on, dropout and negatives, is each process's.
             init_seed(config["seed"] + self.world.rank, config["reproducibility"])
@@ -131,7 +125,8 @@ class RunTrainer(Trainer):
         """Training interactions per item, shape (item_num,)."""
         return self.evaluator.train_counts
 
-    def _start_stage(self, number: int) -> None:
+    def start_stage(self, number: int) -> None:
+        """Enter one of the stages, with an optimizer of its own."""
         self.model.start_stage(self.stages[number])
         self._set_up_stage(number)
 
@@ -176,7 +171,7 @@ class RunTrainer(Trainer):
 
         Parameters are RecBole's. ``saved=False`` writes nothing; the best weights are then kept in memory.
         """
-        self._save_to_files(saved)
+        self.save_to_files(saved)
         self.train_rows = len(train_data.dataset)
         if self.evaluator.train_counts is None:
             self.evaluator.train_counts = train_data.dataset.train_counts
@@ -202,14 +197,15 @@ class RunTrainer(Trainer):
             self._load_best()
             if verbose:
                 self._announce_stage(self.stage.number + 1)
-            self._start_stage(self.stage.number + 1)
+            self.start_stage(self.stage.number + 1)
             if not self.model.stages_start_afresh:
                 # A stage starts at exactly the scores of the one before, and must beat them.
                 self.early_stopping.score, self.early_stopping.result = early.score, early.result
             # Before the new stage's weights replace the file of the old one's: a crash in between must resume here.
             self._save_training_state(0)
 
-    def _save_to_files(self, saved: bool) -> None:
+    def save_to_files(self, saved: bool) -> None:
+        """Whether weights, state, curves and candidates go to the run directory."""
         self._saved = saved and self.run_dir is not None
         self.evaluator.candidates_dir = self.run_dir if self._saved else None
 
@@ -220,18 +216,18 @@ class RunTrainer(Trainer):
     def _fit_stage(
         self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool, callback_fn: Any
     ) -> None:
-        train_data, stage = self._stage_loader(train_data, show_progress), self.stage
+        stage = self.stage
+        train_data = batches_of(stage, self.model, train_data, self.evaluator, show_progress)
         self.steps.total = total = stage.total_updates(len(train_data))
-        if stage.epochs and (warmup := stage.warmup_of(total)) >= total:
-            text = (
-                f"The warm-up of {warmup:,} updates (warmup_updates, warmup_ratio) is as long as the training of "
-                f"{total:,} or longer: the learning rate is reached at its end, if at all."
-            )
-            self.logger.warning(text)
-            self.config.notices.append(text)
+        notice = stage.warmup_notice(total)
+        if notice:
+            self.logger.warning(notice)
+            self.config.notices.append(notice)
         if stage.epochs == 0 and len(self.model.choices) > 1:
             with self.meter.phase("valid"):
-                self._choose(valid_data, show_progress)
+                self.chosen_from = self.evaluator.choose(
+                    self.model, valid_data, stage.valid_metric, stage.valid_metric_bigger, show_progress
+                )
         if stage.epochs == 0 or (self.start_epoch == 0 and self.start_batch == 0):
             self._save_best()
         if stage.epochs == 0 and valid_data is not None:
@@ -242,7 +238,7 @@ class RunTrainer(Trainer):
 
         def inside(epoch: int, batches: int, sums: list[float]) -> bool:
             """Validation after some batches of an epoch; whether training is to end."""
-            self._require_finite(sums, epoch)
+            require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)
             row = self._row(epoch, sum(mean_of(sums)))
             where = f"epoch {epoch}, update {self.updates},"
             self._validate(epoch, valid_data, row, verbose, show_progress, where)
@@ -278,23 +274,6 @@ class RunTrainer(Trainer):
                     self.logger.info(f"Finished training, best eval result in epoch {self.best_epoch}")
                 break
 
-    def _choose(self, valid_data: Any, show_progress: bool) -> None:
-        """Settings that are chosen and not learned: one pass over the validation data ranks under all of them."""
-        if not isinstance(valid_data, FullSortEvalDataLoader):
-            raise ConfigError(
-                f"{self.config['model']} chooses among {len(self.model.choices)} settings by validation: that needs a "
-                "validation split with full ranking (eval_args); or give one setting."
-            )
-        results = self.evaluator.evaluate_choices(self.model, valid_data, show_progress)
-        scores = [calculate_valid_score(result, self.stage.valid_metric) for result in results]
-        best = int(np.argmax(scores) if self.stage.valid_metric_bigger else np.argmin(scores))
-        self.model.choose(best)
-        self.chosen_from = [
-            {**self.model.describe(setting), self.stage.valid_metric: score}
-            for setting, score in zip(self.model.choices, scores, strict=True)
-        ]
-        self.logger.info(f"Chosen on validation, of {len(scores)}: {self.chosen_from[best]}")
-
     def _row(self, epoch: int, loss: float) -> dict[str, Any]:
         return {
             "stage": self.stage.name,
@@ -309,23 +288,6 @@ class RunTrainer(Trainer):
         self.curve.append(row)
         self.trackers.log(self.curve, to_files=self._saved)
         self._save_training_state(next_epoch, next_batch, sums)
-
-    def _stage_loader(self, train_data: Any, show_progress: bool) -> Any:
-        """Training batches as the stage wants them."""
-        if self.stage.own_settings:
-            return train_loader(self.stage.settings, train_data.dataset)
-        reranker = self.model if isinstance(self.model, Reranker) else None
-        if reranker is not None and not reranker.reranks:
-            return train_data
-        costs = self.model.batch_costs()
-        if costs is not None:
-            train_data.bucket(*costs)
-        if reranker is not None and reranker.pools:
-            split = FullSortLoader(self.config, train_data.dataset, None)
-            split.phase = "train"
-            pool = self.evaluator.retrieve(reranker, split, reranker.pools, show_progress)
-            train_data.negatives.draw_from(pool.items)
-        return train_data
 
     def _validate(
         self,
@@ -372,17 +334,9 @@ class RunTrainer(Trainer):
         label = f"Train {epoch_idx:>5}"
         sums = self.steps.epoch(train_data, first, sums, validate, loss_func, label, show_progress)
         distributed.broadcast_state(self.model, parameters=False)
-        self._require_finite(sums, epoch_idx)
+        require_finite(sums, epoch_idx, self.stage.learning_rate, self.run_dir)
         means = mean_of(sums)
         return means if len(means) > 1 else means[0]
-
-    def _require_finite(self, sums: Sequence[float], epoch_idx: int) -> None:
-        if not np.all(np.isfinite(sums)):
-            raise DivergedError(
-                f"The training loss of epoch {epoch_idx} is {sum(mean_of(sums))}. Lower "
-                f"learning_rate={self.stage.learning_rate}, set clip_grad_norm, or turn mixed precision off (T5 "
-                f"overflows in fp16, not in bf16). The best weights so far are kept in {self.run_dir}."
-            )
 
     # ---- evaluation
 
@@ -448,38 +402,13 @@ class RunTrainer(Trainer):
     def _save_training_state(self, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
         if self.run_dir is None or not (self._saved and self.config["save_state"]):
             return
-        values = state.values_of(self, next_epoch, next_batch, sums)
-        random_states = distributed.gather(checkpoint.random_state(self.device))
-        if self.world.is_main:
-            checkpoint.save_state(
-                self.run_dir / checkpoint.STATE, self.model, self.steps.optimizer, values, random_states
-            )
+        state.save(self, self.run_dir, next_epoch, next_batch, sums)
 
     def resume(self) -> bool:
         """Continue from the state in the run directory; False where there is none yet."""
-        if self.run_dir is None:
+        if self.run_dir is None or not state.restore(self, self.run_dir):
             return False
-        run_dir = self.run_dir
-        folder = distributed.from_main(lambda: checkpoint.state_folder(run_dir))
-        if folder is None:
-            return False
-        self._save_to_files(True)
-        saved = distributed.from_main(lambda: checkpoint.read_whole_state(folder))
-        for number in range(1, saved.values["stage"] + 1):
-            self._start_stage(number)
-        values = checkpoint.load_state(saved, self.model, self.steps.optimizer, self.world.rank, self.device)
-        if len(saved.random) != self.world.size:
-            self.logger.warning(
-                f"{run_dir} was trained with {len(saved.random)} process(es) so far and goes on with "
-                f"{self.world.size}: batches are the same, but dropout and negatives are not those of an "
-                "uninterrupted run."
-            )
-        state.restore(self, values)
         self._validated = self.updates if self.start_batch else -1
-        self.logger.info(
-            f"Resuming {self.run_dir}: stage {self.stage.name!r}, epoch {values['next_epoch']} comes next"
-            + (f", from batch {self.start_batch} on." if self.start_batch else ".")
-        )
         return True
 
     def close(self) -> None:

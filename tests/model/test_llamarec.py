@@ -26,6 +26,7 @@ from recbole_llm.prompt import verbalizer
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.run import submodel
 from recbole_llm.run.submodel import build
+from recbole_llm.trainer.batches import batches_of
 from recbole_llm.trainer.trainer import RunTrainer
 from tests.toy_llms import save_llama
 from tests.toy_tokenizers import GOLDEN, llama2
@@ -208,7 +209,7 @@ def test_one_step_changes_adapters_only(settings, llama):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainer = RunTrainer(model.config, model, None, train.dataset.train_counts)
     assert trainer.stages == ["retriever", "ranker"]
-    trainer._start_stage(1)
+    trainer.start_stage(1)
     trainer.steps.total = 100
     model.train()
     assert not model.retriever.training
@@ -376,7 +377,7 @@ def test_candidates_of_training_prompts(settings):
     def draws(**more):
         model, train, *_ = prepare(settings, max_train_rows_per_user=None, **more)
         trainer = RunTrainer(model.config, model, None, train.dataset.train_counts, finished=True)
-        loader = trainer._stage_loader(train, show_progress=False)
+        loader = batches_of(trainer.stage, trainer.model, train, trainer.evaluator)
         loader.set_epoch(0)
         return model, train.dataset, list(loader)
 
@@ -403,7 +404,7 @@ def test_batches_of_similar_length_are_the_same_rows_in_the_same_order_each_time
     def lengths(bucket):
         model, train, *_ = prepare(settings, max_train_rows_per_user=None, length_bucketing=bucket, train_batch_size=8)
         trainer = RunTrainer(model.config, model, None, train.dataset.train_counts, finished=True)
-        loader = trainer._stage_loader(train, show_progress=False)
+        loader = batches_of(trainer.stage, trainer.model, train, trainer.evaluator)
         rows = []
         for _ in range(2):
             loader.set_epoch(3)

@@ -13,7 +13,8 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
 from recbole_llm.quick_start import run
-from recbole_llm.trainer.trainer import DivergedError, RunTrainer
+from recbole_llm.trainer.accumulation import DivergedError
+from recbole_llm.trainer.trainer import RunTrainer
 from tests.worlds import write_cycle
 
 SMALL = {"hidden_size": 8, "inner_size": 8, "n_heads": 1, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 8}
