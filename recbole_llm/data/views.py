@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import DataError
@@ -20,7 +21,7 @@ WINDOWS = ("all", "original", "newest")
 
 def view_of(config: Any, model_class: Any) -> str:
     """The training view: ``train_view`` of the configuration, else what the model declares, else ``prefix``."""
-    return config["train_view"] or model_class.view_for(config)
+    return config["train_view"] or choice({"train_view": model_class.view_for(config)}, "train_view", VIEWS)
 
 
 class TrainRows:

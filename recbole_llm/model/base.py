@@ -102,7 +102,8 @@ class LLMRecommender(SequentialRecommender):
 
     training_stages: Sequence[str] = (TRAIN_STAGE,)
     """Names of the stages of training, in order. Each starts from the best weights of the one before, with its own
-    optimizer, schedule and patience; ``<name>_learning_rate`` and ``<name>_epochs`` override those settings."""
+    optimizer, schedule and patience; ``<name>_learning_rate`` and ``<name>_epochs`` override those settings where they
+    are among the model's :attr:`defaults`."""
 
     stages_start_afresh: ClassVar[bool] = False
     """Whether the best validation score of one stage does not have to be beaten by the next."""

@@ -164,6 +164,14 @@ def test_what_a_model_leaves_out_is_said(split):
         model.catalogue_vectors()
 
 
+def test_a_view_that_there_is_not_is_named(split):
+    class Misspelt(Pairwise):
+        train_view = "sequenc"
+
+    with pytest.raises(ConfigError, match="'sequenc'.*Did you mean 'sequence'"):
+        split(Misspelt)
+
+
 def test_adapting_is_idempotent_and_keeps_own_classes():
     assert adapt(Pairwise) is Pairwise
     assert adapt(Bare) is adapt(Bare)

@@ -13,7 +13,8 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS)
+# tests/evaluator/test_mask.py compares the lists themselves, of every model.
+@pytest.mark.parametrize("check", [check for check in CHECKS if check != "recommending"])
 @pytest.mark.parametrize("name", own_models())
 def test_contract(name, check):
     settings = dict(NEEDED.get(name, {}))
