@@ -91,8 +91,9 @@ class TableFile:
             return []
         if self._names:
             return self._names
-        for _, row in csv_rows(self.source, self.delimiter):
-            return [cell.strip() for cell in row]
+        for _, rows in csv_rows(self.source, self.delimiter):
+            if rows:
+                return [cell.strip() for cell in rows[0]]
         raise DataError(f"{self.source.name}: the file is empty.")
 
     def batches(self, wanted: Sequence[str], ids: int, progress: bool, optional: bool = False) -> Iterator[Batch]:

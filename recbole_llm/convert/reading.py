@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 import multiprocessing
 import os
 import re
@@ -13,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ Take = Callable[[Columns], None]
 #: Starting worker processes takes about a second; a smaller source (bytes on disk) is done by then.
 PARALLEL_FROM = 16 << 20
 _BATCH_ROWS = 1 << 14
-_RETURN = "\udc0d"
+_RETURN, _END = "\udc0d", "\udc00"
 # Types of parquet columns whose values have one exact text.
 _ID_TYPES = re.compile(r'VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+,0\)|UUID|"NULL"')
 
@@ -174,8 +175,10 @@ def decode(data: bytes) -> str:
         raise LineError(f"byte {data[error.start]:#04x} is not UTF-8") from error
 
 
-def csv_rows(source: Source, delimiter: str, progress: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of its last line and the cells of each row of a delimited UTF-8 file.
+def csv_rows(
+    source: Source, delimiter: str, progress: bool = False
+) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
+    """Yield rows of a delimited UTF-8 file in batches, with the number of the last line of each.
 
     Quoted fields may hold delimiters and line ends; with a delimiter of several characters a quote is a character like
     any other. Blank lines are passed over.
@@ -185,33 +188,54 @@ def csv_rows(source: Source, delimiter: str, progress: bool = False) -> Iterator
     DataError
         A byte is not UTF-8, or a quote is never closed.
     """
-    number, start, inside = 0, 1, False
+    returns = False
 
     def lines() -> Iterator[str]:
-        nonlocal number, inside
+        nonlocal returns
         for block in source.blocks(progress):
-            for number, line in enumerate(block.lines, block.first_line):
-                try:
-                    text = decode(line)
-                except LineError as error:
-                    advice = "convert the file, for instance with `iconv -f latin1 -t utf8`"
-                    raise DataError(f"{source.name}, line {number}: {error}; {advice}.") from error
-                inside = True
+            data = b"\n".join(block.lines)
+            try:
+                text = data.decode()
+            except UnicodeDecodeError as error:
+                number = block.first_line + data.count(b"\n", 0, error.start)
+                raise DataError(
+                    f"{source.name}, line {number}: byte {data[error.start]:#04x} is not UTF-8; convert the file, for "
+                    "instance with `iconv -f latin1 -t utf8`."
+                ) from error
+            if "\r" in text:
                 # A lone carriage return ends no line, but it does for csv.reader: what UTF-8 cannot hold replaces it.
-                yield text.replace("\r", _RETURN) + "\n"
-        if inside:
-            raise DataError(f"{source.name}, line {start}: a quote is opened here and not closed where it should be.")
+                text, returns = text.replace("\r", _RETURN), True
+            yield from io.StringIO(text + "\n", newline="\n")
+        yield _END  # a row of its own, unless a quote is open
 
+    if len(delimiter) == 1:
+        reader: Any = csv.reader(lines(), delimiter=delimiter)
+    else:
+        reader = (line.rstrip("\n").split(delimiter) if line != "\n" else [] for line in lines())
+    done = 0
     # The default of 131,072 characters is less than a product description can hold.
     before = csv.field_size_limit(MAX_LINE_BYTES)
-    simple = (line[:-1].split(delimiter) if line != "\n" else [] for line in lines())
     try:
-        for row in csv.reader(lines(), delimiter=delimiter) if len(delimiter) == 1 else simple:
-            if row:
-                yield number, [cell.replace(_RETURN, "\r") for cell in row] if _RETURN in "".join(row) else row
-            start, inside = number + 1, False
+        while rows := list(islice(reader, _BATCH_ROWS)):
+            read = reader.line_num if len(delimiter) == 1 else done + len(rows)
+            numbers: Sequence[int] = range(done + 1, read + 1)
+            if len(numbers) > len(rows):
+                spans = (1 + sum(cell.count("\n") for cell in row) for row in rows)
+                numbers = list(accumulate(spans, initial=done))[1:]
+            if rows[-1] == [_END]:
+                numbers, rows = numbers[:-1], rows[:-1]
+            elif rows[-1] and rows[-1][-1].endswith(_END):
+                start = read - sum(cell.count("\n") for cell in rows[-1])
+                raise DataError(
+                    f"{source.name}, line {start}: a quote is opened here and not closed where it should be."
+                )
+            if [] in rows:
+                kept = [(number, row) for number, row in zip(numbers, rows, strict=True) if row]
+                numbers, rows = [number for number, _ in kept], [row for _, row in kept]
+            yield numbers, [[cell.replace(_RETURN, "\r") for cell in row] for row in rows] if returns else rows
+            done = read
     except csv.Error as error:
-        raise DataError(f"{source.name}, line {start}: {error}.") from error
+        raise DataError(f"{source.name}, line {reader.line_num}: {error}.") from error
     finally:
         csv.field_size_limit(before)
 
@@ -223,18 +247,20 @@ def csv_batches(
 
     A column that does not exist raises :class:`~recbole_llm.errors.DataError`.
     """
-    rows = csv_rows(source, delimiter, progress)
-    if names is None:
-        names = [cell.strip() for cell in next(rows, (1, []))[1]]
-        if not names:
-            raise DataError(f"{source.name}: the file is empty.")
-    absent = [name for name in wanted if name not in names]
-    if absent:
-        raise DataError(f"{source.name}, line 1: no column {absent[0]!r}; the columns are {', '.join(names)}.")
-    places = [list(names).index(name) for name in wanted]
-    parse = partial(_pick, places=places, width=len(names), delimiter=delimiter)
-    while batch := list(islice(rows, _BATCH_ROWS)):
-        yield Batch([number for number, _ in batch], [row for _, row in batch], parse)
+    parse: Callable[[Sequence[Any]], Columns] | None = None
+    for numbers, rows in csv_rows(source, delimiter, progress):
+        if parse is None and rows:
+            if names is None:
+                names, numbers, rows = [cell.strip() for cell in rows[0]], numbers[1:], rows[1:]
+            absent = [name for name in wanted if name not in names]
+            if absent:
+                raise DataError(f"{source.name}, line 1: no column {absent[0]!r}; the columns are {', '.join(names)}.")
+            places = [list(names).index(name) for name in wanted]
+            parse = partial(_pick, places=places, width=len(names), delimiter=delimiter)
+        if parse is not None:
+            yield Batch(numbers, rows, parse)
+    if parse is None:
+        raise DataError(f"{source.name}: the file is empty.")
 
 
 def _pick(rows: Sequence[Sequence[str]], places: Sequence[int], width: int, delimiter: str) -> Columns:

@@ -5,6 +5,7 @@ from decimal import Decimal
 import pytest
 from convert_helpers import make_zip, read_rows, write
 
+import recbole_llm.convert.reading as reading
 from recbole_llm.convert import convert
 from recbole_llm.errors import ConfigError, DataError
 
@@ -244,3 +245,18 @@ def test_quotes_and_blank_rows(tmp_path, rows, items):
         return
     convert("generic", log, tmp_path / "set", **columns)
     assert [row[1] for row in read_rows(tmp_path / "set/set.inter")[1]] == items
+
+
+def test_numbers_of_rows_over_many_batches(tmp_path, monkeypatch):
+    """Line numbers in errors, whatever the size of a batch, with fields over several lines and blank lines."""
+    lines = ["who,what,when", "a,x,1", "", 'b,"y\n\nz",2', "c,x,3", "", "d,x,bad", 'e,"open,5', "f,x,6"]
+    for size in (1, 2, 3, 100):
+        monkeypatch.setattr(reading, "_BATCH_ROWS", size)
+        columns = {"user_col": "who", "item_col": "what", "time_col": "when", "overwrite": True}
+        for count, line, error in ((9, 10, "a quote is opened here"), (7, 9, "the time 'bad'"), (5, None, None)):
+            log = write(tmp_path / "log.csv", "\n".join(lines[:count]) + ("\n" if size % 2 else ""))
+            if error is None:
+                assert convert("generic", log, tmp_path / "set", **columns).counts.interactions == 3
+                continue
+            with pytest.raises(DataError, match=rf"log\.csv, line {line}: {error}"):
+                convert("generic", log, tmp_path / "set", **{**columns, "on_error": "skip" if count == 9 else "stop"})
