@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.compare.statistics import TESTS
 from recbole_llm.config import Config
+from recbole_llm.config.layers import check_value
 from recbole_llm.config.registry import listed_files, property_file, props_dir
-from recbole_llm.config.values import choice, load_yaml, nearest
+from recbole_llm.config.schema import Comparison as ComparisonSettings
+from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.run.identity import comparable_settings, plain
@@ -91,21 +92,17 @@ def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     defaults = property_file(props_dir() / "compare.yaml")
     options = {key: given.get(key, default) for key, default in defaults.items()}
-    choice(options, "significance_test", TESTS)
-    level = options["significance_level"]
-    if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise ConfigError(f"significance_level={level!r} must be a number between 0 and 1, such as 0.05.")
-    for key in ("reuse", "open"):
-        choice(options, key, [True, False])
     for key in ("seeds", "baselines"):
         value = options[key]
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",")]
-        options[key] = [value] if isinstance(value, int) else list(value) if value is not None else None
+        if isinstance(value, int):
+            value = [value]
+        options[key] = list(value) if isinstance(value, (list, tuple)) else value
+    for key, value in options.items():
+        check_value(key, value, ComparisonSettings.types())
     seeds = options["seeds"]
-    if seeds is not None and (
-        not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds)
-    ):
+    if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
         raise ConfigError(f"seeds={given['seeds']!r} must be different whole numbers from 0, such as --seeds=1,2,3.")
     return options
 

@@ -18,7 +18,7 @@ from recbole_llm.config.registry import (
     property_file,
     props_dir,
 )
-from recbole_llm.config.schema import is_text, types_of, value_problem
+from recbole_llm.config.schema import Section, is_text, types_of, value_problem
 from recbole_llm.config.schema.general import Files
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.types import Share
@@ -112,11 +112,14 @@ class Defaults:
         Those that the property files of the model name.
     types : dict
         Types of all settings.
+    section : type, optional
+        Section of the schema that the model has.
     """
 
     values: dict[str, Any]
     model_keys: set[str]
     types: dict[str, Any]
+    section: type[Section] | None
 
     @classmethod
     def of(cls, model: str, dataset: str, of_model: Mapping[str, Any], declares: str | None = None) -> "Defaults":
@@ -150,7 +153,7 @@ class Defaults:
         own_dataset = ours / "dataset" / f"{dataset}.yaml"
         if not own_dataset.is_file() or "load_col" not in property_file(own_dataset):
             values["load_col"] = None
-        return cls(values, set(of_model), types_of(declares or model, of_model))
+        return cls(values, set(of_model), types_of(declares or model, of_model), MODELS.get(declares or model))
 
 
 def no_effect(key: str, model: str, defaults: Defaults, given: Mapping[str, Any]) -> str | None:
@@ -301,8 +304,9 @@ def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: S
     needed = TRANSFORM_NEEDS.get(final["transform"])
     if needed is not None and final.get(needed) is None:
         raise ConfigError(f"transform={final['transform']!r} needs {needed}, a share from 0 to 1: add --{needed}=0.2.")
-    if final.get("r_min", 0) > final.get("r_max", 1):
-        raise ConfigError(f"r_min={final['r_min']!r} must not be above r_max={final['r_max']!r}.")
+    text = defaults.section.contradiction(final) if defaults.section else None
+    if text is not None:
+        raise ConfigError(f"{text}.")
     same = given.strength("warmup_ratio") == given.strength("warmup_updates") > 0
     if same and final["warmup_updates"] and final["warmup_ratio"]:
         raise ConfigError(

@@ -13,7 +13,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import ConfigError
@@ -44,15 +44,15 @@ class EmbeddingEnsemble(Hybrid):
     """
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
-        mode = choice(config, "ensemble_mode", ["rank", "confidence"])
-        kind = choice(config, "confidence_kind", ["score", "quantile"])
+        settings = schema.EmbeddingEnsemble.of(config)
+        mode, kind = settings.ensemble_mode, settings.confidence_kind
         if mode == "rank":
-            choices = numbers(config, "cutoff", "cutoff_grid", 0, int(config["list_length"]), whole=True)
+            choices = numbers(config, "cutoff", "cutoff_grid", 0, settings.list_length, whole=True)
         else:
             choices = numbers(config, "confidence", "confidence_grid", 0 if kind == "quantile" else -1, 1)
-        super().__init__(config, dataset, [config["first_model"], config["second_model"]], choices)
+        super().__init__(config, dataset, [settings.first_model, settings.second_model], choices)
         self.mode, self.kind = mode, kind
-        self.list_length = min(int(config["list_length"]), self.n_items - 1)
+        self.list_length = min(settings.list_length, self.n_items - 1)
         self.quantiles: list[float] | None = None
         if mode == "confidence" and kind == "quantile":
             self.quantiles = self.choices[:, 0].tolist()

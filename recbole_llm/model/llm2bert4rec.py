@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_llm.config import Config
-from recbole_llm.errors import ConfigError
+from recbole_llm.config.schema import models as schema
 from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.packing import Packing
 from recbole_llm.layer.transformer import run_transformer
@@ -52,21 +52,16 @@ class LLM2BERT4Rec(LLM2Sequential):
 
     def build(self, config: Config) -> None:
         """Item table, positions, blocks, output layer; names and order of RecBole's BERT4Rec."""
-        width, eps = int(config["hidden_size"]), float(config["layer_norm_eps"])
-        self.mask_ratio = float(config["mask_ratio"])
-        self.n_mask_copies, self.n_last_copies = int(config["n_mask_copies"]), int(config["n_last_copies"])
-        if not 0 < self.mask_ratio <= 1:
-            raise ConfigError(f"mask_ratio={self.mask_ratio!r} must lie above 0 and not above 1.")
-        if min(self.n_mask_copies, self.n_last_copies) < 0 or self.n_mask_copies + self.n_last_copies == 0:
-            raise ConfigError(
-                f"n_mask_copies={self.n_mask_copies} and n_last_copies={self.n_last_copies} leave nothing to train on."
-            )
+        settings = schema.LLM2BERT4Rec.of(config)
+        width, eps = settings.hidden_size, settings.layer_norm_eps
+        self.mask_ratio = settings.mask_ratio
+        self.n_mask_copies, self.n_last_copies = settings.n_mask_copies, settings.n_last_copies
         self.item_embedding = self.new_table(width)
         self.position_embedding = nn.Embedding(self.max_seq_length, width)
-        self.trm_encoder = transformer_encoder(config)
+        self.trm_encoder = transformer_encoder(settings)
         if not self.paper:
             self.LayerNorm = nn.LayerNorm(width, eps=eps)
-        self.dropout_rate = 0.0 if self.paper else float(config["hidden_dropout_prob"])
+        self.dropout_rate = 0.0 if self.paper else settings.hidden_dropout_prob
         if self.has_head:
             self.output_ffn = nn.Linear(width, width)
         if self.has_head and not self.paper:

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from recbole_llm.config import Config
+from recbole_llm.config.schema import models as schema
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.packing import Packing
@@ -44,10 +45,11 @@ class LLM2GRU4Rec(LLM2Sequential):
 
     def build(self, config: Config) -> None:
         """Item table, recurrent layers, dense layer; names and order of RecBole's GRU4Rec."""
-        width, hidden = int(config["embedding_size"]), int(config["hidden_size"])
-        self.dropout_rate = float(config["dropout_prob"])
+        settings = schema.LLM2GRU4Rec.of(config)
+        width, hidden = settings.embedding_size, settings.hidden_size
+        self.dropout_rate = settings.dropout_prob
         self.item_embedding = self.new_table(width)
-        self.gru_layers = nn.GRU(width, hidden, int(config["num_layers"]), bias=self.paper, batch_first=True)
+        self.gru_layers = nn.GRU(width, hidden, settings.num_layers, bias=self.paper, batch_first=True)
         if self.has_head:
             self.dense = nn.Linear(hidden, width)
         elif hidden != width:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from recbole_llm.config import Config
+from recbole_llm.config.schema import models as schema
 from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.packing import Packing
 from recbole_llm.layer.transformer import run_transformer
@@ -40,13 +41,14 @@ class LLM2SASRec(LLM2Sequential):
 
     def build(self, config: Config) -> None:
         """Item table, positions, blocks; names and order of RecBole's SASRec."""
-        width = int(config["hidden_size"])
+        settings = schema.LLM2SASRec.of(config)
+        width = settings.hidden_size
         self.item_embedding = self.new_table(width)
         self.position_embedding = nn.Embedding(self.max_seq_length, width)
-        self.trm_encoder = transformer_encoder(config)
+        self.trm_encoder = transformer_encoder(settings)
         if not self.paper:
-            self.LayerNorm = nn.LayerNorm(width, eps=float(config["layer_norm_eps"]))
-        self.dropout_rate = float(config["hidden_dropout_prob"])
+            self.LayerNorm = nn.LayerNorm(width, eps=settings.layer_norm_eps)
+        self.dropout_rate = settings.hidden_dropout_prob
         if self.has_head:
             self.output_dense = nn.Linear(width, width)
 

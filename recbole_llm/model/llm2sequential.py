@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
@@ -80,26 +80,23 @@ class LLM2Sequential(LLMRecommender):
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.item_loss = ItemLoss.from_config(config, dataset)
-        self.paper = choice(config, "backbone", ["recbole", "paper"]) == "paper"
-        self.unmasked_padding = bool(config["paper_unmasked_padding"])
-        if self.unmasked_padding and not self.paper:
-            raise ConfigError("paper_unmasked_padding=True is the authors' network's: it needs backbone=paper.")
+        settings = schema.TextTable.of(config)
+        self.paper, self.unmasked_padding = settings.backbone == "paper", settings.paper_unmasked_padding
         default_head = self.paper or self.recbole_has_head
-        self.has_head = default_head if config["output_head"] is None else bool(config["output_head"])
-        self.head_act = ACTIVATIONS[choice(config, "hidden_act", list(ACTIVATIONS))]
+        self.has_head = default_head if settings.output_head is None else settings.output_head
+        self.head_act = ACTIVATIONS[settings.hidden_act]
         self.build(config)
-        biased = choice(config, "output_bias", ["none", "item"]) == "item"
-        self.output_bias = nn.Parameter(torch.zeros(self.n_items)) if biased else None
+        self.output_bias = nn.Parameter(torch.zeros(self.n_items)) if settings.output_bias == "item" else None
         self.initialise(config)
 
         self.text: ItemVectors | None = None
         self._eval_table: torch.Tensor | None = None
         # After every draw of the network's weights, which are then the same with and without the text.
-        if choice(config, "llm_init", [True, False]):
-            self._bring_in_text(config, dataset)
+        if settings.llm_init:
+            self._bring_in_text(config, settings, dataset)
         self.to(self.device)
 
-    def _bring_in_text(self, config: Config, dataset: HistoryDataset) -> None:
+    def _bring_in_text(self, config: Config, settings: schema.TextTable, dataset: HistoryDataset) -> None:
         width = self.item_embedding.width
         text = self.text = text_vectors(config, dataset, width, self.logger)
         columns = text.vectors.shape[1]
@@ -113,9 +110,9 @@ class LLM2Sequential(LLMRecommender):
         self.item_embedding.start_from(
             torch.from_numpy(text.vectors),
             adaptor,
-            freeze=bool(config["freeze_item_embedding"]),
-            residual_id=bool(config["residual_id"]),
-            match_base=choice(config, "init_scale", ["none", "match_base"]) == "match_base",
+            freeze=settings.freeze_item_embedding,
+            residual_id=settings.residual_id,
+            match_base=settings.init_scale == "match_base",
         )
 
     # ---- what a subclass says
@@ -242,20 +239,17 @@ class LLM2Sequential(LLMRecommender):
         return {} if self.text is None else self.text.provenance
 
 
-def transformer_encoder(config: Config) -> TransformerEncoder:
+def transformer_encoder(settings: schema.LLM2SASRec) -> TransformerEncoder:
     """RecBole's encoder with the sizes of a configuration."""
-    width, heads = int(config["hidden_size"]), int(config["n_heads"])
-    if width % heads:
-        raise ConfigError(f"hidden_size={width} is not a multiple of n_heads={heads}: change one of them.")
     return TransformerEncoder(
-        n_layers=int(config["n_layers"]),
-        n_heads=heads,
-        hidden_size=width,
-        inner_size=int(config["inner_size"]),
-        hidden_dropout_prob=float(config["hidden_dropout_prob"]),
-        attn_dropout_prob=float(config["attn_dropout_prob"]),
-        hidden_act=config["hidden_act"],
-        layer_norm_eps=float(config["layer_norm_eps"]),
+        n_layers=settings.n_layers,
+        n_heads=settings.n_heads,
+        hidden_size=settings.hidden_size,
+        inner_size=settings.inner_size,
+        hidden_dropout_prob=settings.hidden_dropout_prob,
+        attn_dropout_prob=settings.attn_dropout_prob,
+        hidden_act=settings.hidden_act,
+        layer_norm_eps=settings.layer_norm_eps,
     )
 
 

@@ -16,14 +16,14 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_table import STAND_IN_LLM, item_classes
 from recbole_llm.layer.precision import full_precision
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.text.item_vectors import item_vectors_of
-from recbole_llm.text.reduction import REDUCTIONS, fit_reduction, normalize_rows
+from recbole_llm.text.reduction import fit_reduction, normalize_rows
 
 SIMILARITIES = ("dot", "cosine", "euclidean")
 # No item of a history ever weighs nothing.
@@ -148,11 +148,9 @@ class LLMSeqSim(LLMRecommender):
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
-        self.combine = choice(config, "combine", ["mean", "last"])
-        self.decay = choice(config, "decay", list(DECAYS))
-        self.similarity = choice(config, "similarity", list(SIMILARITIES))
-        self.dim_reduction = choice(config, "dim_reduction", list(REDUCTIONS))
-        self.reduction_fit = choice(config, "reduction_fit", ["catalogue", "train"])
+        settings = schema.LLMSeqSim.of(config)
+        self.combine, self.decay, self.similarity = settings.combine, settings.decay, settings.similarity
+        self.dim_reduction, self.reduction_fit = settings.dim_reduction, settings.reduction_fit
 
         found = item_vectors_of(dataset, config, STAND_IN_LLM, self.logger)
         self.item_text, self.source, self._encode = found.text, found.provenance, found.encode
@@ -161,13 +159,13 @@ class LLMSeqSim(LLMRecommender):
         self._reduce = fit_reduction(
             found.vectors[1:],
             self.dim_reduction,
-            int(config["reduced_dim"]),
+            settings.reduced_dim,
             fit_rows=self._trained_items() if self.reduction_fit == "train" else None,
             classes=item_classes(dataset, config) if self.dim_reduction == "lda" else None,
             seed=int(config["seed"]),
         )
         # The authors normalise what they have reduced and nothing else.
-        self.normalized = bool(config["normalize"]) and self.dim_reduction != "none"
+        self.normalized = settings.normalize and self.dim_reduction != "none"
         vectors = self._reduced(found.vectors[1:])
         # Not saved: they come from the texts and the cached vectors, which the run records.
         table = functional.pad(vectors, (0, 0, 1, 0))

@@ -13,7 +13,7 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import at_least
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers, popularity_quantiles, session_popularity
@@ -51,24 +51,21 @@ class LLMSeqSimPopularity(Hybrid):
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         choices = numbers(config, "popularity_quantile", "popularity_quantile_grid", 0, 1)
-        candidates, kept, diversity = (config[key] for key in ("candidates", "list_length", "diversity_quantile"))
-        for key in ("candidates", "list_length"):
-            at_least(config, key, 1)
-        if diversity is not None and not 0 <= diversity <= 1:
-            raise ConfigError(f"diversity_quantile={diversity!r} must lie between 0 and 1, or be ~ for none.")
-        super().__init__(config, dataset, [config["similar_model"]], choices)
-        self.candidates = min(int(candidates), self.n_items - 1)
-        self.list_length = int(kept)
+        settings = schema.LLMSeqSimPopularity.of(config)
+        super().__init__(config, dataset, [settings.similar_model], choices)
+        self.candidates = min(settings.candidates, self.n_items - 1)
+        self.list_length = settings.list_length
         self.register_buffer("popularity", session_popularity(dataset), persistent=False)
         self.diversity: float | None = None
-        if diversity is not None:
+        quantile = settings.diversity_quantile
+        if quantile is not None:
             similar = self.members[0].model
             if not isinstance(similar, LLMSeqSim):
                 raise ConfigError(
                     "diversity_quantile needs the item vectors of LLMSeqSim; similar_model is another model."
                 )
             self.register_buffer("unit_vectors", functional.normalize(similar.item_vectors, dim=1), persistent=False)
-            self.diversity = _similarity_quantile(self.unit_vectors[1:], float(diversity), int(config["seed"]))
+            self.diversity = _similarity_quantile(self.unit_vectors[1:], float(quantile), int(config["seed"]))
 
     def parts(self, interaction: Interaction) -> tuple[TopList, torch.Tensor]:
         """The candidates, and all scores of LLMSeqSim, (B, n_items)."""

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_llm.config import Config
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
@@ -47,11 +48,9 @@ class LRURec(LLMRecommender):
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.item_loss = ItemLoss.from_config(config, dataset, pad_class=True)
-        width, rate = int(config["hidden_size"]), float(config["dropout"])
-        r_min, r_max = float(config["r_min"]), float(config["r_max"])
-        if not 0 < r_min < r_max < 1:
-            raise ConfigError(f"r_min={r_min} and r_max={r_max} must be radii with 0 < r_min < r_max < 1.")
-        self.first_item_target = bool(config["first_item_target"])
+        settings = schema.LRURec.of(config)
+        width, rate = settings.hidden_size, settings.dropout
+        self.first_item_target = settings.first_item_target
         if self.first_item_target and config["train_view"] not in (None, "sequence"):
             raise ConfigError(
                 f"first_item_target=True needs train_view=sequence, not {config['train_view']!r}: other rows do not "
@@ -62,10 +61,10 @@ class LRURec(LLMRecommender):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(rate)
         self.blocks = nn.ModuleList(
-            LRUBlock(LRU(width, int(config["state_size"]), r_min, r_max), width, int(config["inner_size"]), rate)
-            for _ in range(int(config["n_layers"]))
+            LRUBlock(LRU(width, settings.state_size, settings.r_min, settings.r_max), width, settings.inner_size, rate)
+            for _ in range(settings.n_layers)
         )
-        self._initialise(float(config["initializer_range"]))
+        self._initialise(settings.initializer_range)
         self.to(self.device)
 
     def _initialise(self, std: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.base import LLMRecommender
@@ -29,11 +29,11 @@ class MaxIdRule(LLMRecommender):
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
-        scheme = choice(config, "item_index", ["random", "sequential_train", "sequential_full", "internal"])
-        if scheme == "internal":
+        settings = schema.MaxIdRule.of(config)
+        if settings.item_index == "internal":
             number = np.arange(self.n_items)
         else:
-            index = build_item_index(scheme, Histories.of(dataset), int(config["item_index_seed"]))
+            index = build_item_index(settings.item_index, Histories.of(dataset), settings.item_index_seed)
             number = np.array([0, *map(int, index.items[1:])])
         if self.n_items < 2:
             raise ConfigError("MaxIdRule needs at least one item.")

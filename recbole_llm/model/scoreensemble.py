@@ -13,7 +13,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid
@@ -93,14 +93,10 @@ class ScoreEnsemble(Hybrid):
                 f"members={members!r} must be a list of two or more run directories (or models that need no "
                 'training), such as --members="[saved/SASRec-ml-100k-..., LLMSeqSim]".'
             )
-        norm = choice(config, "score_norm", NORMS)
-        for key in ("softmax_temperature", "rank_constant"):
-            if not config[key] > 0:
-                raise ConfigError(f"{key}={config[key]!r} must be greater than 0.")
+        settings = schema.ScoreEnsemble.of(config)
         super().__init__(config, dataset, members, _weights(config, len(members)))
-        self.norm = norm
-        self.temperature = float(config["softmax_temperature"])
-        self.rank_constant = float(config["rank_constant"])
+        self.norm = settings.score_norm
+        self.temperature, self.rank_constant = settings.softmax_temperature, settings.rank_constant
 
     def parts(self, interaction: Interaction) -> list[torch.Tensor]:
         """Normalised scores of each member, (B, n_items) each."""

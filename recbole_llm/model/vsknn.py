@@ -13,10 +13,10 @@ from recbole.data.interaction import Interaction
 from scipy import sparse
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import at_least, choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.model.base import LLMRecommender
-from recbole_llm.model.llmseqsim import DECAYS, decay_weights
+from recbole_llm.model.llmseqsim import decay_weights
 
 # Rows of the training split that are read at once when followers are collected.
 CHUNK = 4096
@@ -42,12 +42,7 @@ class VSKNN(LLMRecommender):
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
-        self.neighbors, self.sample_size = at_least(config, "neighbors", 1), at_least(config, "sample_size", 1)
-        sampling = choice(config, "sampling", ["random", "recent"])
-        self.similarity = choice(config, "similarity", ["dot", "cosine"])
-        self.decay = choice(config, "decay", list(DECAYS))
-        self.idf, self.sequential_weight = bool(config["idf"]), bool(config["sequential_weight"])
-        self.followers_only = bool(config["followers_only"])
+        self.settings = settings = schema.VSKNN.of(config)
 
         counts = dataset.inter_matrix(form="csr").astype(np.float64)
         sessions = counts.copy()
@@ -56,14 +51,14 @@ class VSKNN(LLMRecommender):
         self.sessions: sparse.csr_matrix = sessions  # (user_num, n_items)
         self.by_item: sparse.csr_matrix = sessions.T.tocsr()
         self.size = np.diff(sessions.indptr)
-        self.order = self._sampling_order(dataset, sampling, int(config["seed"]))
+        self.order = self._sampling_order(dataset, settings.sampling, int(config["seed"]))
         df = np.diff(self.by_item.indptr)
         total = max(1, int((self.size > 0).sum()))
-        self.item_weight = 1 + np.log(total / np.maximum(df, 1)) if self.idf else np.ones(len(df))
+        self.item_weight = 1 + np.log(total / np.maximum(df, 1)) if self.settings.idf else np.ones(len(df))
         popularity = np.asarray(counts.sum(0)).reshape(-1)
         # In (-1, 0): below every item that a neighbour has.
         self.fallback = (popularity + 1) / (popularity.max() + 2) - 1
-        if self.followers_only:
+        if self.settings.followers_only:
             self._collect_followers(dataset)
 
     def _sampling_order(self, dataset: HistoryDataset, sampling: str, seed: int) -> np.ndarray:
@@ -117,17 +112,17 @@ class VSKNN(LLMRecommender):
         if own is not None:
             other = session != own[row]
             row, session, value = row[other], session[other], value[other]
-        row, session, value = _best(row, session, value, -self.order[session], self.sample_size)
-        if self.similarity == "cosine":
+        row, session, value = _best(row, session, value, -self.order[session], self.settings.sample_size)
+        if self.settings.similarity == "cosine":
             norm = np.sqrt(np.asarray(prompt.multiply(prompt).sum(1)).reshape(-1))
             value = value / (norm[row] * np.sqrt(self.size[session]))
         # Of equally similar sessions those that were sampled first.
-        row, session, value = _best(row, session, value, value, self.neighbors, -self.order[session])
-        if self.sequential_weight:
+        row, session, value = _best(row, session, value, value, self.settings.neighbors, -self.order[session])
+        if self.settings.sequential_weight:
             count = length.numpy()[row]
             value = value * (count - self._most_recent_shared(recency, row, session) + 1) / count
         shape = (len(items), self.sessions.shape[0])
-        if not self.followers_only:
+        if not self.settings.followers_only:
             return (sparse.csr_matrix((value, (row, session)), shape) @ self.sessions).toarray() * self.item_weight
         newest = items.gather(1, (length - 1)[:, None])[:, 0].numpy()
         key = session * self.n_items + newest[row]
@@ -143,7 +138,7 @@ class VSKNN(LLMRecommender):
 
         Both (B, n_items); the second holds r = 1 for the last item.
         """
-        weights = decay_weights(self.decay, length, items.shape[1], torch.float64).numpy()
+        weights = decay_weights(self.settings.decay, length, items.shape[1], torch.float64).numpy()
         row, place = np.nonzero(weights > 0)
         item, r = items.numpy()[row, place], length.numpy()[row] - place
         order = np.lexsort((r, item, row))

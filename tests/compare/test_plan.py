@@ -108,10 +108,10 @@ def test_a_key_that_only_some_rows_read_is_given_to_those(caplog):
         (["model=SASRec,SASRec", "dataset=ml-100k"], "'SASRec' names two rows"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "SASRek.epochs=3"], "'SASRek' is no row. Did you mean 'SASRec'?"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "seeds=1,1"], "different whole numbers"),
-        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "seeds=a"], "different whole numbers"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "seeds=a"], "invalid value for seeds[0]: 'a'"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "baselines=GRU"], "'GRU' is no row"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "significance_test=z"], "choose from 't-test', 'permutation'"),
-        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "significance_level=5"], "between 0 and 1"),
+        (["model=SASRec,GRU4Rec", "dataset=ml-100k", "significance_level=5"], "above 0 and below 1"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "reuse=maybe"], "'maybe'"),
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "epochs=many"], "SASRec: invalid value for epochs: 'many'"),
         (

@@ -3,6 +3,7 @@
 Defaults and comments: ``props/model/<Model>.yaml`` and, for shared blocks, ``props/common/``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from recbole_llm.config.types import (
     TextName,
 )
 
+Radius = Annotated[float, Bounds(gt=0, lt=1)]
 AtLeastTwo = Annotated[int, Bounds(ge=2)]
 SomeTexts = Annotated[list[Name], Rule(bool, "a list of texts, one at least")]
 Initial = Literal["pretrained", "scratch"]
@@ -146,6 +148,13 @@ class TextTable(Reduced, Adaptor, ItemLoss):
     hidden_size: Positive
     hidden_act: Activation
 
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """The authors' padding in RecBole's network."""
+        if settings["paper_unmasked_padding"] and settings["backbone"] != "paper":
+            return "paper_unmasked_padding=True is the authors' network's: it needs backbone=paper"
+        return super().contradiction(settings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LLM2SASRec(TextTable):
@@ -159,6 +168,14 @@ class LLM2SASRec(TextTable):
     layer_norm_eps: AboveZero
     initializer_range: NonNegative
 
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """A width that the heads cannot share."""
+        width, heads = settings["hidden_size"], settings["n_heads"]
+        if width % heads:
+            return f"hidden_size={width} is not a multiple of n_heads={heads}: change one of them"
+        return super().contradiction(settings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LLM2BERT4Rec(LLM2SASRec):
@@ -167,6 +184,13 @@ class LLM2BERT4Rec(LLM2SASRec):
     mask_ratio: Annotated[float, Bounds(gt=0, le=1)]
     n_mask_copies: Count
     n_last_copies: Count
+
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """No copy of a sequence at all."""
+        if settings["n_mask_copies"] == settings["n_last_copies"] == 0:
+            return "n_mask_copies=0 and n_last_copies=0 leave nothing to train on"
+        return super().contradiction(settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,10 +211,17 @@ class LRURec(ItemLoss):
     inner_size: Positive
     n_layers: Positive
     dropout: Dropout
-    r_min: Annotated[float, Bounds(ge=0, lt=1)]
-    r_max: Annotated[float, Bounds(gt=0, le=1)]
+    r_min: Radius
+    r_max: Radius
     initializer_range: AboveZero
     first_item_target: bool
+
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """Radii of a ring without an inside."""
+        if not settings["r_min"] < settings["r_max"]:
+            return f"r_min={settings['r_min']} must be below r_max={settings['r_max']}"
+        return super().contradiction(settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What a section of the schema is: a dataclass whose annotations are the types of settings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, TypeVar, get_type_hints
@@ -29,6 +30,11 @@ class Section:
     def types(cls) -> dict[str, Any]:
         """Return the annotation of every setting."""
         return dict(_types(cls))
+
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """Say which settings contradict one another; None if none do."""
+        return None
 
     @classmethod
     def of(cls: type[SectionT], config: Any) -> SectionT:
