@@ -311,7 +311,7 @@ def test_without_a_filter_it_is_llmseqsim(world):
             "LLMSeqSimSequential",
             {"popular_model": "VSKNN", "popularity_quantile": 2},
             ConfigError,
-            "at least 0 and of at most 1",
+            "from 0 to 1",
         ),
         (
             "LLMSeqSimSequential",
