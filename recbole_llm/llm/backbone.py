@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ import torch
 
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError, MissingExtraError, ModelNotFoundError
+from recbole_llm.llm.dtype import dtype_to_train, resolve_dtype
 from recbole_llm.llm.hf import first_line, has_tokenizer, needs_sentencepiece, quiet_transformers, read_config
 from recbole_llm.llm.resolve import remedies, resolve_llm
-from recbole_llm.llm.spec import DTYPES, LLMSpec, ResolvedLLM
+from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 from recbole_llm.llm.tiny import fixed_seed, tiny_config, tiny_tokenizer
 
 __all__ = [
     "LLMSpec",
     "ResolvedLLM",
-    "add_lora",
     "checkpoint_activations",
     "hidden_size",
     "load_causal_lm",
@@ -34,7 +33,6 @@ __all__ = [
     "load_seq2seq",
     "load_tokenizer",
     "position_limit",
-    "resolve_dtype",
     "resolve_llm",
 ]
 
@@ -297,85 +295,6 @@ def checkpoint_activations(module: Any) -> None:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
-def add_lora(
-    module: torch.nn.Module,
-    resolved: ResolvedLLM,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    targets: Sequence[str] | str,
-    task: str = "CAUSAL_LM",
-) -> Any:
-    """Freeze a model and put low-rank adapters (LoRA) beside some of its linear layers.
-
-    Parameters
-    ----------
-    module : transformers model
-    resolved : ResolvedLLM
-        Its name and revision stand in the adapter's ``adapter_config.json``.
-    rank, alpha, dropout
-        Width r of the adapters, their scale alpha / r, and the dropout in front of them.
-    targets : list of str or str
-        Last parts of the names of layers, or PEFT's ``all-linear``.
-    task : str
-        PEFT's name of what the model does: ``CAUSAL_LM``, or ``FEATURE_EXTRACTION`` for one without a head.
-
-    Returns
-    -------
-    peft.PeftModel
-
-    Raises
-    ------
-    ConfigError
-        A target is not there, with the names that are.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    names = lora_targets(module, resolved, targets)
-    if not 0 <= float(dropout) < 1 or rank < 1:
-        raise ConfigError(f"lora_r={rank} must be at least 1 and lora_dropout={dropout} in [0, 1).")
-    config = LoraConfig(
-        task_type=task,
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=float(dropout),
-        target_modules="all-linear" if names == ["all-linear"] else names,
-        bias="none",
-    )
-    with warnings.catch_warnings():
-        # PEFT still reads an attribute that transformers has renamed.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(module, config)
-    # What a reader of the adapter needs to find the base model; PEFT puts in the folder it was read from.
-    config.base_model_name_or_path = resolved.name
-    config.revision = resolved.revision if resolved.source in ("hub", "cache") else None
-    return adapted
-
-
-def lora_targets(module: torch.nn.Module, resolved: ResolvedLLM, targets: Sequence[str] | str) -> list[str]:
-    """Return the layers that get an adapter, as a list of the last parts of their names, or of ``all-linear``.
-
-    Raises
-    ------
-    ConfigError
-        One is not there, with the names that are.
-    """
-    linear = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
-    names = [targets] if isinstance(targets, str) else [str(target) for target in targets]
-    absent = [name for name in names if name not in linear and name != "all-linear"]
-    if absent or not names:
-        raise ConfigError(
-            f"lora_target_modules={targets!r}: {resolved.name} has no layer {', '.join(absent) or 'of no name'}. It "
-            f"has {', '.join(linear)}."
-        )
-    return names
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    # GPT-2 keeps its linear layers transposed, in a class of that name.
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-
-
 def _load_weights(
     resolved: ResolvedLLM, config: Any, dtype: torch.dtype, options: dict[str, Any], auto_class: Any = None
 ) -> torch.nn.Module:
@@ -434,54 +353,6 @@ def _set_dropout(config: Any, dropout: float, name: str) -> None:
         raise ConfigError(f"dropout: {dropout} was asked for, but {name} ({config.model_type}) has no dropout rate.")
     for key in keys:
         setattr(config, key, float(dropout))
-
-
-def resolve_dtype(resolved: ResolvedLLM, dtype: str | None = None) -> torch.dtype:
-    """Return the torch type of the weights: `dtype`, else the spec's; "auto" is what suits the spec's device.
-
-    Raises
-    ------
-    ConfigError
-        The name is not one of :data:`DTYPES`.
-    """
-    name = dtype or resolved.spec.dtype
-    if name not in DTYPES:
-        raise ConfigError(f"llm_dtype: {name!r} is not allowed; choose one of {', '.join(DTYPES)}.")
-    if name == "auto":
-        return native_dtype(resolved.spec.device)
-    return getattr(torch, name)
-
-
-def dtype_to_train(resolved: ResolvedLLM) -> str:
-    """Return the type of weights that are trained themselves, without adapters: "float32", also for "auto".
-
-    A weight of 16 bits moves in steps of 1/256 of its size; nearly all updates are smaller and would be lost.
-
-    Raises
-    ------
-    ConfigError
-        The spec says 16 bits.
-    """
-    name = resolved.spec.dtype
-    if name in ("bfloat16", "float16"):
-        raise ConfigError(
-            f"llm_dtype={name!r} (or rec_llm_dtype): the weights of {resolved.name} are trained, and most updates "
-            "would be lost in 16 bits. Set it to float32, and amp=bf16 for the speed; or train adapters, where the "
-            "model has tuning=lora."
-        )
-    return "float32"
-
-
-def native_dtype(device: Any) -> torch.dtype:
-    """Return bfloat16 where the device multiplies it natively, else float32 (where bfloat16 is emulated, slowly)."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type != "cpu":
-        return torch.float32
-    # No public name for it before torch.cpu.get_capabilities(); `bool` stands for a processor that cannot.
-    ways = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return torch.bfloat16 if any(getattr(torch.cpu, way, bool)() for way in ways) else torch.float32
 
 
 def hidden_size(module_or_config: Any) -> int:

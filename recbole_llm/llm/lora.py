@@ -1,14 +1,17 @@
-"""Causal language models as a model's keys say: tuning, load_in_4bit, gradient_checkpointing and lora_*."""
+"""Language models with adapters (LoRA), and causal ones as ``tuning``, ``load_in_4bit`` and the like say."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.llm.backbone import add_lora, checkpoint_activations, dtype_to_train, load_causal_lm
+from recbole_llm.llm.backbone import checkpoint_activations, load_causal_lm
+from recbole_llm.llm.dtype import dtype_to_train
 from recbole_llm.llm.spec import ResolvedLLM
 
 
@@ -73,3 +76,82 @@ def check_base(resolved: ResolvedLLM, config: Any, name: str, revision: str | No
             f"{key}: this run was trained on {name}, revision {revision}, and {resolved.name} is now at "
             f"{resolved.revision}. Set {key}_revision to that one, or {key} to a folder with the same files."
         )
+
+
+def add_lora(
+    module: torch.nn.Module,
+    resolved: ResolvedLLM,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str] | str,
+    task: str = "CAUSAL_LM",
+) -> Any:
+    """Freeze a model and put low-rank adapters (LoRA) beside some of its linear layers.
+
+    Parameters
+    ----------
+    module : transformers model
+    resolved : ResolvedLLM
+        Its name and revision stand in the adapter's ``adapter_config.json``.
+    rank, alpha, dropout
+        Width r of the adapters, their scale alpha / r, and the dropout in front of them.
+    targets : list of str or str
+        Last parts of the names of layers, or PEFT's ``all-linear``.
+    task : str
+        PEFT's name of what the model does: ``CAUSAL_LM``, or ``FEATURE_EXTRACTION`` for one without a head.
+
+    Returns
+    -------
+    peft.PeftModel
+
+    Raises
+    ------
+    ConfigError
+        A target is not there, with the names that are.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = lora_targets(module, resolved, targets)
+    if not 0 <= float(dropout) < 1 or rank < 1:
+        raise ConfigError(f"lora_r={rank} must be at least 1 and lora_dropout={dropout} in [0, 1).")
+    config = LoraConfig(
+        task_type=task,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=float(dropout),
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        bias="none",
+    )
+    with warnings.catch_warnings():
+        # PEFT still reads an attribute that transformers has renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = get_peft_model(module, config)
+    # What a reader of the adapter needs to find the base model; PEFT puts in the folder it was read from.
+    config.base_model_name_or_path = resolved.name
+    config.revision = resolved.revision if resolved.source in ("hub", "cache") else None
+    return adapted
+
+
+def lora_targets(module: torch.nn.Module, resolved: ResolvedLLM, targets: Sequence[str] | str) -> list[str]:
+    """Return the layers that get an adapter, as a list of the last parts of their names, or of ``all-linear``.
+
+    Raises
+    ------
+    ConfigError
+        One is not there, with the names that are.
+    """
+    linear = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
+    names = [targets] if isinstance(targets, str) else [str(target) for target in targets]
+    absent = [name for name in names if name not in linear and name != "all-linear"]
+    if absent or not names:
+        raise ConfigError(
+            f"lora_target_modules={targets!r}: {resolved.name} has no layer {', '.join(absent) or 'of no name'}. It "
+            f"has {', '.join(linear)}."
+        )
+    return names
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    # GPT-2 keeps its linear layers transposed, in a class of that name.
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"

@@ -33,8 +33,9 @@ from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_source import FrozenItems, ItemLLM, ItemSource, ItemTable, TextItems
 from recbole_llm.layer.precision import product
 from recbole_llm.layer.rec_llm import keep_layers, reads_ahead, states
-from recbole_llm.llm.backbone import add_lora, dtype_to_train, hidden_size, load_encoder
-from recbole_llm.llm.lora import check_base, save_adapters
+from recbole_llm.llm.backbone import hidden_size, load_encoder
+from recbole_llm.llm.dtype import dtype_to_train
+from recbole_llm.llm.lora import add_lora, check_base, save_adapters
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import TRAIN_STAGE, LLMRecommender

@@ -31,7 +31,6 @@ from recbole_llm.layer.ranking import reorder
 from recbole_llm.llm.backbone import (
     causal_lm_skeleton,
     load_tokenizer,
-    lora_targets,
     position_limit,
     require_bitsandbytes,
 )
@@ -40,6 +39,7 @@ from recbole_llm.llm.lora import (
     check_base,
     check_tuning,
     load_for_tuning,
+    lora_targets,
     save_adapters,
     tuned_dtype,
     with_adapters,

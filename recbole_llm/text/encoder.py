@@ -21,9 +21,9 @@ from recbole_llm.llm.backbone import (
     load_encoder,
     load_tokenizer,
     quiet_transformers,
-    resolve_dtype,
     resolve_llm,
 )
+from recbole_llm.llm.dtype import resolve_dtype
 from recbole_llm.text.cache import EmbeddingCache, text_digest
 from recbole_llm.text.pooling import pool_tokens, resolve_pooling, special_ids
 

@@ -116,7 +116,7 @@ def test_weights_of_16_bits_are_not_trained(name, more, folder):  # noqa: F811
 
 
 def test_auto_is_float32_where_every_weight_learns(folder, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("recbole_llm.llm.backbone.native_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("recbole_llm.llm.dtype.native_dtype", lambda device: torch.bfloat16)
     for tuning, expected in (("full", torch.float32), ("lora", torch.bfloat16)):
         made = untrained("LlamaRec", folder, tuning=tuning, llm_dtype="auto")
         assert made.model.ranker.get_input_embeddings().weight.dtype == expected

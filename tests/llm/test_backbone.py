@@ -16,9 +16,9 @@ from recbole_llm.llm.backbone import (
     load_encoder,
     load_seq2seq,
     load_tokenizer,
-    resolve_dtype,
     resolve_llm,
 )
+from recbole_llm.llm.dtype import resolve_dtype
 from recbole_llm.llm.tiny import TINY_NAMES
 
 FAMILIES = {"tiny-random-t5": "t5", "tiny-random-bert": "bert", "tiny-random-llama": "decoder"}
