@@ -19,10 +19,10 @@ from recbole_llm.data import benchmark
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items, without_cold
 from recbole_llm.data.histories import Histories, Pairs
 from recbole_llm.data.rows import NEXT, POSITION, HistoryRows, take
-from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, split_sessions
+from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, refuse_ranks, split_sessions
 from recbole_llm.data.splits import check_evaluated, grouped, leave_one_out
 from recbole_llm.data.tables import TableDataset
-from recbole_llm.data.times import are_ranks, examine_times, history_order, stable_order
+from recbole_llm.data.times import examine_times, history_order, stable_order
 from recbole_llm.errors import ConfigError, DataError
 
 
@@ -79,21 +79,9 @@ class HistoryDataset(TableDataset):
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         super()._load_inter_feat(token, dataset_path)
         if self.config["protocol"] == "temporal_session" and not self.config["allow_rank_times"]:
-            self._refuse_ranks()
-
-    def _refuse_ranks(self) -> None:
-        """Before any filter leaves gaps in the ranks."""
-        users = pd.factorize(self.inter_feat[self.uid_field])[0]
-        times = self.inter_feat[self.time_field].to_numpy()
-        order = history_order(users, times)
-        starts = np.flatnonzero(np.r_[True, np.diff(users[order]) != 0])
-        if are_ranks(times[order], starts):
-            raise DataError(
-                f"protocol=temporal_session needs times that can be compared between users, but in "
-                f"{self.source_files[0]} every user's {self.time_field!r} is a rank (0, 1, 2, ...): the sessions that "
-                "end last would be the longest ones. Convert the data with its timestamps (recbole-llm convert), use "
-                "leave-one-out (protocol=loo), or set allow_rank_times=True if that is what you want."
-            )
+            users = pd.factorize(self.inter_feat[self.uid_field])[0]
+            times = self.inter_feat[self.time_field].to_numpy()
+            refuse_ranks(users, times, f"in {self.source_files[0]}", self.time_field)
 
     def _normalize(self) -> None:
         # RecBole rounds to float32 when it makes tensors; sorting needs the times as they were written.

@@ -27,15 +27,6 @@ from recbole_llm.evaluator import mask
 from recbole_llm.model.base import Reranker
 
 
-def _transform(config: Any) -> Any:
-    """RecBole's transform of batches, ``transform``."""
-    name = config["transform"]
-    key = {"mask_itemseq": "mask_ratio", "crop_itemseq": "eta", "reorder_itemseq": "beta"}.get(name)
-    if key is not None and config[key] is None:
-        raise ConfigError(f"transform={name!r} needs a value for {key}, which is not set: set it, or leave it out.")
-    return construct_transform(config)
-
-
 class _Batches(Sampler):
     """Index tensors of one epoch, a batch at a time."""
 
@@ -71,7 +62,7 @@ class _ArrayLoader:
         self._init_batch_size_and_step()  # type: ignore[attr-defined]
         self.generator = torch.Generator()
         self.generator.manual_seed(config["seed"])
-        self.transform = _transform(config)
+        self.transform = construct_transform(config)
         self.is_sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
         self.epoch = 0
         self.candidates = None

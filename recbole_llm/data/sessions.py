@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recbole_llm.data.times import are_ranks, history_order
+from recbole_llm.errors import DataError
+
 UNUSED, TRAIN, VALID, TEST = range(4)
 
 
@@ -30,6 +33,27 @@ class SessionSplit:
     part: np.ndarray
     kept: np.ndarray
     counts: dict[str, int]
+
+
+def refuse_ranks(users: np.ndarray, times: np.ndarray, where: str, field: str) -> None:
+    """DataError where every user's times are ranks; asked before any filter leaves gaps in them.
+
+    Parameters
+    ----------
+    users : numpy.ndarray of int, shape (interactions,)
+    times : numpy.ndarray, shape (interactions,)
+    where, field : str
+        Names of the file and of the time in it.
+    """
+    order = history_order(users, times)
+    starts = np.flatnonzero(np.r_[True, np.diff(users[order]) != 0])
+    if are_ranks(times[order], starts):
+        raise DataError(
+            f"protocol=temporal_session needs times that can be compared between users, but {where} every user's "
+            f"{field!r} is a rank (0, 1, 2, ...): the sessions that end last would be the longest ones. Convert the "
+            "data with its timestamps (recbole-llm convert), use leave-one-out (protocol=loo), or set "
+            "allow_rank_times=True if that is what you want."
+        )
 
 
 def split_sessions(

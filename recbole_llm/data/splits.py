@@ -75,7 +75,9 @@ def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str
     users = int((np.diff(train.offsets) > 0).sum())
     wanted = _phases(config)
     parts = {"valid": valid, "test": test}
-    evaluated = {phase: len(np.unique(parts[phase].inter_feat[train.uid_field].numpy())) for phase in wanted}
+    evaluated = {
+        phase: np.count_nonzero(np.bincount(parts[phase].inter_feat[train.uid_field].numpy())) for phase in wanted
+    }
     last = "test" if "test" in wanted else "valid"
     longest = int(np.diff(train.offsets).max())
     rule, split = "", f"eval_args.split={config['eval_args']['split']!r}"

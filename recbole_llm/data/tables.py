@@ -281,9 +281,9 @@ class TableDataset(SequentialDataset):
             codes, unique = pd.factorize(values)
             coded.append((codes, np.asarray(unique, dtype=object)))
         for _, unique in coded:
-            if any(token.endswith("\0") for token in unique):  # NumPy's strings drop it
+            if "\0" in "".join(unique):  # at the end of a string, NumPy drops it
                 field = str(remap_list[0][1])
-                raise DataError(f"{field!r}: an id ends with a NUL character. Remove it from the file.")
+                raise DataError(f"{field!r}: an id has a NUL character. Remove it from the file.")
         merged, tokens = pd.factorize(np.concatenate([unique for _, unique in coded]))
         id_token = np.array(["[PAD]", *tokens])
         token_id = {token: i for i, token in enumerate(id_token)}

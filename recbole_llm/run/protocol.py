@@ -49,8 +49,8 @@ def _ranking(mode: str, mask_history: bool) -> str:
     if mode == "full":
         return "full ranking"
     drawn = "uniformly" if mode.startswith("uni") else "by popularity in training"
-    where = "outside the history, so masked and unmasked agree" if mask_history else "in or outside the history"
-    return f"ranked among {mode[3:]} distinct items sampled {drawn} {where}"
+    where = "outside the history" if mask_history else "in or outside the history"
+    return f"ranked among {mode[3:]} distinct items sampled {drawn} {where} (masked and unmasked agree)"
 
 
 def _temporal_session(config: Config) -> str:
