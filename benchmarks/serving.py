@@ -65,7 +65,7 @@ def measure_run(run_dir: str, options: argparse.Namespace) -> list[list]:
 def steps(recommender: Recommender, histories: list[list[str]], synchronize) -> list:
     """One more item for a user whose state is at hand, top 10 of all items; one user, then a batch."""
     model, device = recommender.model, recommender.device
-    ids = [[recommender._ids[item] for item in history] for history in histories]
+    ids = [[recommender._catalogue.ids[item] for item in history] for history in histories]
     rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)
     length = torch.tensor([len(row) for row in ids], device=device)
     state = model.state_of(rows[:, :-1], (length - 1).clamp(min=0))

@@ -90,10 +90,11 @@ class ServedDataset(HistoryDataset):
             known = self.field2id_token.get(field, self.trained.tokens[field])
             values = feat[field] if ftype == FeatureType.TOKEN else np.concatenate([[], *feat[field]])
             ids, tokens = self.trained.numbers(known, values, grow=field == self.uid_field)
-            if ftype != FeatureType.TOKEN:
+            if ftype == FeatureType.TOKEN:
+                feat[field] = ids
+            else:
                 ends = np.cumsum([len(part) for part in feat[field]])[:-1]
-                ids = pd.Series(np.split(ids, ends), index=feat.index, dtype=object)
-            feat[field] = ids
+                feat[field] = pd.Series(np.split(ids, ends), index=feat.index, dtype=object)
             self._set_tokens(field, tokens)
 
     def _set_tokens(self, field: str, tokens: np.ndarray) -> None:

@@ -76,7 +76,7 @@ class TrainedData:
         temporary = folder / f"{FILE}.tmp"
         try:
             with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
             os.replace(temporary, folder / FILE)
         finally:
             temporary.unlink(missing_ok=True)

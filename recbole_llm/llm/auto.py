@@ -19,7 +19,8 @@ def recording() -> Iterator[list[dict[str, Any]]]:
 
     Each entry has ``preferred``, ``causal`` and ``weights``, which were asked for, and ``name`` and ``revision``.
     """
-    token = _chosen.set(found := [])
+    found: list[dict[str, Any]] = []
+    token = _chosen.set(found)
     try:
         yield found
     finally:

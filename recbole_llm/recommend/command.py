@@ -17,7 +17,8 @@ from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
 from recbole_llm.recommend import files, reading
-from recbole_llm.recommend.recommender import HISTORIES, UNKNOWN, Recommender
+from recbole_llm.recommend.catalogue import UNKNOWN
+from recbole_llm.recommend.recommender import HISTORIES, Recommender
 from recbole_llm.run.identity import SERVING
 from recbole_llm.run.logging import log_to_console
 from recbole_llm.run.protocol import protocol_text

@@ -43,7 +43,7 @@ class Run:
     @property
     def everything(self) -> HistoryDataset:
         """The dataset with all interactions, those that are new since the run was trained included."""
-        return getattr(self.dataset, "grown", self.dataset)
+        return self.dataset.grown if isinstance(self.dataset, ServedDataset) else self.dataset
 
 
 def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None) -> Run:

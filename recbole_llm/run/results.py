@@ -186,7 +186,7 @@ def save_arrays(file: Path, **arrays: np.ndarray) -> None:
     temporary = file.with_name(f"{file.name}.tmp")
     try:
         with temporary.open("wb") as out:
-            np.savez_compressed(out, **arrays)
+            np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -150,7 +150,7 @@ def test_recommending_to_a_long_history_excludes_all_of_it(folder):
     recommender.model._candidates = lambda *given: seen.append(original(*given)) or seen[-1]
     (found,) = recommender.recommend([history], k=ITEMS)
     assert {each.item for each in found} == set(recommender.items) - set(history)
-    assert set(recommender._tokens[seen[0][0]]) <= set(recommender.items) - set(history)
+    assert set(recommender._catalogue.tokens[seen[0][0]]) <= set(recommender.items) - set(history)
 
 
 # ---- the mask itself

@@ -95,10 +95,10 @@ def test_valid_lists_know_less_than_test_lists(run_dirs):
 @pytest.mark.parametrize("name", ["LLMSeqSim", "LRURec", "LLM2SASRec", "LiteLLM4Rec", "SASRec", "GRU4Rec"])
 def test_products_and_full_scores_give_the_same_lists(name, run_dirs, monkeypatch):
     recommender = Recommender.load(run_dirs(name))
-    assert recommender._products is not None
+    assert recommender._scorer.products is not None
     monkeypatch.setitem(topk.SCORES_AT_ONCE, "cpu", 24 * 4)  # several blocks
     by_blocks = pd.concat(recommender.recommend_users(k=7))
-    monkeypatch.setattr(recommender, "_products", None)
+    monkeypatch.setattr(recommender._scorer, "products", None)
     whole = pd.concat(recommender.recommend_users(k=7))
     assert by_blocks["user_id"].tolist() == whole["user_id"].tolist()
     np.testing.assert_allclose(by_blocks["score"], whole["score"], rtol=1e-4, atol=1e-5)
@@ -200,7 +200,7 @@ def test_the_top_n_task_has_no_lists(run_dirs):
 def test_allow_and_deny(products, run_dirs, monkeypatch, caplog):
     recommender = Recommender.load(run_dirs("LRURec"))
     if not products:
-        monkeypatch.setattr(recommender, "_products", None)
+        monkeypatch.setattr(recommender._scorer, "products", None)
     (whole,) = recommender.recommend([["i5"]], k=ITEMS)
     allow, deny = [f"i{i}" for i in range(0, 20, 2)], ["i2", "i4", "i5", "i77"]
     (some,) = recommender.recommend([["i5"]], k=ITEMS, allow=[*allow, "gone"], deny=deny)
@@ -260,7 +260,7 @@ def test_products_of_the_vectors_are_the_scores(name, run_dirs):
 def test_other_similarities_of_llmseqsim(settings, run_dirs):
     recommender = Recommender.load(run_dirs("LLMSeqSim", **settings))
     if settings["similarity"] == "euclidean":
-        assert recommender._products is None
+        assert recommender._scorer.products is None
     else:
         assert np.linalg.norm(recommender.user_vectors([["i1", "i2"]])) == pytest.approx(1, abs=1e-5)
     (found,) = recommender.recommend([["i0", "i1"]], k=1)
