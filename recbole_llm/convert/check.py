@@ -249,7 +249,11 @@ def _interactions(
     codes = (array("i"), array("i"))
     times = array("d")
     for numbers, columns in file.batches():
-        rows = (columns[user_place], columns[item_place], columns[time_place] if time_place is not None else None)
+        rows: _Rows = (
+            columns[user_place],
+            columns[item_place],
+            columns[time_place] if time_place is not None else None,
+        )
         if any("" in column for column in rows if column is not None) or not _are_numbers(rows[2] or ()):
             rows = _usable(file, numbers, rows, time_field)
         codes[0].extend(map(users.__getitem__, rows[0]))

@@ -82,7 +82,8 @@ def check_main(argv: Sequence[str]) -> int:
         if key not in (*SETTINGS, "dataset", "data_path"):
             raise ConfigError(f"`recbole-llm check` has no setting {key!r}.{nearest(key, SETTINGS)}")
     settings.update(given)
-    dataset, data_path = (names or [settings.get("dataset")])[0], settings.get("data_path") or "dataset"
+    dataset = names[0] if names else settings.get("dataset")
+    data_path = settings.get("data_path") or "dataset"
     if not dataset or len(names) > 1:
         raise ConfigError(
             "`recbole-llm check DATASET` takes one dataset, a name or a folder"

@@ -150,7 +150,12 @@ class Interactions:
         self._clear()
 
     def _clear(self) -> None:
-        self._buffer = {"user": array("i"), "item": array("i"), "time": array("q"), "micro": array("i")}
+        self._buffer: dict[str, array[Any]] = {
+            "user": array("i"),
+            "item": array("i"),
+            "time": array("q"),
+            "micro": array("i"),
+        }
         self._buffer.update({name: array("d") for name in self._values})
 
     def __enter__(self) -> "Interactions":
@@ -331,7 +336,11 @@ class Interactions:
 def connect(**config: Any) -> duckdb.DuckDBPyConnection:
     """Return a database in memory, which shows no progress bars of its own and loads nothing from the network."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    settings = {"memory_limit": MEMORY, "threads": min(THREADS, cores), "autoinstall_known_extensions": False}
+    settings: dict[str, Any] = {
+        "memory_limit": MEMORY,
+        "threads": min(THREADS, cores),
+        "autoinstall_known_extensions": False,
+    }
     engine = duckdb.connect(config={**settings, **config})
     engine.execute("SET enable_progress_bar = false")
     return engine
