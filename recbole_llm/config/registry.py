@@ -149,6 +149,7 @@ def _import_class(reference: str) -> type:
         raise ConfigError(f"model={reference!r} must have the form package.module:Class.")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # behind everything that is installed
+    _refuse_code_of_a_run(reference, module_name.partition(".")[0])
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -169,6 +170,19 @@ def _import_class(reference: str) -> type:
             )
         found = getattr(found, part)
     return require_sequential(found, reference)
+
+
+def _refuse_code_of_a_run(reference: str, package: str) -> None:
+    """Refuse a module that lies in a run directory: a run that someone else made must not bring code along."""
+    spec = importlib.util.find_spec(package) if package not in sys.modules else None
+    places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
+    for place in places:
+        for folder in Path(place or "").resolve().parents:
+            if (folder / "config.yaml").is_file() and (folder / "model.safetensors").is_file():
+                raise ConfigError(
+                    f"model={reference!r}: {package!r} lies in the run directory {folder}, and what a run directory "
+                    "brings along is not run. If you trust it, copy it to a folder of your own."
+                )
 
 
 def require_sequential(found: Any, name: Any) -> type:

@@ -123,6 +123,22 @@ def test_a_subclass_has_the_settings_of_its_parent(project):
     assert (reference_of(get_model("LRURec")), reference_of(get_model("SASRec"))) == ("LRURec", "SASRec")
 
 
+@pytest.mark.parametrize("inside", ["evil.py", "evil/__init__.py", "code/evil.py"])
+def test_a_run_directory_brings_no_code_along(project, monkeypatch, inside):
+    assert main([f"--model={project}:Mine", *SETTINGS, "--epochs=1"]) == 0
+    folder = run_dir_of("Mine-cycle-*").resolve()
+    (folder / inside).parent.mkdir(exist_ok=True)
+    (folder / inside).write_text("open('ran', 'w').close()\nclass Mine: pass\n")
+    settings = (folder / "config.yaml").read_text().replace(f"{project}:Mine", "evil:Mine")
+    (folder / "config.yaml").write_text(settings)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str((folder / inside).parent if inside.startswith("code") else folder))
+    assert main(["recommend", ".", "--out=top.csv"]) == 2
+    with pytest.raises(ConfigError, match="'evil' lies in the run directory"):
+        get_model("evil:Mine")
+    assert not list(folder.rglob("ran"))
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
