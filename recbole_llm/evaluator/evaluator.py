@@ -15,13 +15,15 @@ from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score
 
 from recbole_llm import distributed
+from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.evaluation import Evaluation, Metrics
-from recbole_llm.evaluator.mask import Pairs
+from recbole_llm.evaluator.mask import Pairs, remove_history
 from recbole_llm.evaluator.progress import progress
 from recbole_llm.evaluator.ranks import RankCollector, Ranks, ScoreError
 from recbole_llm.evaluator.retrieval import Retrieved, summary
+from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.precision import autocast_dtype
 from recbole_llm.model.base import Reranker
 
@@ -320,6 +322,21 @@ class Evaluator:
                     known = distributed.from_main(lambda: self._keep(collected, folder, data.phase, key))
             self._retrieved[data.phase, key] = known
         return self._retrieved[data.phase, key]
+
+    @torch.no_grad()
+    def with_candidates(self, model: Any, batch: tuple[Any, ...], phase: str) -> Interaction:
+        """Rows of a full-sort batch, with the candidates that :meth:`evaluate` hands to a reranker."""
+        interaction, history, _, target = batch
+        if not isinstance(model, Reranker) or not model.reranks:
+            return interaction
+        scores = model.retriever_scores(interaction.to(self.device))
+        if self.config["mask_history"]:
+            remove_history(scores, history)
+        items = top_items(scores, model.reranks).to(target.device)
+        if model.reranks_retrieved_only(phase):
+            items = items.masked_fill(~(items == target[:, None]).any(1, keepdim=True), 0)
+        interaction.update(Interaction({CANDIDATES: items}))
+        return interaction
 
     def _keep(self, collected: Collected | None, folder: Path | None, phase: str, key: str) -> Retrieved:
         assert collected is not None

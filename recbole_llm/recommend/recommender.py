@@ -198,7 +198,9 @@ class Recommender:
             return
         loader = self._users.evaluation(history)
         for index in wanted.split(loader.step):
-            interaction, pairs, _, target = loader.collate_fn(index)
+            batch = loader.collate_fn(index)
+            _, pairs, _, target = batch
+            interaction = self.run.trainer.evaluator.with_candidates(self.model, batch, history)
             scores = self._scorer.scores(interaction)
             lists = self._scorer.from_scores(scores, pairs if masked else None, k, allowed)
             yield TopK(lists.item, lists.score, interaction[self.dataset.uid_field], target)

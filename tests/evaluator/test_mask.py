@@ -77,8 +77,8 @@ def untrained(name, folder, **more):
     return Run(config, dataset, model, trainer, train, valid, test)
 
 
-def lists_of(recommender, **how):
-    frame = pd.concat(recommender.recommend_users(k=K, history="test", **how))
+def lists_of(recommender, history="test", **how):
+    frame = pd.concat(recommender.recommend_users(k=K, history=history, **how))
     return {user: part["item_id"].tolist() for user, part in frame.groupby("user_id", sort=False)}
 
 
@@ -94,6 +94,18 @@ def test_recommended_lists_are_those_of_the_evaluator(name, length, folder):
             user: dataset.id2token("item_id", row[row > 0]).tolist() for user, row in zip(users, lists, strict=True)
         }
         assert lists_of(Recommender(made), mask_history=masked) == expected
+
+
+@pytest.mark.parametrize("skip", ["never", "valid", "always"])
+@pytest.mark.parametrize("history", ["valid", "test"])
+def test_users_that_are_not_reranked_are_the_same(skip, history, folder):
+    made = untrained("LlamaRec", folder, MAX_ITEM_LIST_LENGTH=5, skip_users_without_target=skip)
+    data = made.valid_data if history == "valid" else made.test_data
+    made.trainer.evaluate(data, load_best_model=False)
+    ranks, dataset = made.trainer.evaluation.ranks, made.dataset
+    users = dataset.id2token("user_id", ranks.user)
+    found = lists_of(Recommender(made), history)
+    assert [found[user] for user in users] == [dataset.id2token("item_id", row).tolist() for row in ranks.masked_lists]
 
 
 @pytest.mark.parametrize("name", ["LlamaRec", "LLMSeqPrompt", "ScoreEnsemble", "LLMSeqSimPopularity"])

@@ -1,0 +1,29 @@
+"""An order that ties decide does not go unnoticed."""
+
+import pytest
+
+from recbole_llm.quick_start import run
+from tests.worlds import write_dataset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_share_of_tied_targets_stands_beside_the_metrics(alike, tmp_path, caplog):
+    histories = {f"u{u}": [f"i{(5 * u + 3 * i) % 20}" for i in range(5)] for u in range(12)}
+    texts = {f"i{i}": "thing" if alike else f"thing {i} {i * i}" for i in range(20)}
+    write_dataset(tmp_path / "data", "same", histories, texts)
+    settings = {
+        "llm": "tiny-random-t5",
+        "data_path": str(tmp_path / "data"),
+        "checkpoint_dir": str(tmp_path / "saved"),
+        "embedding_cache_dir": str(tmp_path / "cache"),
+        "dim_reduction": "none",
+        "use_gpu": False,
+        "show_progress": False,
+    }
+    with caplog.at_level("INFO"):
+        run("LLMSeqSim", "same", config_dict=settings)
+    rows = [line.split() for line in caplog.text.splitlines() if line.startswith("tied targets")]
+    assert rows == ([["tied", "targets", "1.000000", "1.000000"]] if alike else [])
+    assert ("100.0% of the targets share their score" in caplog.text) is alike
