@@ -34,6 +34,11 @@ class MicroBatches:
         Activations are computed again in the backward pass, layer by layer.
     """
 
+    @classmethod
+    def of(cls, lm: Any, settings: Any) -> MicroBatches:
+        """Return those of the settings ``micro_batch_tokens`` and ``gradient_checkpointing``."""
+        return cls(lm, settings.micro_batch_tokens, settings.gradient_checkpointing)
+
     def __init__(self, lm: Any, tokens: int | None, checkpointed: bool) -> None:
         self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
         config = lm.config.get_text_config()

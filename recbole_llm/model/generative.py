@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
-from recbole_llm.config.values import choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.candidates import CANDIDATES, UnseenNegatives
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded
@@ -38,8 +38,8 @@ from recbole_llm.prompt.decoding import (
     exact_scores,
     item_scores,
 )
-from recbole_llm.prompt.item_index import SCHEMES, Histories, ItemIndex, build_item_index
-from recbole_llm.prompt.p5 import RULES, PromptTable, Templates, WordPrompts
+from recbole_llm.prompt.item_index import Histories, ItemIndex, build_item_index
+from recbole_llm.prompt.p5 import PromptTable, Templates, WordPrompts
 from recbole_llm.text.item_text import item_text_of
 
 PAPER_LLM = "google-t5/t5-small"
@@ -70,21 +70,15 @@ class GenerativeRecommender(LLMRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        choice(config, "loss_type", ["CE"])
-        self.task = choice(config, "task", ["sequential", "topn"])
-        self.head_kind = choice(config, "head", ["decoder", "projection"])
-        self.item_repr = choice(config, "item_repr", ["index", "title"])
-        self.decoding = choice(config, "decoding", ["unconstrained", "trie", "exact"])
-        self.loss_reduction = choice(config, "loss_reduction", ["token", "sample"])
-        self.prompt_cut = choice(config, "prompt_cut", ["oldest", "right"])
-        self.whole_word_rule = choice(config, "whole_word", list(RULES))
-        self.whole_word_at_test = bool(config["whole_word_at_test"])
-        self.pad_in_loss = bool(config["pad_in_loss"])
-        self.unmasked_cross_attention = bool(config["unmasked_cross_attention"])
-        self.max_prompt_tokens = int(config["max_prompt_tokens"])
-        self.beams, self.length_penalty = int(config["beams"]), float(config["length_penalty"])
-        self.early_stopping = bool(config["early_stopping"])
-        self.max_new_tokens = config["max_new_tokens"] and int(config["max_new_tokens"])
+        self.settings = settings = schema.Generative.of(config)
+        self.task, self.head_kind, self.item_repr = settings.task, settings.head, settings.item_repr
+        self.decoding, self.loss_reduction = settings.decoding, settings.loss_reduction
+        self.prompt_cut, self.max_prompt_tokens = settings.prompt_cut, settings.max_prompt_tokens
+        self.whole_word_rule, self.whole_word_at_test = settings.whole_word, settings.whole_word_at_test
+        self.pad_in_loss = settings.pad_in_loss
+        self.unmasked_cross_attention = settings.unmasked_cross_attention
+        self.beams, self.length_penalty = settings.beams, settings.length_penalty
+        self.early_stopping, self.max_new_tokens = settings.early_stopping, settings.max_new_tokens
         self.k = max(config["topk"])
         self.mask_history = bool(config["mask_history"])
         if self.head_kind == "decoder" and self.beams < self.k and self.decoding != "exact":
@@ -92,21 +86,21 @@ class GenerativeRecommender(LLMRecommender):
         self.tasks = self.train_tasks(config)
         key = "topn_test_template" if self.task == "topn" else "test_template"
         self.templates = Templates.of(self.templates_of(config), self.task, self.test_template_of(config, key), key)
-        self._separators = list(config["separators"])
-        self._item_prefix, self._target_prefix = str(config["item_prefix"] or ""), str(config["target_prefix"] or "")
+        self._separators = list(self.settings.separators)
+        self._item_prefix, self._target_prefix = settings.item_prefix or "", settings.target_prefix or ""
 
         spec = LLMSpec.from_config(config, key="llm", preferred=PAPER_LLM)
-        scratch = choice(config, "rec_llm_init", ["pretrained", "scratch"]) == "scratch"
+        scratch = self.settings.rec_llm_init == "scratch"
         self.resolved = resolve_llm(spec, logger=self.logger, weights=not scratch)
         self.scratch = scratch
         self.tokenizer = load_tokenizer(self.resolved)
         # With codes in the place of texts nothing is read: a control of the text would change nothing.
-        by_text = self.item_repr == "title" or config["item_index"] == "title"
+        by_text = self.item_repr == "title" or self.settings.item_index == "title"
         self.item_text = item_text_of(dataset, config, for_prompt=True) if by_text else None
         index = build_item_index(
-            choice(config, "item_index", list(SCHEMES)),
+            self.settings.item_index,
             Histories.of(dataset),
-            int(config["item_index_seed"]),
+            self.settings.item_index_seed,
             self.item_text.texts if self.item_text else (),
             **self._index_options(config),
         )
@@ -118,25 +112,25 @@ class GenerativeRecommender(LLMRecommender):
         if index.new_tokens:
             self.tokenizer.add_tokens(index.new_tokens)
 
-        rate = config["dropout"] if config["dropout"] is None else float(config["dropout"])
+        rate = settings.dropout
         self.t5: Any
         if self.head_kind == "decoder":
-            width = config["feed_forward_size"]
-            self.t5 = load_seq2seq(self.resolved, not scratch, rate, width and int(width), config["scratch_shape"])
+            width = self.settings.feed_forward_size
+            self.t5 = load_seq2seq(self.resolved, not scratch, rate, width, self.settings.scratch_shape)
             self.d = self.t5.config.d_model
         else:
             self.t5 = load_encoder(
-                self.resolved, not scratch, dtype_to_train(self.resolved), rate, config["scratch_shape"]
+                self.resolved, not scratch, dtype_to_train(self.resolved), rate, self.settings.scratch_shape
             )
             self.d = self.t5.config.d_model
             self.projection = nn.Linear(self.d, self.n_items, bias=False)
         if index.new_tokens and len(self.tokenizer) > self.t5.get_input_embeddings().num_embeddings:
             self.t5.resize_token_embeddings(len(self.tokenizer))
-        if config["digit_embedding_range"] is not None:
-            self._redraw_digits(float(config["digit_embedding_range"]))
-        self.whole_word_embedding = nn.Embedding(int(config["whole_word_size"]), self.d)
-        nn.init.normal_(self.whole_word_embedding.weight, std=float(config["whole_word_std"]))
-        shape = (len(self.tasks), int(config["soft_prompts"]), self.d)
+        if self.settings.digit_embedding_range is not None:
+            self._redraw_digits(self.settings.digit_embedding_range)
+        self.whole_word_embedding = nn.Embedding(self.settings.whole_word_size, self.d)
+        nn.init.normal_(self.whole_word_embedding.weight, std=self.settings.whole_word_std)
+        shape = (len(self.tasks), self.settings.soft_prompts, self.d)
         self.soft_prompt = nn.Parameter(torch.empty(shape).uniform_(-0.1, 0.1)) if shape[1] else None
         self.register_buffer("index_codes", self._as_bytes(index))
         self._use_index(index)
@@ -165,7 +159,7 @@ class GenerativeRecommender(LLMRecommender):
 
     def n_negatives(self, config: Any) -> int:
         """Return how many items that a user has not had a training row comes with; 0: none."""
-        return int(config["topn_negatives"]) if "topn" in self.tasks and self.task != "topn" else 0
+        return self.settings.topn_negatives if "topn" in self.tasks and self.task != "topn" else 0
 
     def _negatives(self, config: Any, dataset: Any) -> UnseenNegatives | None:
         wanted = self.n_negatives(config)
@@ -181,14 +175,10 @@ class GenerativeRecommender(LLMRecommender):
 
     @staticmethod
     def _index_options(config: Any) -> dict[str, Any]:
-        clusters = {"clusters": config["item_index_clusters"], "cluster_size": config["item_index_cluster_size"]}
-        quantisation = {
-            "factors": config["item_index_factors"],
-            "subspaces": config["item_index_subspaces"],
-            "codewords": config["item_index_codewords"],
-        }
-        options = {"collaborative": clusters, "sci": clusters, "gci": quantisation}.get(config["item_index"], {})
-        return {name: int(value) for name, value in options.items() if value is not None}
+        clusters, quantisation = ("clusters", "cluster_size"), ("factors", "subspaces", "codewords")
+        names = {"collaborative": clusters, "sci": clusters, "gci": quantisation}.get(config["item_index"], ())
+        options = {name: config[f"item_index_{name}"] for name in names}
+        return {name: value for name, value in options.items() if value is not None}
 
     def _redraw_digits(self, bound: float) -> None:
         """Embeddings of number tokens start anew from U(-bound, bound) (LightLM)."""

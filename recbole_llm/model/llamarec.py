@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 
 from recbole_llm.config.registry import get_model
-from recbole_llm.config.values import at_least, choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.mask import excluded, without
@@ -94,36 +94,27 @@ class LlamaRec(Reranker):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        self.settings = schema.LlamaRec.of(config)
         self.config = config
         self._check(config)
         self.resolved = self.resolve_llm(config)
         tuned_dtype(self.resolved, config)  # what cannot be trained is refused before anything is
         # Before the retriever is trained, which may take hours.
-        if config["load_in_4bit"]:
+        if self.settings.load_in_4bit:
             require_bitsandbytes()
-        if config["tuning"] == "lora":
-            lora_targets(causal_lm_skeleton(self.resolved), self.resolved, config["lora_target_modules"])
+        if self.settings.tuning == "lora":
+            lora_targets(causal_lm_skeleton(self.resolved), self.resolved, self.settings.lora_target_modules)
         self.ranker: Any = None
         self.mask_history = bool(config["mask_history"])
-        self.n_candidates = int(config["n_candidates"])
-        self.loss = config["ranker_loss"]
+        self.n_candidates = self.settings.n_candidates
+        self.loss = self.settings.ranker_loss
         self._build_prompts(config, dataset)
         self._build_retriever(config, dataset)
-        self.pools = int(config["negative_pool"]) if config["train_negatives"] == "retriever" else 0
+        self.pools = self.settings.negative_pool if self.settings.train_negatives == "retriever" else 0
 
     def _check(self, config: Any) -> None:
-        choice(config, "loss_type", ["CE"])
-        choice(config, "llm_init", ["pretrained", "scratch"])
-        choice(config, "verbalizer", ["in_context", "original"])
-        choice(config, "ranker_loss", ["letter_eos", "letter", "candidates"])
-        choice(config, "train_negatives", ["random", "retriever"])
-        choice(config, "skip_users_without_target", ["never", "valid", "always"])
         check_tuning(config)
-        if not 0 <= float(config["retriever_weight"]) <= 1:
-            raise ConfigError(f"retriever_weight={config['retriever_weight']!r} must be between 0 and 1.")
-        for key, least in (("n_candidates", 2), ("max_history", 1), ("permutations", 1), ("rank_batch_size", 1)):
-            at_least(config, key, least)
-        if config["train_negatives"] == "retriever" and int(config["negative_pool"]) < int(config["n_candidates"]):
+        if self.settings.train_negatives == "retriever" and self.settings.negative_pool < self.settings.n_candidates:
             raise ConfigError(
                 f"negative_pool={config['negative_pool']} must be at least n_candidates={config['n_candidates']}."
             )
@@ -148,7 +139,7 @@ class LlamaRec(Reranker):
 
     def _build_retriever(self, config: Any, dataset: Any) -> None:
         """A new model by its name, or the model of a finished run by its folder."""
-        name = str(config["retriever"])
+        name = self.settings.retriever
         self.retriever_from: str | None = None
         self.training_stages = [RETRIEVER, RANKER]
         self.learned_earlier: tuple[str, ...] = ("retriever.",)
@@ -162,14 +153,14 @@ class LlamaRec(Reranker):
                     f"retriever={name!r} numbers its items in another way than this run. Train it again with the same "
                     "files and filters."
                 )
-            if config["retriever_settings"]:
+            if self.settings.retriever_settings:
                 raise ConfigError(
                     f"retriever_settings={config['retriever_settings']} are for a retriever that is trained here, and "
                     f"{name} is a finished run. Leave them out, or set retriever_settings={{}}."
                 )
         else:
             self._check_name(name)
-            self.retriever_config = submodel.inner_config(name, config, config["retriever_settings"])
+            self.retriever_config = submodel.inner_config(name, config, self.settings.retriever_settings)
             config.notices += self.retriever_config.notices
             self._refuse(self.retriever_config)
             self.retriever = submodel.build(self.retriever_config, dataset)
@@ -209,11 +200,11 @@ class LlamaRec(Reranker):
             return
         config = self.config
         self.retriever.requires_grad_(False)
-        ranker = load_for_tuning(self.resolved, config, config["llm_init"] == "pretrained", self.device)
+        ranker = load_for_tuning(self.resolved, config, self.settings.llm_init == "pretrained", self.device)
         ranker.config.use_cache = False
         ranker = with_adapters(ranker, self.resolved, config)
         self.ranker = ranker
-        self.micro_batches = MicroBatches(ranker, config["micro_batch_tokens"], config["gradient_checkpointing"])
+        self.micro_batches = MicroBatches.of(ranker, self.settings)
         self.train(self.training)
         trained = sum(p.numel() for p in ranker.parameters() if p.requires_grad)
         getLogger().info(
@@ -234,19 +225,21 @@ class LlamaRec(Reranker):
         self.item_text = item_text_of(dataset, config, title_only=True)
         tokens = dataset.field2id_token[dataset.iid_field]
         titles = [text or f"Item {token}" for text, token in zip(self.item_text.texts, tokens, strict=True)]
-        words = label_words(config["label_words"], self.n_candidates)
-        template = PromptTemplate.read(str(config["prompt"]))
-        limit, positions = int(config["max_prompt_length"]), position_limit(self.resolved)
+        words = label_words(self.settings.label_words, self.n_candidates)
+        template = PromptTemplate.read(self.settings.prompt)
+        limit, positions = self.settings.max_prompt_length, position_limit(self.resolved)
         if positions is not None and limit + 2 > positions:
             raise ConfigError(
                 f"max_prompt_length={limit} is beyond the {positions} positions of {self.resolved.name}, which a "
                 f"prompt shares with the answer: set it to {positions - 2} or less."
             )
-        recent = min(int(config["max_history"]), int(config["MAX_ITEM_LIST_LENGTH"]))
-        self.composer = PromptComposer(tokenizer, template, titles, words, recent, limit, config["max_title_tokens"])
+        recent = min(self.settings.max_history, int(config["MAX_ITEM_LIST_LENGTH"]))
+        self.composer = PromptComposer(
+            tokenizer, template, titles, words, recent, limit, self.settings.max_title_tokens
+        )
         example = self.composer.text([], [min(1, self.n_items - 1)])
         answers = ids_in_context(tokenizer, example, words)
-        read = answers if config["verbalizer"] == "in_context" else ids_alone(tokenizer, words)
+        read = answers if self.settings.verbalizer == "in_context" else ids_alone(tokenizer, words)
         if self.loss == "letter_eos" and tokenizer.eos_token_id is None:
             raise ConfigError(
                 f"ranker_loss=letter_eos: {self.resolved.name} has no end token. Use ranker_loss=letter."
@@ -258,7 +251,7 @@ class LlamaRec(Reranker):
 
     def batch_costs(self) -> tuple[torch.Tensor, int] | None:
         """Tokens of every item in a prompt, (n_items,), and how many of a history are in one; None: in any order."""
-        if not self.config["length_bucketing"]:
+        if not self.settings.length_bucketing:
             return None
         return self.composer.item_costs(), self.composer.max_history
 
@@ -336,7 +329,7 @@ class LlamaRec(Reranker):
 
     def reranks_retrieved_only(self, phase: str) -> bool:
         """Whether users are left out whose target, which this reads, is not among the candidates."""
-        when = self.config["skip_users_without_target"]
+        when = self.settings.skip_users_without_target
         return when == "always" or when == phase
 
     def retriever_key(self) -> str:
@@ -397,8 +390,8 @@ class LlamaRec(Reranker):
         torch.Tensor, shape (B, C)
             Larger is better; ``-inf`` where there is none.
         """
-        config, here = self.config, candidates > 0
-        orders, weight = int(config["permutations"]), float(config["retriever_weight"])
+        here = candidates > 0
+        orders, weight = self.settings.permutations, self.settings.retriever_weight
         total = torch.zeros(candidates.shape, device=candidates.device)
         for number in range(orders):
             order = self._order(number, history, candidates)
@@ -418,7 +411,7 @@ class LlamaRec(Reranker):
 
     def _order(self, number: int, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """In which order the candidates are shown, (B, C): a function of row, number and seed, not of the batch."""
-        if number == 0 and not self.config["shuffle_candidates"]:
+        if number == 0 and not self.settings.shuffle_candidates:
             return torch.arange(candidates.shape[1], device=candidates.device).expand_as(candidates)
         return shuffled(candidates, history, int(self.config["seed"]) * 1_000_003 + number)
 
@@ -429,8 +422,8 @@ class LlamaRec(Reranker):
         self.tokens_read += int(prompts.length.sum())
         order = prompts.length.argsort()
         widths = prompts.length[order].tolist()
-        for start in range(0, len(order), int(self.config["rank_batch_size"])):
-            rows = order[start : start + int(self.config["rank_batch_size"])]
+        for start in range(0, len(order), self.settings.rank_batch_size):
+            rows = order[start : start + self.settings.rank_batch_size]
             width = widths[start + len(rows) - 1]
             ids, mask = prompts.ids[rows, -width:], prompts.mask[rows, -width:]
             result[rows] = self._letters(ids, mask, candidates.shape[1])
@@ -458,7 +451,7 @@ class LlamaRec(Reranker):
         return {
             "llm": self.resolved.label(),
             "llm_revision": self.resolved.revision,
-            "llm_init": self.config["llm_init"],
+            "llm_init": self.settings.llm_init,
             "retriever": self.retriever_config["model"],
             "retriever_from": self.retriever_from,
             "retriever_key": self.retriever_key(),

@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 from transformers import GenerationConfig
 
-from recbole_llm.config.values import at_least, choice
+from recbole_llm.config.schema import models as schema
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
@@ -57,7 +57,6 @@ from recbole_llm.run import submodel
 from recbole_llm.text.encoder import TextEncoder, encode_items
 from recbole_llm.text.item_text import item_text_of
 
-VARIANTS = ("genitem", "genlist", "classify", "rank")
 # The papers' models are paid services; this one is open, small, and has a chat template.
 STAND_IN_CAUSAL_LM = "Qwen/Qwen2.5-0.5B-Instruct"
 # What an item without a title is called in a prompt (the authors' words).
@@ -98,12 +97,13 @@ class LLMSeqPrompt(LLMRecommender):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
+        self.settings = schema.LLMSeqPrompt.of(config)
         self.config = config
-        self.variant = str(choice(config, "variant", VARIANTS))
+        self.variant = self.settings.variant
         self._check(config)
         self.mask_history = bool(config["mask_history"])
         self.single = self.variant == "genitem"
-        self.k = min(int(config["list_length"]), self.n_items - 1)
+        self.k = min(self.settings.list_length, self.n_items - 1)
         self.resolved = self.resolve_llm(config)
         tuned_dtype(self.resolved, config)  # what cannot be trained is refused before anything is
         self._build_seqsim(config, dataset)
@@ -118,36 +118,23 @@ class LLMSeqPrompt(LLMRecommender):
         self.start_evaluation()
 
     def _check(self, config: Any) -> None:
-        choice(config, "loss_type", ["CE"])
-        choice(config, "prompt_style", ["chat", "completion"])
-        choice(config, "rec_llm_init", ["pretrained", "scratch"])
-        choice(config, "decoding", ["sample", "beam", "trie"])
-        choice(config, "unknown_names", ["nearest", "drop"])
-        choice(config, "fill", ["seqsim", "random"])
         check_tuning(config)
         if self.variant != "genitem":
-            if config["prompt_style"] == "completion":
+            if self.settings.prompt_style == "completion":
                 raise ConfigError(
                     f"prompt_style=completion is GenItem's of 2023; variant={self.variant} has chat only."
                 )
-            if config["decoding"] != "sample":
+            if self.settings.decoding != "sample":
                 raise ConfigError(
                     f"decoding={config['decoding']!r} finds single names; variant={self.variant} writes lists. Use "
                     "decoding=sample (temperature=0: greedy)."
                 )
-        if config["item_vectors"] and config["unknown_names"] == "nearest" and self.variant in ("genitem", "genlist"):
+        by_vector = self.settings.unknown_names == "nearest" and self.variant in ("genitem", "genlist")
+        if config["item_vectors"] and by_vector:
             raise ConfigError(
                 "item_vectors: names that no item has are compared with titles by the encoder in llm, and vectors "
                 "from a file come without one. Set unknown_names=drop, or leave item_vectors out."
             )
-        if not float(config["temperature"]) >= 0 or not 0 < float(config["top_p"]) <= 1:
-            raise ConfigError(
-                f"temperature={config['temperature']!r} must be at least 0 (0: greedy) and top_p={config['top_p']!r} "
-                "above 0 and at most 1."
-            )
-        for key in ("list_length", "n_samples", "max_history", "generate_batch_size"):
-            at_least(config, key, 1)
-        at_least(config, "clusters", 2)
         if set(config["eval_args"]["mode"].values()) != {"full"}:
             raise ConfigError(
                 f"eval_args.mode={config['eval_args']['mode']!r}: LLMSeqPrompt writes items of the whole catalogue. "
@@ -174,7 +161,7 @@ class LLMSeqPrompt(LLMRecommender):
 
     def _build_seqsim(self, config: Any, dataset: Any) -> None:
         settings = {key: config[key] for key in ("item_pooling", "item_max_tokens")}
-        self.seqsim_config = submodel.inner_config("LLMSeqSim", config, settings | (config["seqsim_settings"] or {}))
+        self.seqsim_config = submodel.inner_config("LLMSeqSim", config, settings | self.settings.seqsim_settings)
         config.notices += self.seqsim_config.notices
         self.seqsim = submodel.build(self.seqsim_config, dataset)
 
@@ -188,18 +175,18 @@ class LLMSeqPrompt(LLMRecommender):
                 f"item_title: only {sum(map(bool, titles))} of the items of {dataset.dataset_name} has a title, and "
                 "LLMSeqPrompt can name no other. Set item_title to a field that they have."
             )
-        self.titles = cut_titles(self.tokenizer, titles, config["max_title_tokens"])
+        self.titles = cut_titles(self.tokenizer, titles, self.settings.max_title_tokens)
         self.popularity = np.asarray(dataset.train_counts)
         self.register_buffer("named", torch.tensor([bool(title) for title in self.titles]), persistent=False)
         self.nearest: NearestItems | None = None
-        if config["unknown_names"] == "nearest" and self.variant in ("genitem", "genlist"):
+        if self.settings.unknown_names == "nearest" and self.variant in ("genitem", "genlist"):
             self.nearest = self._nearest(config)
 
     def _nearest(self, config: Any) -> NearestItems:
         resolved = resolve_llm(LLMSpec.from_config(config, preferred=STAND_IN_LLM), logger=self.logger)
         reading: dict[str, Any] = {
-            "pooling": str(config["item_pooling"]),
-            "max_tokens": int(config["item_max_tokens"]),
+            "pooling": self.settings.item_pooling,
+            "max_tokens": self.settings.item_max_tokens,
             "device": self.device,
             "logger": self.logger,
         }
@@ -229,7 +216,7 @@ class LLMSeqPrompt(LLMRecommender):
         vectors = self.seqsim.item_vectors.cpu().double().numpy()
         named = self.named.cpu().numpy()
         distinct = len(np.unique(vectors[named], axis=0))
-        count = min(int(config["clusters"]), distinct)
+        count = min(self.settings.clusters, distinct)
         fitted = KMeans(count, random_state=0, n_init=10).fit(vectors[1:])
         cluster = np.concatenate([[-1], fitted.labels_])
         # The most popular named item of each; clusters without any are left out.
@@ -248,10 +235,10 @@ class LLMSeqPrompt(LLMRecommender):
         self.register_buffer("answers_of", chosen[nearest], persistent=False)
 
     def _build_prompts(self, config: Any) -> None:
-        style = config["prompt_style"]
-        name = config["prompt"] or f"llmseqprompt_{'completion' if style == 'completion' else self.variant}"
+        style = self.settings.prompt_style
+        name = self.settings.prompt or f"llmseqprompt_{'completion' if style == 'completion' else self.variant}"
         self.prompt = ChatPrompt.read(str(name), with_candidates=self.variant in ("classify", "rank"))
-        recent = min(int(config["max_history"]), int(config["MAX_ITEM_LIST_LENGTH"]))
+        recent = min(self.settings.max_history, int(config["MAX_ITEM_LIST_LENGTH"]))
         shown = [title or NO_TITLE for title in self.titles]
         self.prompts = TitlePrompts(self.tokenizer, self.prompt, shown, style, 0 if self.single else self.k, recent)
         # As the model would write them: a tokenizer may know fewer letters than titles have.
@@ -260,13 +247,13 @@ class LLMSeqPrompt(LLMRecommender):
         self.names = ItemNames(
             [text if has else "" for text, has in zip(written, named, strict=True)], self.popularity
         )
-        self.max_new_tokens = config["max_new_tokens"] and int(config["max_new_tokens"])
+        self.max_new_tokens = self.settings.max_new_tokens
         if self.max_new_tokens is None:
             longest = self.prompts.longest_answer() if self.single else self.prompts.longest_answer(USUAL_TITLE)
             self.max_new_tokens = min(longest, MAX_NAME_TOKENS) if self.single else longest
         positions = position_limit(self.resolved)
         answer = max(self.max_new_tokens, self.prompts.longest_answer())
-        limit = config["max_prompt_tokens"] and int(config["max_prompt_tokens"])
+        limit = self.settings.max_prompt_tokens
         if limit is None:
             limit = MAX_PROMPT_TOKENS if positions is None else min(MAX_PROMPT_TOKENS, positions - answer)
         if limit < 1 or (positions is not None and limit + answer > positions):
@@ -281,7 +268,7 @@ class LLMSeqPrompt(LLMRecommender):
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _build_lm(self, config: Any) -> None:
-        pretrained = config["rec_llm_init"] == "pretrained"
+        pretrained = self.settings.rec_llm_init == "pretrained"
         # A model may also end with the token that ended texts before it learned to chat.
         ends = sorted({self.prompts.end, self.tokenizer.eos_token_id} - {None})
         lm = load_for_tuning(self.resolved, config, pretrained, self.device)
@@ -289,27 +276,27 @@ class LLMSeqPrompt(LLMRecommender):
         lm.generation_config = GenerationConfig(pad_token_id=self.prompts.pad, eos_token_id=ends)
         vocabulary = lm.get_output_embeddings().weight.shape[0]
         self.lm = with_adapters(lm, self.resolved, config)
-        self.micro_batches = MicroBatches(self.lm, config["micro_batch_tokens"], config["gradient_checkpointing"])
+        self.micro_batches = MicroBatches.of(self.lm, self.settings)
         trie, line_end = None, None
-        if config["decoding"] == "trie":
+        if self.settings.decoding == "trie":
             codes = {tuple(code) for code, has in zip(self.prompts.codes(), self.named.tolist(), strict=True) if has}
             trie = Trie([[], *sorted(codes)], vocabulary).to(self.device)
             self.max_new_tokens = trie.max_length
         elif self.single:  # one line; lists and codes end by themselves
             line_end = LineEnd(self.tokenizer, vocabulary).to(self.device)
         writing = Writing(
-            config["decoding"],
-            float(config["temperature"]),
-            float(config["top_p"]),
-            int(config["n_samples"]) if self.single else 1,
+            self.settings.decoding,
+            self.settings.temperature,
+            self.settings.top_p,
+            self.settings.n_samples if self.single else 1,
             self.max_new_tokens,
-            int(config["generate_batch_size"]),
+            self.settings.generate_batch_size,
         )
         self.writer = Writer(self.lm, self.tokenizer, writing, ends, self.prompts.pad, trie, line_end)
 
     def batch_costs(self) -> tuple[torch.Tensor, int] | None:
         """Tokens of every item in a prompt, (n_items,), and how many of a history are in one; None: in any order."""
-        if not self.config["length_bucketing"]:
+        if not self.settings.length_bucketing:
             return None
         return self.prompts.item_costs(), self.prompts.max_history
 
@@ -446,11 +433,11 @@ class LLMSeqPrompt(LLMRecommender):
         table = torch.tensor([row + [0] * (longest - len(row)) for row in lists], device=self.device)
         # From a number that is the same in every batch.
         place = (self.n_items - torch.arange(longest, device=self.device, dtype=torch.float32)).expand_as(table)
-        if self.config["fill"] == "random":
+        if self.settings.fill == "random":
             shift = scramble(row_keys(interaction[self.ITEM_SEQ], 0))[:, 0] % (self.n_items - 1)
             return item_scores(table, place, self.fill, shift)
         similar = self.seqsim.full_sort_predict(interaction)
-        if self.variant == "classify" and self.config["classify_expand"]:
+        if self.variant == "classify" and self.settings.classify_expand:
             similar = self._expanded(similar, table)
         order = similar.sort(dim=1, descending=True, stable=True).indices
         rank = torch.arange(self.n_items, device=self.device, dtype=torch.float32).expand_as(order)
@@ -559,7 +546,7 @@ class LLMSeqPrompt(LLMRecommender):
             "llm_revision": encoder["llm_revision"],
             "rec_llm": self.resolved.label(),
             "rec_llm_revision": self.resolved.revision,
-            "rec_llm_init": self.config["rec_llm_init"],
+            "rec_llm_init": self.settings.rec_llm_init,
             "variant": self.variant,
             "prompt": self.prompts.example,
             "item_title": self.item_text.template,

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -234,7 +235,7 @@ def test_scores_do_not_depend_on_the_batch(settings, llama):
     candidates = model._candidates(model.retriever_scores(batch), batch)
     arguments = batch["item_id_list"], batch["item_length"], candidates
     logits = model._letter_logits(*arguments)
-    model.config["rank_batch_size"] = 1
+    model.settings = replace(model.settings, rank_batch_size=1)
     torch.testing.assert_close(model._letter_logits(*arguments), logits, rtol=1e-4, atol=1e-5)
 
 
@@ -320,7 +321,7 @@ def test_permutations_average_over_orders_of_the_same_candidates(settings, llama
         single.append(logits.gather(1, order.argsort(1)))
     average = model.rank(*arguments, candidates, scores.gather(1, candidates))
     torch.testing.assert_close(average, sum(single) / 3)
-    model.config["permutations"], model.config["shuffle_candidates"] = 1, True
+    model.settings = replace(model.settings, permutations=1, shuffle_candidates=True)
     assert not torch.equal(model._order(0, arguments[0], candidates), orders[0])
 
 

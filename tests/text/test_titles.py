@@ -64,7 +64,7 @@ def test_titles_for_prompts_are_clean_and_texts_for_encoders_as_in_the_file(tmp_
 
 
 def test_entities_and_control_characters_reach_no_prompt(tmp_path):
-    assert clean_title(" Tom &amp;amp; Jerry\x85 &lt;3 R&regular \ufeff") == "Tom & Jerry <3 R&regular"
+    assert clean_title(" Tom &amp;amp; Jerry\x85&lt;3 R&regular \ufeff") == "Tom & Jerry <3 R&regular"
     file = tmp_path / "m.item"
     file.write_text("item_id:token\ttitle:token_seq\n1\tGood &amp; Bad, The (1966)\n", encoding="utf-8")
     assert load_item_text(file, ["[PAD]", "1"], title_only=True).texts[1] == "The Good & Bad (1966)"
