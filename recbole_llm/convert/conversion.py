@@ -138,6 +138,9 @@ def convert(
     for key in options:
         if key not in known:
             raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(sorted(known)) or 'none'}.")
+    for key in ("movie_tags", "workers"):
+        if key in options and (type(options[key]) is not int or options[key] < 1):
+            raise ConfigError(f"{key} is {options[key]!r}; it must be a whole number from 1 on.")
     if items not in ("auto", "all", "rated"):
         raise ConfigError(f"items is {items!r}; allowed are 'auto', 'all' and 'rated'.")
     if ids not in ("exact", "recbole"):
@@ -256,6 +259,15 @@ class _Output:
 
     def write(self, ending: str, header: Sequence[str], chunks: Iterable[str]) -> None:
         """Write an atomic file from its header fields and chunks of complete lines."""
+        names = [field.rpartition(":")[0] for field in header]
+        for name in names:
+            if not name or names.count(name) > 1:
+                raise ConfigError(
+                    f"{ending}: two fields would be called {name!r}; give one another name (item_fields, user_fields: "
+                    "column=name:type) or leave it out (text_fields)."
+                    if name
+                    else f"{ending}: a field has no name; name the columns, or leave it out."
+                )
         digest = hashlib.sha256()
         path = self.folder / f"{self.name}{ending}"
         try:

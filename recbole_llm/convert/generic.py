@@ -19,7 +19,7 @@ from recbole_llm.convert.reading import (
 )
 from recbole_llm.convert.records import parse_record, record_batches
 from recbole_llm.convert.sources import Bundle, Source
-from recbole_llm.convert.values import Catalogue, as_exact_times, as_floats, check_ids, plain_text
+from recbole_llm.convert.values import Catalogue, as_exact_times, as_floats, check_ids, field_name, plain_text
 from recbole_llm.errors import ConfigError, DataError
 
 # fmt: off
@@ -260,5 +260,5 @@ def _mapping(fields: Sequence[str] | None, there: Sequence[str]) -> list[tuple[s
             raise ConfigError(f"{field!r}: the type is {kind!r}; allowed are {', '.join(_KINDS)}.")
         if column not in there:
             raise DataError(f"there is no column {column!r}; the columns are {', '.join(there)}.")
-        mapping.append((column, "_".join(name.replace(":", " ").split()), kind))
+        mapping.append((column, field_name(name), kind))
     return mapping

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from recbole_llm.convert.interactions import Interactions, connect, engine_errors
 from recbole_llm.convert.sources import MAX_LINE_BYTES, Bundle, Skips, Source
-from recbole_llm.convert.values import Catalogue, KnownGap, LineError
+from recbole_llm.convert.values import Catalogue, KnownGap, LineError, field_name
 from recbole_llm.errors import DataError
 
 Columns = Sequence[Sequence[Any]]
@@ -57,7 +57,8 @@ class Request:
     stack: ExitStack
 
     def interactions(self, *value_fields: str) -> Interactions:
-        """Return an empty table."""
+        """Return an empty table; its fields get names that the header of an atomic file can hold."""
+        value_fields = tuple(map(field_name, value_fields))
         return self.stack.enter_context(Interactions(value_fields, self.folder))
 
 
@@ -139,15 +140,15 @@ def transposed(rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
 def line_batches(
     source: Source, parse: Callable[[Sequence[bytes]], Columns], progress: bool = False, first: int = 1
 ) -> Iterator[Batch]:
-    """Yield the lines of a file from number ``first`` on, without the blank ones."""
+    """Yield the lines of a file from number ``first`` on, without those of blanks only."""
     for block in source.blocks(progress):
         lines, numbers = block.lines, range(block.first_line, block.first_line + len(block.lines))
         if block.first_line < first:
             lines, numbers = lines[first - block.first_line :], numbers[first - block.first_line :]
-        if all(lines) and all(line.strip() for line in lines[-1:]):
+        kept = [(number, line) for number, line in zip(numbers, lines, strict=True) if line.strip(b" ")]
+        if len(kept) == len(lines):
             yield Batch(numbers, lines, parse)
         else:
-            kept = [(number, line) for number, line in zip(numbers, lines, strict=True) if line.strip()]
             yield Batch([number for number, _ in kept], [line for _, line in kept], parse)
 
 
@@ -229,8 +230,9 @@ def csv_rows(
                 raise DataError(
                     f"{source.name}, line {start}: a quote is opened here and not closed where it should be."
                 )
-            if [] in rows:
-                kept = [(number, row) for number, row in zip(numbers, rows, strict=True) if row]
+            if min(map(len, rows), default=2) < 2:
+                pairs = zip(numbers, rows, strict=True)
+                kept = [(number, row) for number, row in pairs if len(row) > 1 or "".join(row).strip(" ")]
                 numbers, rows = [number for number, _ in kept], [row for _, row in kept]
             yield numbers, [[cell.replace(_RETURN, "\r") for cell in row] for row in rows] if returns else rows
             done = read

@@ -176,6 +176,11 @@ def plain_text(value: object) -> str:
     return ""
 
 
+def field_name(text: str) -> str:
+    """Return a column's name as the header of an atomic file can hold it."""
+    return "_".join(text.replace(":", " ").split())
+
+
 # ---- rows of a .item or .user file
 
 

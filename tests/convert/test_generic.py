@@ -260,3 +260,37 @@ def test_numbers_of_rows_over_many_batches(tmp_path, monkeypatch):
                 continue
             with pytest.raises(DataError, match=rf"log\.csv, line {line}: {error}"):
                 convert("generic", log, tmp_path / "set", **{**columns, "on_error": "skip" if count == 9 else "stop"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"item_fields": "a=title:token,b=title:token"}, "two fields would be called 'title'"),
+        ({"item_fields": "a=item_id:token"}, "two fields would be called 'item_id'"),
+        ({"inter_fields": "rating"}, "two fields would be called 'rating'"),
+    ],
+)
+def test_names_of_fields_are_distinct(tmp_path, options, message):
+    log = write(tmp_path / "log.csv", "who,what,rating\nann,x,1\n")
+    items = write(tmp_path / "items.csv", "what,a,b\nx,1,2\n")
+    settings = {"user_col": "who", "item_col": "what", "rating_col": "rating", "metadata": items}
+    with pytest.raises(ConfigError, match=message):
+        convert("generic", log, tmp_path / "set", **settings, **options)
+    assert not (tmp_path / "set").exists()
+
+
+def test_names_that_a_header_can_hold(tmp_path):
+    log = write(tmp_path / "log.csv", "who,what,dwell: time (s)\nann,x,1\n")
+    convert("generic", log, tmp_path / "set", user_col="who", item_col="what", inter_fields=["dwell: time (s)"])
+    assert read_rows(tmp_path / "set/set.inter")[0][2] == "dwell_time_(s):float"
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_blank_lines_are_passed_over(tmp_path, ending):
+    rows = {
+        "csv": ["who,what", "ann,x", "bob,y"],
+        "jsonl": ['{"who": "ann", "what": "x"}', '{"who": "bob", "what": "y"}'],
+    }
+    log = write(tmp_path / f"log.{ending}", "\r\n\n  \n".join(rows[ending]) + "\n\n")
+    report = convert("generic", log, tmp_path / "set", user_col="who", item_col="what")
+    assert report.counts.interactions == 2 and not report.skipped
