@@ -11,7 +11,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,11 +117,13 @@ class TrainedData:
             ) from error
         return cls(tokens, items, lengths, newest, texts)
 
-    def same_ids(self, dataset: Any) -> bool:
-        """Whether every internal id stands for the same raw id in a dataset."""
+    def same_ids(self, dataset: Any, fields: Iterable[str] | None = None) -> bool:
+        """Whether every internal id, of all fields or of some, stands for the same raw id in a dataset."""
         return all(
-            field in dataset.field2id_token and np.array_equal(values, np.asarray(dataset.field2id_token[field]))
-            for field, values in self.tokens.items()
+            field in dataset.field2id_token
+            and field in self.tokens
+            and np.array_equal(self.tokens[field], np.asarray(dataset.field2id_token[field]))
+            for field in (self.tokens if fields is None else fields)
         )
 
     def same_histories(self, dataset: Any) -> bool:

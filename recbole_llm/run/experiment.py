@@ -22,13 +22,16 @@ from recbole_llm.config import Config
 from recbole_llm.data import controls
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
+from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.auto import recording
 from recbole_llm.run import submodel
 from recbole_llm.run.evaluate import evaluate_on_test, finish, time_inference
 from recbole_llm.run.folder import (
+    DATA_STAMP,
     TRAINED,
     advice_when_writing_fails,
+    changed_files,
     discard_unused,
     find_resumable,
     is_unfinished,
@@ -40,8 +43,8 @@ from recbole_llm.run.folder import (
 from recbole_llm.run.load import what_was_read
 from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
-from recbole_llm.run.results import results_of, training_record, write_results, write_training_record
-from recbole_llm.run.summary import print_summary
+from recbole_llm.run.results import read_json, results_of, training_record, write_results, write_training_record
+from recbole_llm.run.summary import dataset_text, print_summary
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.trainer import RunTrainer
@@ -194,7 +197,8 @@ def _experiment(
     if run_dir is not None and distributed.world().is_main:
         stamp_data(run_dir, config, dataset)
         what_was_read(config, dataset).save(run_dir)
-    logger.info(dataset)
+    logger.info(dataset_text(dataset))
+    logger.debug(dataset)
 
     with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
         if submodel.has_pretraining(config):
@@ -209,6 +213,7 @@ def _experiment(
         stamp_language_models(run_dir, auto)
     _notice_untrained_users(config, model, dataset)
     if weights is not None:
+        _check_same_ids(weights.parent, f"init_from={config['init_from']!r}", config, model, train_data.dataset)
         checkpoint.load_weights(model, weights)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(f"{config['model']}: {trainable:,} trainable parameters")
@@ -255,10 +260,28 @@ def _experiment(
     }
 
 
-def _notice_untrained_users(config: Config, model: Any, dataset: HistoryDataset) -> None:
+def _check_same_ids(folder: Path, setting: str, config: Config, model: Any, dataset: HistoryDataset) -> None:
+    """CheckpointError where weights of another run know items, or users, by other numbers."""
+    fields = [dataset.iid_field] + [dataset.uid_field] * _learns_users(model, dataset)
+    if (folder / FILE).is_file():
+        same = TrainedData.load(folder).same_ids(dataset, fields)
+    else:  # of an earlier version
+        stamp = folder / DATA_STAMP
+        same = not stamp.is_file() or not changed_files(read_json(stamp), config)
+    if not same:
+        raise CheckpointError(
+            f"{setting}: that run numbers its {' and '.join(fields)} in another way than this one: the weights "
+            "would belong to others. Start from a run on the same files with the same filters."
+        )
+
+
+def _learns_users(model: Any, dataset: HistoryDataset) -> bool:
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    of_users = any(table.num_embeddings == dataset.user_num != dataset.item_num for table in tables)
-    if config["protocol"] == "temporal_session" and of_users:
+    return any(table.num_embeddings == dataset.user_num != dataset.item_num for table in tables)
+
+
+def _notice_untrained_users(config: Config, model: Any, dataset: HistoryDataset) -> None:
+    if config["protocol"] == "temporal_session" and _learns_users(model, dataset):
         config.notices.append(
             f"{config['model']} learns a vector per user, and under protocol=temporal_session no tested user was "
             "trained on: those vectors are random."

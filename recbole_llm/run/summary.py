@@ -1,6 +1,7 @@
 """The tables at the end of a run."""
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,30 @@ def _model_report_line(figures: Mapping[str, float]) -> str:
     return "test: " + ", ".join(shown)
 
 
+def dataset_text(dataset: Any) -> str:
+    """Users, items and interactions that a run has, in one line; without the padding that RecBole counts."""
+    users, items, interactions = dataset.user_num - 1, dataset.item_num - 1, len(dataset.flat)
+    return (
+        f"{dataset.dataset_name}: {users:,} users, {items:,} items, {interactions:,} interactions "
+        f"({interactions / users:.1f} per user), {1 - interactions / (users * items):.2%} of the pairs empty"
+    )
+
+
+def _next_steps(run_dir: Path) -> list[str]:
+    """Files worth opening, and what to do with a finished run."""
+    folder = shlex.quote(str(run_dir))
+    files = ("results.json", "history.csv", "test_ranks.npz")
+    steps = (("lists", "recommend"), ("other protocol", "evaluate"), ("beside others", "compare"))
+    return [
+        f"written to {run_dir}: {', '.join(name for name in files if (run_dir / name).is_file())}",
+        *(f"  {purpose}: recbole-llm {command} {folder}" for purpose, command in steps if _is_run(run_dir)),
+    ]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file()
+
+
 def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:
     """The table at the end of a run, with the protocol above it."""
     logger = logging.getLogger()
@@ -118,7 +143,7 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         *([_inference_line(results["inference"])] if results["inference"] else []),
     ]
     if run_dir is not None:
-        lines.append(f"written to {run_dir}")
+        lines += _next_steps(run_dir)
     logger.info("\n".join(lines))
     if ties > 0.01:
         logger.warning(

@@ -234,11 +234,11 @@ def test_similar_items(run_dirs):
         stock.similar_items("i4")
     stock = Recommender.load(run_dirs("SASRec"))
     table = stock.model.item_embedding.weight.detach()
-    own = stock._ids["i4"]
+    own = stock._catalogue.ids["i4"]
     cosine = torch.nn.functional.cosine_similarity(table[own], table, dim=1)
     cosine[[0, own]] = -2
     (best,) = stock.similar_items("i4", k=1)
-    assert best.item == stock._tokens[int(cosine.argmax())]
+    assert best.item == stock._catalogue.tokens[int(cosine.argmax())]
     assert best.score == pytest.approx(float(cosine.max()), abs=1e-6)
 
 

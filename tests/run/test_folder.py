@@ -95,6 +95,15 @@ def test_ranks_recompute_the_metrics(finished):
     assert (ranks["rank_masked"] <= ranks["rank_unmasked"]).all()
 
 
+def test_the_screen_counts_no_padding_and_says_what_comes_next(shop, tiny, caplog):
+    caplog.set_level(logging.INFO)
+    run_dir = run("SASRec", "shop", config_dict=tiny)["run_dir"]
+    assert "shop: 14 users, 12 items, 112 interactions (8.0 per user), 33.33% of the pairs empty" in caplog.text
+    assert f"written to {run_dir}: results.json, history.csv, test_ranks.npz\n" in caplog.text
+    for command in ("recommend", "evaluate", "compare"):
+        assert f": recbole-llm {command} {run_dir}" in caplog.text
+
+
 def test_popularity_rank():
     counts = np.array([0, 5, 9, 0, 5, 1])
     assert popularity_rank(counts)[1:].tolist() == [2, 1, 5, 2, 4]

@@ -277,3 +277,14 @@ def test_a_hybrid_of_runs_on_reordered_rows(shop, tiny):
 @pytest.fixture(autouse=True)
 def _log_level(caplog):
     caplog.set_level(logging.INFO)
+
+
+def test_weights_do_not_start_a_run_that_numbers_items_in_another_way(shop, tiny):
+    first = run("SASRec", "shop", config_dict=tiny)["run_dir"]
+    again = run("SASRec", "shop", config_dict={**tiny, "epochs": 0, "init_from": first})
+    assert again["test_result"]
+    rows = read_rows(shop)
+    rows.reverse()
+    write_rows(shop, rows)
+    with pytest.raises(CheckpointError, match="init_from=.*numbers its item_id in another way"):
+        run("SASRec", "shop", config_dict={**tiny, "epochs": 0, "init_from": first})
