@@ -289,6 +289,8 @@ class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):
     def collate_fn(self, index: torch.Tensor) -> tuple[Interaction, torch.Tensor, torch.Tensor, torch.Tensor]:
         """One batch."""
         rows = self.transform(self._dataset, self._dataset[index])
+        if self._reads_excluded:
+            rows = self._with_excluded(rows, self._dataset.history(index))
         target = rows[self.iid_field].clone()
         number = torch.arange(len(index))
         interaction = self.sampling_func(rows, self._sampled[index].T.reshape(-1).long())

@@ -131,6 +131,17 @@ def test_a_model_chooses_by_the_whole_history(name, mask_history, folder):
             assert not (set(items) - {int(target), 0}) & set(left_out)
 
 
+def test_batches_of_sampled_items_have_the_whole_history(folder):
+    sampled = {"mode": {"valid": "uni3", "test": "uni3"}}
+    made = untrained("ScoreEnsemble", folder, MAX_ITEM_LIST_LENGTH=5, eval_args=sampled)
+    interaction, row, number, _ = next(iter(made.test_data))
+    whole_row, item = made.test_data.dataset.history(number)
+    for place, items in zip(row.tolist(), interaction[EXCLUDED].tolist(), strict=True):
+        assert set(items) - {0} == set(item[whole_row == place].tolist())
+    made.trainer.evaluate(made.test_data, load_best_model=False)
+    assert made.trainer.evaluation.ranks.masked.max() <= 4
+
+
 def test_a_member_with_ids_of_its_own_leaves_out_the_same_items(folder, tmp_path):
     settings = settings_of("LLMSeqSimPopularity", folder, MAX_ITEM_LIST_LENGTH=5)
     inner = run("LLMSeqSimPopularity", "shop", config_dict=settings)["run_dir"]
