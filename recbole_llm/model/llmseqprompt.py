@@ -10,7 +10,6 @@ and Rank's candidates. The papers fine-tune paid models; here any causal languag
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,11 @@ from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
+from recbole_llm.prompt.answer_counts import answer_rates, count_answers
 from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, parse_list, parse_title
 from recbole_llm.prompt.decoding import LineEnd, Trie, item_scores
 from recbole_llm.prompt.item_names import (
     ItemNames,
-    NameCounts,
     NearestItems,
     map_choice,
     map_list,
@@ -425,7 +424,12 @@ class LLMSeqPrompt(LLMRecommender):
                 lists, outside = map_choice(written, allowed, self.names)
                 self.counts["outside"] = self.counts.get("outside", 0) + outside
         recommended = [[item for item in items if item not in seen] for items, seen in zip(lists, out, strict=True)]
-        self._count(written, recommended, histories, interaction, candidates)
+        new = count_answers(self.names, written, recommended, histories, self.k)
+        if candidates is not None and self.ITEM_ID in interaction:
+            target = interaction[self.ITEM_ID].to(candidates.device)[:, None]
+            new["reachable"] = int((candidates == target).any(1).sum())
+        for name, number in new.items():
+            self.counts[name] = self.counts.get(name, 0) + number
         return lists
 
     def _scores(self, lists: list[list[int]], interaction: Interaction) -> torch.Tensor:
@@ -460,67 +464,13 @@ class LLMSeqPrompt(LLMRecommender):
         self.counts: dict[str, int] = {}
         self.writer.tokens = 0
 
-    def _count(
-        self,
-        written: list[list[str]],
-        recommended: list[list[int]],
-        histories: list[set[int]],
-        interaction: Interaction,
-        candidates: torch.Tensor | None,
-    ) -> None:
-        found = NameCounts()
-        for names, history in zip(written, histories, strict=True):
-            self.names.count(names, history, found)
-        new = {
-            **asdict(found),
-            "users": len(written),
-            "answers": sum(map(len, written)) if self.single else len(written),
-            "unparsed": sum(not any(names) for names in written),
-            "filled": sum(max(0, self.k - len(items)) for items in recommended),
-            "places": self.k * len(recommended),
-        }
-        if candidates is not None and self.ITEM_ID in interaction:
-            target = interaction[self.ITEM_ID].to(candidates.device)[:, None]
-            new["reachable"] = int((candidates == target).any(1).sum())
-        for name, number in new.items():
-            self.counts[name] = self.counts.get(name, 0) + number
-
     def evaluation_counts(self) -> dict[str, int]:
         """Counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
         return {**self.counts, "tokens": self.writer.tokens}
 
     def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
-        """Rates among all names that were written, and per user.
-
-        ``exact_rate``, ``hallucination_rate`` and ``empty_rate`` add up to 1. ``duplicate_rate``: names that the same
-        user was given before. ``seen_rate``: exact names of items of the history, before it is masked.
-        ``unparsed_rate``: users without any name. ``named_rate``: share of the final lists, without what the mask
-        removes, that the model named; ``filled_rate``: the rest, which ``fill`` gives.
-        ``outside_rate``: names that were not among those to choose from. ``reachable_rate``: users whose target was,
-        which no Recall can exceed without ``fill``.
-        """
-        if not counts.get("users"):
-            return {}
-        names, users = max(counts.get("names", 0), 1), counts["users"]
-        shown = {
-            "exact": "exact",
-            "hallucination": "unknown",
-            "duplicate": "repeated",
-            "empty": "empty",
-            "seen": "seen",
-        }
-        report = {f"{label}_rate": counts.get(name, 0) / names for label, name in shown.items()}
-        if self.variant in ("classify", "rank"):
-            report["outside_rate"] = counts.get("outside", 0) / names
-            report["reachable_rate"] = counts.get("reachable", 0) / users
-        filled = counts.get("filled", 0) / max(counts.get("places", 0), 1)
-        return {
-            **report,
-            "unparsed_rate": counts.get("unparsed", 0) / users,
-            "named_rate": 1 - filled,
-            "filled_rate": filled,
-            "tokens_per_user": counts.get("tokens", 0) / users,
-        }
+        """Rates of :func:`recbole_llm.prompt.answer_counts.answer_rates`."""
+        return answer_rates(counts, self.variant in ("classify", "rank"))
 
     # ---- what a run keeps
 
