@@ -15,12 +15,6 @@ from recbole_llm.llm.dtype import dtype_to_train
 from recbole_llm.llm.spec import ResolvedLLM
 
 
-def check_tuning(config: Any) -> None:
-    """ConfigError for a ``tuning`` that weights of 4 bits rule out."""
-    if config["tuning"] == "full" and config["load_in_4bit"]:
-        raise ConfigError("load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora.")
-
-
 def tuned_dtype(resolved: ResolvedLLM, config: Any) -> str | None:
     """Return the type of a language model's weights under ``tuning``; None: the type that was asked for.
 

@@ -22,7 +22,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_llm.config.schema import models as schema
 from recbole_llm.data.candidates import CANDIDATES, UnseenNegatives
-from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded
 from recbole_llm.layer.precision import product
 from recbole_llm.llm.backbone import dtype_to_train, load_encoder, load_seq2seq, load_tokenizer
@@ -81,8 +80,6 @@ class GenerativeRecommender(LLMRecommender):
         self.early_stopping, self.max_new_tokens = settings.early_stopping, settings.max_new_tokens
         self.k = max(config["topk"])
         self.mask_history = bool(config["mask_history"])
-        if self.head_kind == "decoder" and self.beams < self.k and self.decoding != "exact":
-            raise ConfigError(f"beams={self.beams} give no list of topk={self.k} items; set beams={self.k} or more.")
         self.tasks = self.train_tasks(config)
         key = "topn_test_template" if self.task == "topn" else "test_template"
         self.templates = Templates.of(self.templates_of(config), self.task, self.test_template_of(config, key), key)

@@ -37,7 +37,6 @@ from recbole_llm.llm.backbone import (
 from recbole_llm.llm.head import float32_logits
 from recbole_llm.llm.lora import (
     check_base,
-    check_tuning,
     load_for_tuning,
     lora_targets,
     save_adapters,
@@ -96,7 +95,6 @@ class LlamaRec(Reranker):
         super().__init__(config, dataset)
         self.settings = schema.LlamaRec.of(config)
         self.config = config
-        self._check(config)
         self.resolved = self.resolve_llm(config)
         tuned_dtype(self.resolved, config)  # what cannot be trained is refused before anything is
         # Before the retriever is trained, which may take hours.
@@ -111,18 +109,6 @@ class LlamaRec(Reranker):
         self._build_prompts(config, dataset)
         self._build_retriever(config, dataset)
         self.pools = self.settings.negative_pool if self.settings.train_negatives == "retriever" else 0
-
-    def _check(self, config: Any) -> None:
-        check_tuning(config)
-        if self.settings.train_negatives == "retriever" and self.settings.negative_pool < self.settings.n_candidates:
-            raise ConfigError(
-                f"negative_pool={config['negative_pool']} must be at least n_candidates={config['n_candidates']}."
-            )
-        if set(config["eval_args"]["mode"].values()) != {"full"}:
-            raise ConfigError(
-                f"eval_args.mode={config['eval_args']['mode']!r}: LlamaRec ranks what it retrieves from the whole "
-                "catalogue. Use mode: full."
-            )
 
     @classmethod
     def find_language_models(cls, config: Any) -> None:

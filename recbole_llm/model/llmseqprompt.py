@@ -27,7 +27,6 @@ from recbole_llm.evaluator.topk import top_items
 from recbole_llm.llm.backbone import load_tokenizer, position_limit
 from recbole_llm.llm.lora import (
     check_base,
-    check_tuning,
     load_for_tuning,
     save_adapters,
     tuned_dtype,
@@ -99,7 +98,6 @@ class LLMSeqPrompt(LLMRecommender):
         self.settings = schema.LLMSeqPrompt.of(config)
         self.config = config
         self.variant = self.settings.variant
-        self._check(config)
         self.mask_history = bool(config["mask_history"])
         self.single = self.variant == "genitem"
         self.k = min(self.settings.list_length, self.n_items - 1)
@@ -115,30 +113,6 @@ class LLMSeqPrompt(LLMRecommender):
         self.register_buffer("fill", fill, persistent=False)
         self.to(self.device)
         self.start_evaluation()
-
-    def _check(self, config: Any) -> None:
-        check_tuning(config)
-        if self.variant != "genitem":
-            if self.settings.prompt_style == "completion":
-                raise ConfigError(
-                    f"prompt_style=completion is GenItem's of 2023; variant={self.variant} has chat only."
-                )
-            if self.settings.decoding != "sample":
-                raise ConfigError(
-                    f"decoding={config['decoding']!r} finds single names; variant={self.variant} writes lists. Use "
-                    "decoding=sample (temperature=0: greedy)."
-                )
-        by_vector = self.settings.unknown_names == "nearest" and self.variant in ("genitem", "genlist")
-        if config["item_vectors"] and by_vector:
-            raise ConfigError(
-                "item_vectors: names that no item has are compared with titles by the encoder in llm, and vectors "
-                "from a file come without one. Set unknown_names=drop, or leave item_vectors out."
-            )
-        if set(config["eval_args"]["mode"].values()) != {"full"}:
-            raise ConfigError(
-                f"eval_args.mode={config['eval_args']['mode']!r}: LLMSeqPrompt writes items of the whole catalogue. "
-                "Use mode: full."
-            )
 
     @classmethod
     def find_language_models(cls, config: Any) -> None:

@@ -120,6 +120,14 @@ class LoRA(Section):
     lora_dropout: Dropout
     lora_target_modules: Name | Annotated[list[Name], Rule(bool, "names of layers")]
     gradient_checkpointing: bool
+
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """Weights of 4 bits that are to learn."""
+        if settings["tuning"] == "full" and settings["load_in_4bit"]:
+            return "load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora"
+        return super().contradiction(settings)
+
     micro_batch_tokens: Positive | None
 
 
@@ -257,6 +265,13 @@ class LiteLLM4Rec(ItemText, Adaptor, RecLLM, ItemLoss):
 # ---- language models that read prompts
 
 
+def _not_full(settings: Mapping[str, Any], what: str) -> str | None:
+    mode = settings["eval_args"]["mode"]
+    if set(mode.values()) == {"full"}:
+        return None
+    return f"eval_args.mode={mode!r}: {what} the whole catalogue. Use mode: full"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LlamaRec(LoRA):
     """A retriever, then a causal language model that ranks."""
@@ -284,6 +299,14 @@ class LlamaRec(LoRA):
     retriever_weight: Share
     skip_users_without_target: Literal["never", "valid", "always"]
 
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """Fewer negatives than candidates, or candidates that are not retrieved."""
+        pool, candidates = settings["negative_pool"], settings["n_candidates"]
+        if settings["train_negatives"] == "retriever" and pool < candidates:
+            return f"negative_pool={pool} must be at least n_candidates={candidates}"
+        return _not_full(settings, "LlamaRec ranks what it retrieves from") or super().contradiction(settings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LLMSeqPrompt(LoRA, RecLLM, ItemText):
@@ -309,6 +332,24 @@ class LLMSeqPrompt(LoRA, RecLLM, ItemText):
     generate_batch_size: Positive
     unknown_names: Literal["nearest", "drop"]
     fill: Literal["seqsim", "random"]
+
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """What only GenItem has, or what nothing could compare names with."""
+        variant, style, decoding = (settings[key] for key in ("variant", "prompt_style", "decoding"))
+        if variant != "genitem" and style == "completion":
+            return f"prompt_style=completion is GenItem's of 2023; variant={variant} has chat only"
+        if variant != "genitem" and decoding != "sample":
+            return (
+                f"decoding={decoding!r} finds single names; variant={variant} writes lists. Use decoding=sample "
+                "(temperature=0: greedy)"
+            )
+        if settings["item_vectors"] and settings["unknown_names"] == "nearest" and variant in ("genitem", "genlist"):
+            return (
+                "item_vectors: names that no item has are compared with titles by the encoder in llm, and vectors "
+                "from a file come without one. Set unknown_names=drop, or leave item_vectors out"
+            )
+        return _not_full(settings, "LLMSeqPrompt writes items of") or super().contradiction(settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,6 +397,14 @@ class Generative(Section):
     loss_reduction: Literal["token", "sample"]
     pad_in_loss: bool
     unmasked_cross_attention: bool
+
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """Lists that are longer than the beams can fill."""
+        beams, longest = settings["beams"], max(settings["topk"])
+        if settings["head"] == "decoder" and settings["decoding"] != "exact" and beams < longest:
+            return f"beams={beams} give no list of topk={longest} items; set beams={longest} or more"
+        return super().contradiction(settings)
 
 
 @dataclass(frozen=True, kw_only=True)
