@@ -215,7 +215,7 @@ def evaluate_on_test(
     members = None
     if test_data is not None and trainer.model.members:
         with trainer.meter.phase("test_members"):
-            members = trainer.evaluate_members(test_data, show_progress=show_progress)
+            members = trainer.evaluator.evaluate_members(trainer.model.members, test_data, show_progress)
     return result, members
 
 

@@ -39,6 +39,19 @@ def values_of(trainer: Any, next_epoch: int, next_batch: int = 0, sums: Sequence
     }
 
 
+def result_of_stage(trainer: Any) -> dict[str, Any]:
+    """What a finished stage came to, as ``results.json`` holds it."""
+    early = trainer.early_stopping
+    return {
+        "stage": trainer.stage.name,
+        "best_epoch": early.epoch,
+        "updates": trainer.updates,
+        "valid_metric": trainer.stage.settings["valid_metric"],
+        "best_valid_score": None if early.epoch is None else trainer.best_valid_score,
+        "best_valid_result": early.result,
+    }
+
+
 def save(trainer: Any, run_dir: Path, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
     """Write the training state of all processes; see :func:`values_of`."""
     values = values_of(trainer, next_epoch, next_batch, sums)

@@ -182,16 +182,7 @@ class RunTrainer(Trainer):
         while True:
             self._fit_stage(train_data, valid_data, verbose, show_progress, callback_fn)
             early = self.early_stopping
-            self.stage_results.append(
-                {
-                    "stage": self.stage.name,
-                    "best_epoch": early.epoch,
-                    "updates": self.updates,
-                    "valid_metric": self.stage.settings["valid_metric"],
-                    "best_valid_score": None if early.epoch is None else self.best_valid_score,
-                    "best_valid_result": early.result,
-                }
-            )
+            self.stage_results.append(state.result_of_stage(self))
             if self.stage.number + 1 == len(self.stages):
                 return self.best_valid_score, early.result
             self._load_best()
@@ -311,7 +302,9 @@ class RunTrainer(Trainer):
             )
             ranks = self.evaluation.ranks if self.evaluation else None
             ties = f" ({ranks.tied:.1%} of the targets tied)" if ranks and ranks.tied > MANY_TIES else ""
-            self.logger.info(set_color("valid result", "blue") + f"{ties}: \n" + dict2str(self.rounded(result)))
+            places = self.config["metric_decimal_place"]
+            rounded = {name: round(value, places) for name, value in result.items()}
+            self.logger.info(set_color("valid result", "blue") + f"{ties}: \n" + dict2str(rounded))
         if self.early_stopping.update(score, result, epoch):
             self._save_best()
 
@@ -360,10 +353,6 @@ class RunTrainer(Trainer):
         self.evaluation = self.evaluator.evaluate(self.model, eval_data, show_progress)
         return self.evaluation.metrics
 
-    def evaluate_members(self, eval_data: Any, show_progress: bool = False) -> list[dict[str, Any]]:
-        """Results of the models that a hybrid is made of, on the same data, and the seconds each took."""
-        return self.evaluator.evaluate_members(self.model.members, eval_data, show_progress)
-
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, OrderedDict[str, float]]:
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress) or OrderedDict()
         metric = self.stage.valid_metric
@@ -372,11 +361,6 @@ class RunTrainer(Trainer):
         if metric not in scores:
             raise ConfigError(f"valid_metric={metric!r} is not computed.{nearest(metric, scores)}")
         return calculate_valid_score(scores, metric), result
-
-    def rounded(self, result: dict[str, float]) -> OrderedDict[str, float]:
-        """A result with ``metric_decimal_place`` digits, for people to read."""
-        places = self.config["metric_decimal_place"]
-        return OrderedDict((name, round(value, places)) for name, value in result.items())
 
     # ---- files
 

@@ -340,7 +340,7 @@ def test_an_evaluation_cannot_be_changed_and_the_model_stays_the_trainer_s(setti
     trainer = RunTrainer(config, model, train_counts=train.dataset.train_counts)
     trainer.evaluate(test, load_best_model=False)
     before = trainer.evaluation
-    members = trainer.evaluate_members(test)
+    members = trainer.evaluator.evaluate_members(model.members, test)
     assert trainer.model is model and trainer.evaluation is before
     assert [member["member"] for member in members] == ["LLMSeqSim", "MostPopular"]
     assert before.metrics == (before.masked if config["mask_history"] else before.unmasked)
