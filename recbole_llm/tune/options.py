@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
@@ -12,6 +12,8 @@ from recbole_llm.extras import optional
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 ALGORITHMS = ("exhaustive", "random", "bayes")
 PRUNERS = ("none", "median", "percentile", "halving")
@@ -86,8 +88,7 @@ class StudyOptions:
     random_trials : int
         Trials that bayes draws at random before it models the results.
     pruner : str
-        none, median, percentile or halving: Optuna's ``MedianPruner``, ``PercentilePruner`` and
-        ``SuccessiveHalvingPruner``.
+        none, median or percentile (Optuna's ``PercentilePruner``) or halving (:class:`Halving`).
     prune_after : int
         Epochs that no trial is pruned in; first rung of halving.
     prune_trials : int
@@ -176,7 +177,7 @@ class StudyOptions:
         if self.pruner == "none":
             return pruners.NopPruner()
         if self.pruner == "halving":
-            return pruners.SuccessiveHalvingPruner(max(1, self.prune_after), self.prune_factor)
+            return cast("BasePruner", Halving(max(1, self.prune_after), self.prune_factor))
         keep = 50.0 if self.pruner == "median" else 100 * self.prune_keep
         needed = self.prune_trials
         return pruners.PercentilePruner(keep, needed, self.prune_after, n_min_trials=needed)
@@ -187,6 +188,46 @@ class StudyOptions:
         if self.algo == "random":
             return samplers.RandomSampler(seed)
         return samplers.TPESampler(n_startup_trials=self.random_trials, seed=seed)
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving (Li et al., MLSys 2020): one trial of ``factor`` goes on at every rung.
+
+    Optuna's ``SuccessiveHalvingPruner`` decides alike, but notes that a trial reached a rung before it decides: killed
+    in between, it lets the trial go on. What is read from the validation curves alone cannot get lost.
+
+    Attributes
+    ----------
+    first : int
+        Epochs of the first rung; the others are ``first * factor``, ``first * factor**2``, ...
+    factor : int
+    """
+
+    first: int
+    factor: int
+
+    def prune(self, study: "Study", trial: "FrozenTrial") -> bool:
+        """Whether a trial should stop after its last validation."""
+        steps = sorted(trial.intermediate_values)
+        before, step = [0, *steps][-2:]
+        others = [
+            other.intermediate_values
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number and other.state.name != "FAIL"
+        ]
+        sign = 1 if study.direction.name == "MAXIMIZE" else -1
+        own = sign * trial.intermediate_values[step] if steps else 0.0
+        rung = self.first
+        while rung <= step:
+            if rung > before:
+                reached = [curve for curve in others if max(curve, default=0) >= rung]
+                values = [sign * curve[min(at for at in curve if at >= rung)] for curve in reached]
+                places = max(1, (len(values) + 1) // self.factor)
+                if sum(value > own for value in values) >= places:
+                    return True
+            rung *= self.factor
+        return False
 
 
 def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

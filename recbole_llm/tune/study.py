@@ -111,7 +111,8 @@ def recover_journal(folder: Path) -> None:
     To be called by the one process that drives the study.
     """
     file = folder / JOURNAL
-    file.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
+    for lock in folder.glob(f"{JOURNAL}.lock*"):
+        lock.unlink(missing_ok=True)
     if file.is_file():
         content = file.read_bytes()
         whole = content.rfind(b"\n") + 1

@@ -1,4 +1,3 @@
-import functools
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from recbole_llm.cli import main
 from recbole_llm.compare import NothingToCompareError, compare, compare_runs, execution, worker
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.run.folder import is_running
-from tests.killing import kill_at_random, needs_fork, seconds_of
+from tests.run.test_kill import in_a_child, points
 from tests.worlds import write_cycle
 
 ROOT = Path(__file__).parent.parent.parent
@@ -254,25 +253,29 @@ def test_killed_and_started_again(here, caplog):
     assert tables[0].partition("seconds")[0].partition("trained")[0] == tables[1].partition("trained")[0]
 
 
-@needs_fork
-def test_any_number_of_kills(here):
-    arguments = ["--model=SASRec,LRURec,LLMSeqSim", "--llm=tiny-random-bert", "--seeds=1", *QUICK, "--epochs=3"]
-    arguments.remove("--epochs=1")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks")
+def test_killed_before_any_write(here):
+    """The same command afterwards gives the comparison of one left alone; RECBOLE_LLM_KILLS tries more points."""
+    model = ["--model=SASRec,LRURec,LLMSeqSim", "--llm=tiny-random-bert", "--seeds=1", *QUICK]
 
-    def call(folder):
-        return compare(arguments=_parsed([*arguments, f"--checkpoint_dir={folder}"]))
+    def command(folder):
+        return [*model, f"--checkpoint_dir={folder}", f"--embedding_cache_dir=cache-{folder}"]
 
-    seconds = seconds_of(functools.partial(call, "whole"))
-    kill_at_random(functools.partial(call, "killed"), seconds)
-    whole, killed = call("whole"), call("killed")
-    assert killed.cells == whole.cells and killed.tests == whole.tests
-    for row, other in zip(killed.rows, whole.rows, strict=True):
-        for one, two in zip(row.runs, other.runs, strict=True):
+    status, total = in_a_child(command("whole"))
+    assert status == 0
+    whole = compare(arguments=_parsed(command("whole")))
+    for number, point in enumerate(points(total - 5, seed=1)[1::2]):  # a first run makes more folders
+        folder = f"killed{number}"
+        assert in_a_child(command(folder), point) == (-signal.SIGKILL, point)
+        assert in_a_child(command(folder))[0] == 0
+        killed = compare(arguments=_parsed(command(folder)))
+        assert killed.cells == whole.cells and killed.tests == whole.tests, f"killed before write {point} of {total}"
+        for row, other in zip(killed.rows, whole.rows, strict=True):
+            (one,), (two,) = row.runs, other.runs
             assert all(np.array_equal(one.ranks[name], two.ranks[name]) for name in two.ranks)
-            assert [line.get("train_loss") for line in one.curve] == [line.get("train_loss") for line in two.curve]
-    for folder in ("whole", "killed"):
-        assert len(list(Path(folder).glob("*/results.json"))) == len(list(Path(folder).glob("*/config.yaml"))) == 3
-        assert len(list(Path(folder).iterdir())) == 4  # and the comparison: left-overs are gone
+        for parent in ("whole", folder):
+            assert len(list(Path(parent).glob("*/results.json"))) == 3
+            assert len(list(Path(parent).iterdir())) == 4  # and the comparison: left-overs are gone
 
 
 def test_a_process_that_dies_is_an_answer_too(monkeypatch):

@@ -5,12 +5,16 @@ import sys
 
 import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recbole_llm.errors import ConfigError, MissingExtraError
 from recbole_llm.tune import StudyOptions, tune
 from recbole_llm.tune.search import _decided
 from recbole_llm.tune.space import read_lines
 from recbole_llm.tune.study import STAGE, Study, prune_rule
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 SPACE = read_lines(["n_layers choice [1,2,3]", "loss_type choice ['CE','BPR']"], "a.test")
 RANGES = read_lines(
@@ -161,27 +165,63 @@ def test_stages_are_compared_with_stages(tmp_path):
     assert STAGE > 10**5
 
 
-def test_successive_halving_lets_one_of_three_go_on(tmp_path):
-    options = {"pruner": "halving", "prune_after": 1, "prune_factor": 3}
-    others = [curve(score) for score in (0.6, 0.4, 0.5, 0.3)]
+def frozen(number, *scores, state="COMPLETE"):
+    """A trial with scores after 1, 2, ... epochs."""
+    steps = dict(enumerate(scores, 1))
+    state = optuna.trial.TrialState[state]
+    value = scores[-1] if state == optuna.trial.TrialState.COMPLETE else None
+    trial = optuna.trial.create_trial(state=state, value=value, intermediate_values=steps)
+    trial.number = number
+    return trial
 
-    def run(name, own):
-        space = read_lines(["n_layers choice [0,1,2,3,4,5,6]"], "a.test")
-        study = study_of(tmp_path / name, space, **options)
-        reasons = []
-        for scores in [*others, own]:
+
+@pytest.mark.parametrize(
+    ("own", "others", "stops"),
+    [
+        ([0.1], [], False),  # the first to come goes on
+        ([0.1], [[0.5]], True),  # one of two goes on
+        ([0.5], [[0.5]], False),
+        ([0.4], [[0.5], [0.3], [0.2], [0.1], [0.0]], False),  # two of six
+        ([0.3], [[0.5], [0.4], [0.2], [0.1], [0.0]], True),
+        ([0.9, 0.0], [[0.5, 0.5], [0.4, 0.4]], False),  # no rung at two epochs
+        ([0.9, 0.0, 0.0], [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]], True),
+        ([0.9, 0.0, 0.45], [[0.5, 0.5, 0.5], [0.4, 0.4]], True),  # who stopped before a rung was not on it
+        ([0.9, 0.0, 0.6], [[0.5, 0.5, 0.5], [0.7]], False),
+    ],
+)
+@pytest.mark.parametrize("bigger", [True, False])
+def test_successive_halving_lets_one_of_three_go_on(own, others, stops, bigger):
+    sign = 1 if bigger else -1
+    study = optuna.create_study(direction="maximize" if bigger else "minimize")
+    for scores in others:
+        study.add_trial(frozen(0, *(sign * score for score in scores)))
+    study.add_trial(frozen(0, *(sign * 9.0 for _ in own), state="FAIL"))  # failed trials do not count
+    trial = frozen(99, *(sign * score for score in own), state="RUNNING")
+    assert StudyOptions(pruner="halving", prune_after=1).optuna_pruner().prune(study, trial) is stops
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), min_size=1, max_size=9), min_size=1, max_size=9))
+def test_halving_decides_as_optuna_does(curves):
+    """Trial after trial, each until it is pruned; Optuna notes rungs as it goes."""
+    ours, theirs = StudyOptions(pruner="halving", prune_after=1), optuna.pruners.SuccessiveHalvingPruner(1, 3)
+    stops = []
+    for pruner in (ours.optuna_pruner(), theirs):
+        study = optuna.create_study(direction="maximize", pruner=pruner)
+        stops.append([])
+        for scores in curves:
             trial = study.ask()
-            reasons.append(prune_rule(study.optuna, trial.number)(scores))
-            study.tell(trial, {"state": "pruned" if reasons[-1] else "finished", "score": scores[-1][-1]})
-        return reasons
-
-    assert run("a", curve(0.7))[-1] is None
-    assert "0.35 after 1 epochs, SuccessiveHalvingPruner" in run("b", curve(0.35))
+            for step, score in enumerate(scores, 1):
+                trial.report(score, step)
+                if trial.should_prune():
+                    break
+            stops[-1].append(step)
+            study.tell(trial, scores[step - 1])
+    assert stops[0] == stops[1]
 
 
 def test_optuna_gets_what_the_options_say():
     assert isinstance(StudyOptions(pruner="none").optuna_pruner(), optuna.pruners.NopPruner)
-    assert isinstance(StudyOptions(pruner="halving").optuna_pruner(), optuna.pruners.SuccessiveHalvingPruner)
     assert isinstance(StudyOptions(algo="random").optuna_sampler(0), optuna.samplers.RandomSampler)
     assert isinstance(StudyOptions(algo="bayes").optuna_sampler(0), optuna.samplers.TPESampler)
 

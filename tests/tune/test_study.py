@@ -1,7 +1,6 @@
 """Studies on made-up data: what is tried, kept, continued and tested."""
 
 import csv
-import functools
 import json
 import os
 import signal
@@ -27,7 +26,7 @@ from recbole_llm.trainer.trainer import RunTrainer
 from recbole_llm.tune import StudyError, resume_study, tune
 from recbole_llm.tune.study import JOURNAL, STARTS
 from recbole_llm.tune.trial import _free_memory
-from tests.killing import kill_at_random, needs_fork, seconds_of
+from tests.run.test_kill import in_a_child, points
 
 SPACE = {"choice": {"hidden_size": [8, 16], "learning_rate": [0.1, 0.001]}}
 
@@ -276,21 +275,31 @@ def test_kill_9(settings, trained):
     assert one.split("\n", 2)[2] == other.split("\n", 2)[2]
 
 
-@needs_fork
-@pytest.mark.parametrize("algo", ["exhaustive", "bayes"])
-def test_any_number_of_kills(algo, settings):
-    options = {"algo": algo, "max_evals": 4, "pruner": "median", "prune_after": 1, "prune_trials": 1}
-    call = functools.partial(
-        tune, "SASRec", "shop", params_dict=SPACE, config_dict={**settings, "epochs": 3}, **options, random_trials=2
-    )
-    seconds = seconds_of(functools.partial(call, study="whole"))
-    kill_at_random(functools.partial(call, study="killed"), seconds)
-    whole, killed = call(study="whole"), call(study="killed")
-    assert table(killed) == table(whole)
-    one, other = ((Path(r["study_dir"]) / "best.yaml").read_text(encoding="utf-8") for r in (whole, killed))
-    assert one.partition("\n")[2].partition("\n")[2] == other.partition("\n")[2].partition("\n")[2]
-    names = [{path.name.split(".tfevents.")[0] for path in Path(r["study_dir"]).rglob("*")} for r in (whole, killed)]
-    assert names[0] == names[1]  # nothing half-written is left
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks")
+@pytest.mark.parametrize("options", [["--pruner=halving", "--prune_factor=2"], ["--algo=bayes", "--pruner=median"]])
+def test_killed_before_any_write(options, settings):
+    """The same command afterwards gives the study of one that was left alone; RECBOLE_LLM_KILLS tries more points."""
+    Path("a.test").write_text("hidden_size choice [8,16]\nlearning_rate choice [0.1,0.001]\n", encoding="utf-8")
+    Path("s.yaml").write_text(yaml.safe_dump({**settings, "epochs": 3}), encoding="utf-8")
+    model = ["tune", "--model=SASRec", "--dataset=shop", "--params_file=a.test", "--config_files=s.yaml"]
+    command = [*model, "--max_evals=4", "--random_trials=2", "--prune_after=1", "--prune_trials=1", *options]
+
+    def left(name):
+        files = Path("saved", name).rglob("*")
+        return sorted(str(file.relative_to(Path("saved", name))).split(".tfevents.")[0] for file in files)
+
+    status, total = in_a_child([*command, "--study=whole"])
+    assert status == 0
+    whole = resume_study("saved/whole")
+    for number, point in enumerate(points(total - 5, seed=len(options[0]))[1::2]):  # a first run makes more folders
+        name = f"killed{number}"
+        assert in_a_child([*command, f"--study={name}"], point) == (-signal.SIGKILL, point)
+        assert in_a_child([*command, f"--study={name}"])[0] == 0
+        killed = resume_study(f"saved/{name}")
+        assert table(killed) == table(whole), f"killed before write {point} of {total}"
+        assert left(name) == left("whole")
+        one, other = (Path("saved", each, "best.yaml").read_text(encoding="utf-8") for each in (name, "whole"))
+        assert one.split("\n", 2)[2] == other.split("\n", 2)[2]
 
 
 def test_two_processes_do_not_share_a_study(settings, monkeypatch):
