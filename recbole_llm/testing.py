@@ -35,18 +35,8 @@ from recbole_llm.run.load import load_run
 from recbole_llm.trainer.checkpoint import load_weights, save_weights
 
 WORDS = [
-    "apple",
-    "violin",
-    "harbor",
-    "meteor",
-    "cactus",
-    "lantern",
-    "pirate",
-    "glacier",
-    "wizard",
-    "saddle",
-    "quartz",
-    "balloon",
+    *("apple", "violin", "harbor", "meteor", "cactus", "lantern"),
+    *("pirate", "glacier", "wizard", "saddle", "quartz", "balloon"),
 ]
 TINY: dict[str, Any] = {
     "llm": "tiny-random-t5",
@@ -292,9 +282,8 @@ def new_items(case: Case) -> None:
 
 def provenance(case: Case) -> None:
     """What a result says about the model can be written as JSON."""
-    found = case.build()[0].provenance()
     try:
-        json.dumps(found)
+        json.dumps(case.build()[0].provenance())
     except (TypeError, ValueError) as error:
         raise ContractError(f"provenance() cannot be written as JSON ({error})") from error
 
@@ -313,7 +302,8 @@ def recommending(case: Case) -> None:
         result = case.run(MAX_ITEM_LIST_LENGTH=length, metrics=["Recall"], topk=[10], valid_metric="Recall@10")
         recommender = Recommender.load(result["run_dir"], model=case.model if isinstance(case.model, type) else None)
         lists = pd.concat(recommender.recommend_users(history="test", k=10))
-        targets = dict(zip(*_targets(result["run_dir"]), strict=True))
+        ranks = np.load(Path(result["run_dir"]) / "test_ranks.npz")
+        targets = dict(zip(ranks["user"].tolist(), ranks["target"].tolist(), strict=True))
         named = lists.groupby("user_id")["item_id"].agg(set)
         hits = sum(targets[str(user)] in items for user, items in named.items()) / len(targets)
         wanted = result["test_result"]["recall@10"]
@@ -419,8 +409,3 @@ def _close(found: torch.Tensor, expected: torch.Tensor, otherwise: str) -> None:
         torch.testing.assert_close(found, expected, rtol=RTOL, atol=ATOL)
     except AssertionError as error:
         raise ContractError(f"{otherwise} ({' '.join(str(error).split())})") from error
-
-
-def _targets(run_dir: str) -> tuple[list[str], list[str]]:
-    ranks = np.load(Path(run_dir) / "test_ranks.npz")
-    return ranks["user"].tolist(), ranks["target"].tolist()
