@@ -128,7 +128,11 @@ def convert(
         The input is parquet and pyarrow is not installed.
     """
     started = time.perf_counter()
-    read, lists_all, known = _reader(name)
+    read, lists_all, known = _reader(str(name))
+    inputs = _paths("input", input)
+    text_files = _paths("metadata", metadata) if metadata is not None else None
+    if not isinstance(recipe, str | None) or not (output is None or _is_path(output)):
+        raise ConfigError(f"recipe is {recipe!r} and output {output!r}; they must be a name and a path.")
     chosen = get_recipe(recipe, name) if recipe else None
     filters = _filters(chosen, order, min_rating=min_rating, untitled=untitled, dedup=dedup, k_core=k_core)
     options = {
@@ -138,9 +142,10 @@ def convert(
     for key in options:
         if key not in known:
             raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(sorted(known)) or 'none'}.")
-    for key in ("movie_tags", "workers"):
-        if key in options and (type(options[key]) is not int or options[key] < 1):
-            raise ConfigError(f"{key} is {options[key]!r}; it must be a whole number from 1 on.")
+    for key, value in options.items():
+        _check_option(key, value)
+    if text_fields is not None:
+        _check_option("text_fields", text_fields)
     if items not in ("auto", "all", "rated"):
         raise ConfigError(f"items is {items!r}; allowed are 'auto', 'all' and 'rated'.")
     if ids not in ("exact", "recbole"):
@@ -158,8 +163,8 @@ def convert(
         folder = stack.enter_context(_work_folder(target))
         request = Request(
             name=name,
-            bundle=Bundle(_paths(input)),
-            metadata=Bundle(_paths(metadata)) if metadata is not None else None,
+            bundle=Bundle(inputs),
+            metadata=Bundle(text_files) if text_files is not None else None,
             skips=skips,
             progress=progress,
             all_items=listed == "all",
@@ -387,8 +392,35 @@ def _in_use(ids: dict[str, int], occur: npt.NDArray[np.bool_]) -> dict[str, None
     return dict.fromkeys(compress(ids, occur.tolist()))
 
 
-def _paths(given: PathLike | Sequence[PathLike]) -> list[PathLike]:
-    return [given] if isinstance(given, str | Path) else list(given)
+def _paths(key: str, given: PathLike | Sequence[PathLike]) -> list[PathLike]:
+    paths = [given] if isinstance(given, str | Path) else given
+    if not isinstance(paths, list | tuple) or not paths or not all(map(_is_path, paths)):
+        raise ConfigError(f"{key} is {given!r}; it must be a path, or a list of paths.")
+    return list(paths)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | Path) and bool(str(value)) and "\0" not in str(value)
+
+
+def _check_option(key: str, value: Any) -> None:
+    """Raise :class:`ConfigError` for a value that cannot be one of an option of single sources."""
+    texts = isinstance(value, list | tuple) and all(isinstance(part, str) and part for part in value) and bool(value)
+    for keys, wanted, right in (
+        ({"movie_tags", "workers"}, "a whole number from 1 on", type(value) is int and value > 0),
+        ({"no_metadata", "complete_games"}, "True or False", isinstance(value, bool)),
+        (
+            {"columns", "inter_fields", "item_fields", "user_fields", "text_fields"},
+            "names, separated by commas or in a list",
+            texts or (isinstance(value, str) and key != "text_fields"),
+        ),
+        ({"users"}, "a path", _is_path(value)),
+        ({key}, "a text", isinstance(value, str)),
+    ):
+        if key in keys:
+            if not right:
+                raise ConfigError(f"{key} is {value!r}; it must be {wanted}.")
+            return
 
 
 def _filters(recipe: Recipe | None, order: str, **given: Any) -> Filters:

@@ -218,6 +218,8 @@ def _read_catalogue(
     sources: Sequence[Source], id_col: str | None, fields: Sequence[str] | None, title: str | None, request: Request
 ) -> Catalogue:
     delimiter, names = request.options.get("delimiter"), None
+    if not sources:
+        raise DataError("metadata or users: the folder is empty; name the file itself.")
     first = TableFile(sources[0], delimiter, names)
     there = first.columns()
     if id_col not in there:

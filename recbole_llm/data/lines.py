@@ -37,7 +37,7 @@ def read_lines(path: Path, encoding: str = "utf-8", errors: str = "strict") -> I
     try:
         # A byte order mark is part of the text under utf-8, but not under utf-8-sig.
         codec = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
-    except LookupError:
+    except (LookupError, ValueError):
         raise ConfigError(f"encoding={encoding!r} is not a text encoding that Python knows.") from None
     try:
         with path.open(encoding=codec, errors=errors, newline="\n") as file:

@@ -7,7 +7,8 @@ from convert_helpers import make_zip, read_rows, write
 
 import recbole_llm.convert.reading as reading
 from recbole_llm.convert import convert
-from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.convert.generic import OPTIONS
+from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
 
 LOG = "who,what,when,stars\nann,x1,2024-01-02,5\nbob,x2,2024-01-01T10:00:00Z,4.5\nann,x2,2024-01-02,1\n"
 COLUMNS = {"user_col": "who", "item_col": "what", "time_col": "when", "rating_col": "stars"}
@@ -294,3 +295,22 @@ def test_blank_lines_are_passed_over(tmp_path, ending):
     log = write(tmp_path / f"log.{ending}", "\r\n\n  \n".join(rows[ending]) + "\n\n")
     report = convert("generic", log, tmp_path / "set", user_col="who", item_col="what")
     assert report.counts.interactions == 2 and not report.skipped
+
+
+VALUES = [-1, 0, 1.5, float("nan"), True, "", "x", [], ["x"], {}, {"a": 1}, "a=b=c:token", "who", "\0", b"x", object()]
+KEYS = ["input", "metadata", "recipe", "min_rating", "untitled", "dedup", "k_core", "order", "items", "ids", "output"]
+KEYS += ["text_fields", "on_error", "nosuch", "workers", *sorted(OPTIONS)]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_value_ends_in_a_traceback(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    log = write(tmp_path / "log.csv", LOG)
+    items = write(tmp_path / "items.csv", "what,title\nx1,a\nx2,b\n")
+    given = {"input": log, "output": "out/set", "metadata": items, "overwrite": True, **COLUMNS}
+    for value in VALUES:
+        try:
+            convert("generic", **{**given, key: value})
+        except RecBoleLLMError as error:
+            assert "\n" not in str(error), value
