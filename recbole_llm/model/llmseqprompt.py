@@ -220,10 +220,9 @@ class LLMSeqPrompt(LLMRecommender):
         self.names = ItemNames(
             [text if has else "" for text, has in zip(written, named, strict=True)], self.popularity
         )
-        self.max_new_tokens = self.settings.max_new_tokens
-        if self.max_new_tokens is None:
-            longest = self.prompts.longest_answer() if self.single else self.prompts.longest_answer(USUAL_TITLE)
-            self.max_new_tokens = min(longest, MAX_NAME_TOKENS) if self.single else longest
+        longest = min(self.prompts.longest_answer(), MAX_NAME_TOKENS)
+        usual = longest if self.single else self.prompts.longest_answer(USUAL_TITLE)
+        self.max_new_tokens = self.settings.max_new_tokens or usual
         positions = position_limit(self.resolved)
         answer = max(self.max_new_tokens, self.prompts.longest_answer())
         limit = self.settings.max_prompt_tokens
