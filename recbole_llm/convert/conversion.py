@@ -97,9 +97,8 @@ def convert(
     min_rating, untitled, dedup, k_core, order
         See :class:`~recbole_llm.convert.interactions.Filters`.
     items : {'auto', 'all', 'rated'}
-        Which items the ``.item`` file lists. ``auto``: all of them for MovieLens, sessions and generic logs, unless
-        a filter drops interactions; only those with interactions for Amazon and Steam, whose metadata describes the
-        whole shop. RecBole counts every listed item as a candidate.
+        Which items the ``.item`` file lists. ``auto``: only those with interactions where a filter drops some, and for
+        Amazon and Steam, whose metadata describes the whole shop. RecBole counts every listed item as a candidate.
     ids : {'exact', 'recbole'}
         ``exact``: the text of the input; only an id that does not fit on one line is written in another form.
         ``recbole``: also those that stock RecBole's reader would misread (``NA``, ``null``, a leading quotation mark).
@@ -107,16 +106,10 @@ def convert(
         Item fields to keep, in this order; default all.
     on_error : {'stop', 'skip'}
         What to do with a line that cannot be used.
-    overwrite : bool
-        Whether an earlier conversion at ``output`` may be replaced.
-    progress : bool
-        Show progress bars (on a terminal).
+    overwrite, progress : bool
+        Whether to replace an earlier conversion, and to show progress bars (on a terminal).
     **options
         Settings of the source, see its module.
-
-    Returns
-    -------
-    Report
 
     Raises
     ------
@@ -124,8 +117,13 @@ def convert(
         With file and line. No output is left behind then.
     ConfigError
         An argument is not allowed.
-    MissingExtraError
-        The input is parquet and pyarrow is not installed.
+
+    Examples
+    --------
+    >>> from recbole_llm.convert import convert
+    >>> report = convert("ml-1m", "ml-1m.zip", k_core=5)  # doctest: +SKIP
+    >>> report.counts.users, report.output  # doctest: +SKIP
+    (6040, PosixPath('dataset/ml-1m'))
     """
     started = time.perf_counter()
     read, lists_all, known = _reader(str(name))
