@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from recbole_llm.config.layers import precheck
+from recbole_llm.config.layers import is_comparison, precheck
 from recbole_llm.config.registry import (
     RECBOLE_ROOT,
     get_model,
@@ -19,6 +19,7 @@ from recbole_llm.config.schema import Comparison, general_sections, is_text, sec
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.schema.recbole import METRICS, STOCK_MODELS
 from recbole_llm.config.types import is_optional
+from recbole_llm.errors import ConfigError
 
 SHARED = (
     RECBOLE_ROOT / "properties" / "overall.yaml",
@@ -132,6 +133,20 @@ def test_the_type_in_a_comment_is_that_of_the_declaration(path):
         allowed = set(re.findall(r"\w+", comments[key]))
         if value is not None:
             assert words[type(value)] in allowed or (type(value) is int and "float" in allowed), key
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*props_dir().glob("paper/*.yaml"), *props_dir().glob("preset/*.yaml")]), ids=lambda path: path.stem
+)
+def test_every_preset_passes_the_check_of_the_command_line(path):
+    """It runs before torch is imported and may refuse nothing that a run accepts; data sets need not be here."""
+    arguments = {"config_files": str(path)}
+    if is_comparison(arguments):
+        return
+    try:
+        precheck(None, None, arguments)
+    except ConfigError as error:
+        assert str(error).startswith("There is no dataset"), error
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

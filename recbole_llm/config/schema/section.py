@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from recbole_llm.config.types import unwrap
@@ -29,7 +28,8 @@ class Section:
     @classmethod
     def types(cls) -> dict[str, Any]:
         """Return the annotation of every setting."""
-        return dict(_types(cls))
+        hints = get_type_hints(cls, include_extras=True)
+        return {field.name: hints[field.name] for field in fields(cls)}
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
@@ -40,17 +40,11 @@ class Section:
     def of(cls: type[SectionT], config: Any) -> SectionT:
         """Read the section from a configuration, whole numbers as floats where a float is declared."""
         values = {}
-        for name, kind in _types(cls).items():
+        for name, kind in cls.types().items():
             value = config[name]
             whole = isinstance(value, int) and not isinstance(value, bool)
             values[name] = float(value) if whole and unwrap(kind)[0] is float else value
         return cls(**values)
-
-
-@cache
-def _types(section: Any) -> dict[str, Any]:
-    hints = get_type_hints(section, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(section)}
 
 
 @dataclass(frozen=True)
