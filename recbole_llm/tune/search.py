@@ -24,7 +24,7 @@ from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
 from recbole_llm.run.results import read_results, test_figures, write_results
 from recbole_llm.tune import report
-from recbole_llm.tune.options import StudyOptions, split_options
+from recbole_llm.tune.options import StudyOptions, optuna, split_options
 from recbole_llm.tune.ray_trials import run_with_ray
 from recbole_llm.tune.space import (
     Parameter,
@@ -120,6 +120,7 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 def _study(model: str | type, base: Config, space: list[Parameter], options: StudyOptions) -> dict[str, Any]:
     logger = logging.getLogger()
+    optuna()  # where it is missing, say so before anything is made
     settings = fixed_settings(base, space)
     options = _decided(options, space)
     notes = _notes(base, settings, space, options)

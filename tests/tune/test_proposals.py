@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from pathlib import Path
 
 import optuna
 import pytest
@@ -64,6 +65,7 @@ def test_missing_optuna_is_said_with_the_remedy(monkeypatch, isolated, shop, tin
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'recbole-llm\[tune\]'"):
         tune("SASRec", "shop", params_dict={"choice": {"hidden_size": [8]}}, config_dict=tiny)
+    assert not Path("saved").exists()
 
 
 @pytest.mark.parametrize("algo", ["random", "bayes"])
