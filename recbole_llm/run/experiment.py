@@ -109,7 +109,7 @@ def _say_how_to_go_on(run_dir: Path | None) -> None:
         message = f"Interrupted. Continue with: recbole-llm --resume={shlex.quote(str(run_dir))}"
     else:
         message = "Interrupted before the first epoch had ended: there is nothing to resume."
-        discard_unused(run_dir)
+        discard_unused(run_dir, weights=True)
     # Processes other than the main one show errors only.
     getLogger().log(logging.WARNING if distributed.world().is_main else logging.ERROR, message)
 

@@ -145,9 +145,12 @@ def other_language_models(run_dir: Path, config: Config) -> list[str]:
     return changed_language_models(json.loads(file.read_text(encoding="utf-8")), config) if file.is_file() else []
 
 
-def discard_unused(run_dir: Path | None) -> None:
-    """Remove the directory of a run that ended before it had anything to keep."""
-    if run_dir is not None and _has_nothing(run_dir):
+def discard_unused(run_dir: Path | None, weights: bool = False) -> None:
+    """Remove the directory of a run that ended before it had anything to keep.
+
+    ``weights`` says whether initial weights are nothing, too: after an error in training they stay as evidence.
+    """
+    if run_dir is not None and _has_nothing(run_dir) and (weights or not (run_dir / checkpoint.WEIGHTS).is_file()):
         shutil.rmtree(run_dir, ignore_errors=True)
 
 

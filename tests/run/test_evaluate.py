@@ -14,6 +14,8 @@ from recbole_llm.quick_start import run
 from recbole_llm.run import experiment
 from recbole_llm.run.evaluate import evaluate_run
 from recbole_llm.run.folder import LOCK, create_run_dir, new_run, remove_abandoned, run_lock
+from recbole_llm.trainer.accumulation import DivergedError
+from recbole_llm.trainer.trainer import RunTrainer
 
 
 def read(run_dir):
@@ -195,3 +197,14 @@ def test_what_writing_left_goes_with_the_results(shop, tiny, isolated, monkeypat
     (run_dir / "model.tmp").touch()
     assert main(["evaluate", str(run_dir)]) == 0
     assert not [path for path in run_dir.iterdir() if path.name.endswith((".old", ".new", ".tmp", "trained.json"))]
+
+
+def test_a_run_that_diverged_at_once_stays_as_evidence(shop, tiny, isolated, monkeypatch):
+    def diverge(*_, **__):
+        raise DivergedError("The training loss is nan.")
+
+    monkeypatch.setattr(RunTrainer, "_train_epoch", diverge)
+    with pytest.raises(DivergedError):
+        run("SASRec", "shop", config_dict=tiny)
+    (run_dir,) = Path("saved").iterdir()
+    assert (run_dir / "run.log").is_file() and (run_dir / "model.safetensors").is_file()
