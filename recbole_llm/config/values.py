@@ -186,10 +186,3 @@ def choice(config: Any, key: str, allowed: Sequence[Any]) -> Any:
         options = ", ".join(repr(option) for option in allowed)
         raise ConfigError(f"invalid value for {key}: {value!r} (choose from {options}).{hint}")
     return value
-
-
-def at_least(config: Any, key: str, least: int) -> int:
-    """``config[key]`` as a whole number, or ConfigError where it is below ``least``."""
-    if int(config[key]) < least:
-        raise ConfigError(f"invalid value for {key}: {config[key]!r} (give a whole number of at least {least}).")
-    return int(config[key])

@@ -25,7 +25,6 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import choice
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import NEXT, HistoryDataset
 from recbole_llm.errors import ConfigError
@@ -85,20 +84,20 @@ class LiteLLM4Rec(LLMRecommender):
     def view_for(cls, config: Config) -> str:
         """``_sampling`` trains on random segments, ``_all`` on every prefix (Sec. 4.4), if causal at once."""
         every = "sequence" if config["rec_llm_attention"] == "causal" else "prefix"
-        return {"sampling": "segment", "all": every}[choice(config, "train_strategy", ["sampling", "all"])]
+        return {"sampling": "segment", "all": every}[config["train_strategy"]]
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.item_loss = ItemLoss.from_config(config, dataset)
-        self.item_llm_mode = choice(config, "item_llm_mode", list(STAGES))
-        self.seq_pool = choice(config, "seq_pool", ["mean", "last"])
-        self.causal = choice(config, "rec_llm_attention", ["bidirectional", "causal"]) == "causal"
-        self.tied = choice(config, "head", ["projection", "tied"]) == "tied"
+        self.item_llm_mode = config["item_llm_mode"]
+        self.seq_pool = config["seq_pool"]
+        self.causal = config["rec_llm_attention"] == "causal"
+        self.tied = config["head"] == "tied"
         self._read_task(config)
         self._refuse_contradictions(config)
         self.training_stages = STAGES[self.item_llm_mode][-1:] if self.task == "topn" else STAGES[self.item_llm_mode]
 
-        places = choice(config, "dropout_place", ["t5", "vectors", "pooled", "vectors+pooled"])
+        places = config["dropout_place"]
         rate = float(config["dropout"])
         self.vector_dropout = nn.Dropout(rate if "vectors" in places else 0.0)
         self.pooled_dropout = nn.Dropout(rate if "pooled" in places else 0.0)
@@ -106,15 +105,15 @@ class LiteLLM4Rec(LLMRecommender):
 
         token_rms = self._build_rec_llm(config, inner)
         self.item_source = self._build_item_source(config, dataset, inner)
-        self._build_scale(choice(config, "input_scale", ["none", "rms", "learned"]), token_rms)
+        self._build_scale(config["input_scale"], token_rms)
         self._build_head(config)
         self.to(self.device)
         if self.training_stages == [FINETUNE]:
             self.start_stage(FINETUNE)
 
     def _read_task(self, config: Config) -> None:
-        self.task = choice(config, "task", ["sequential", "topn"])
-        self.topn_input = choice(config, "topn_input", ["history_candidates", "candidates"])
+        self.task = config["task"]
+        self.topn_input = config["topn_input"]
         self.scores_are_products = self.task == "sequential"
         if self.task == "topn" and self.item_loss.loss != "ce":
             raise ConfigError(
@@ -156,10 +155,10 @@ class LiteLLM4Rec(LLMRecommender):
 
     def _build_rec_llm(self, config: Config, dropout: float) -> float:
         """Load the Recommendation LLM; returns the root mean square of its token embeddings."""
-        scratch = choice(config, "rec_llm_init", ["pretrained", "scratch"]) == "scratch"
+        scratch = config["rec_llm_init"] == "scratch"
         spec = LLMSpec.from_config(config, key="rec_llm", preferred=PAPER_LLM)
         self.rec_resolved = resolve_llm(spec, logger=self.logger, weights=not scratch)
-        self.lora = choice(config, "rec_llm_tuning", ["full", "lora"]) == "lora"
+        self.lora = config["rec_llm_tuning"] == "lora"
         dtype = None if self.lora or config["fix_rec_llm"] else dtype_to_train(self.rec_resolved)
         self.rec_llm = load_encoder(self.rec_resolved, not scratch, dtype, dropout, config["scratch_shape"])
         self.hidden_size = hidden_size(self.rec_llm)
@@ -224,7 +223,7 @@ class LiteLLM4Rec(LLMRecommender):
             self.fixed_scale = token_rms / max(vector_rms, 1e-12)
 
     def _build_head(self, config: Config) -> None:
-        self.head_init = choice(config, "head_init", ["default", "items"])
+        self.head_init = config["head_init"]
         self.W_proj: nn.Linear | None = None
         if self.tied:
             return
