@@ -1,4 +1,4 @@
-"""Settings of our models: blocks that several share, then one section a model, named after it.
+"""Settings of our models: one section a model, named after it.
 
 Defaults and comments: ``props/model/<Model>.yaml`` and, for shared blocks, ``props/common/``.
 """
@@ -7,9 +7,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from recbole_llm.config.schema.general import Attention, DType
+from recbole_llm.config.schema.blocks import (
+    Adaptor,
+    AtLeastTwo,
+    Initial,
+    ItemLoss,
+    ItemText,
+    LoRA,
+    Radius,
+    RecLLM,
+    Reduced,
+    SomeTexts,
+    Untrained,
+)
 from recbole_llm.config.schema.recbole import Activation
 from recbole_llm.config.schema.section import InnerSettings, Section
+from recbole_llm.config.schema.untrained import (
+    VSKNN,
+    EmbeddingEnsemble,
+    LLMSeqSim,
+    LLMSeqSimPopularity,
+    LLMSeqSimSequential,
+    MaxIdRule,
+    ScoreEnsemble,
+)
 from recbole_llm.config.types import (
     AboveZero,
     Bounds,
@@ -17,126 +38,12 @@ from recbole_llm.config.types import (
     Dropout,
     Name,
     NonNegative,
-    Note,
     Positive,
     Rule,
     Seed,
     Share,
     TextName,
 )
-
-Radius = Annotated[float, Bounds(gt=0, lt=1)]
-AtLeastTwo = Annotated[int, Bounds(ge=2)]
-SomeTexts = Annotated[list[Name], Rule(bool, "a list of texts, one at least")]
-Initial = Literal["pretrained", "scratch"]
-Pooling = Literal["auto", "mean", "mean_no_eos", "mean_padded", "cls", "pooler", "last", "sentence"]
-Reduction = Literal["none", "pca", "random_projection", "lda", "autoencoder"]
-Decay = Literal[
-    "none",
-    "constant_linear",
-    "scaling_linear",
-    "scaling_quadratic",
-    "scaling_cubic",
-    "log",
-    "harmonic",
-    "harmonic_squared",
-]
-InnerModel = TextName | Annotated[dict[str, Any], InnerSettings("LLMSeqSim")]
-Grid = Share | Annotated[list[Share], Rule(bool, "a list of numbers from 0 to 1, one at least")] | None
-# What trains nothing.
-NoNegatives = Annotated[None, Note("there is nothing to train")]
-
-
-# ---- blocks that several models share
-
-
-@dataclass(frozen=True, kw_only=True)
-class ItemLoss(Section):
-    """Loss of hidden states against the catalogue."""
-
-    loss: Literal["ce", "sampled_softmax", "gbce"]
-    loss_type: Annotated[Literal["CE"], Note("this key is RecBole's; the loss of this model is set by `loss`")]
-    num_negatives: Positive
-    negatives: Literal["auto", "shared", "per_target"]
-    negative_distribution: Literal["uniform", "popularity", "in_batch"]
-    negative_alpha: Annotated[float, Bounds()]
-    logq: bool
-    gbce_t: Share
-
-
-@dataclass(frozen=True, kw_only=True)
-class ItemText(Section):
-    """How an item's text becomes a vector."""
-
-    item_pooling: Pooling
-    item_max_tokens: Positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reduced(ItemText):
-    """Fewer columns for the text vectors."""
-
-    dim_reduction: Reduction
-    reduced_dim: Positive | None
-    reduction_fit: Literal["catalogue", "train"]
-    lda_class_field: Name | None
-    normalize: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adaptor(Section):
-    """From a text vector to the width of the model."""
-
-    adaptor: Literal["none", "linear", "mlp", "moe"] | None
-    adaptor_hidden_size: Positive | None
-    adaptor_experts: Positive
-    adaptor_dropout: Dropout
-    residual_id: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecLLM(Section):
-    """A second language model; what is blank or absent is that of ``llm``."""
-
-    rec_llm: TextName | None
-    rec_llm_init: Initial
-    rec_llm_revision: TextName | None
-    rec_llm_cache_dir: TextName | None
-    rec_llm_local_files_only: bool | None
-    rec_llm_token: TextName | None
-    rec_llm_dtype: DType | None
-    rec_llm_trust_remote_code: bool | None
-    rec_llm_attn_implementation: Attention | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA(Section):
-    """How a causal language model is fine-tuned."""
-
-    load_in_4bit: bool
-    tuning: Literal["lora", "full", "none"]
-    lora_r: Positive
-    lora_alpha: AboveZero
-    lora_dropout: Dropout
-    lora_target_modules: Name | Annotated[list[Name], Rule(bool, "names of layers")]
-    gradient_checkpointing: bool
-
-    @classmethod
-    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """Weights of 4 bits that are to learn."""
-        if settings["tuning"] == "full" and settings["load_in_4bit"]:
-            return "load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora"
-        return super().contradiction(settings)
-
-    micro_batch_tokens: Positive | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Untrained(Section):
-    """Models without a parameter to train."""
-
-    train_neg_sample_args: NoNegatives
-
 
 # ---- sequential models on text vectors
 
@@ -432,91 +339,6 @@ class LightLM(Generative):
     with_history: bool
     history_templates: SomeTexts
     history_test_template: Count | Name
-
-
-# ---- models without training
-
-
-@dataclass(frozen=True, kw_only=True)
-class LLMSeqSim(Reduced, Untrained):
-    """Items most similar to the history."""
-
-    reduced_dim: Positive
-    combine: Literal["mean", "last"]
-    decay: Decay
-    similarity: Literal["dot", "cosine", "euclidean"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VSKNN(Untrained):
-    """Nearest neighbours among sessions."""
-
-    neighbors: Positive
-    sample_size: Positive
-    sampling: Literal["random", "recent"]
-    similarity: Literal["dot", "cosine"]
-    decay: Decay
-    idf: bool
-    sequential_weight: bool
-    followers_only: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaxIdRule(Untrained):
-    """The rule of the largest id."""
-
-    item_index: Literal["random", "sequential_train", "sequential_full", "internal"]
-    item_index_seed: Seed
-    loss_type: Literal["CE"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingEnsemble(Untrained):
-    """The head of one list, then another."""
-
-    first_model: InnerModel
-    second_model: InnerModel
-    ensemble_mode: Literal["rank", "confidence"]
-    cutoff: Count
-    cutoff_grid: Count | Annotated[list[Count], Rule(bool, "a list of whole numbers, one at least")] | None
-    confidence: Annotated[float, Bounds(ge=-1, le=1)]
-    confidence_grid: Annotated[list[float], Rule(bool, "a list of numbers, one at least")] | float | None
-    confidence_kind: Literal["score", "quantile"]
-    list_length: Positive
-
-
-@dataclass(frozen=True, kw_only=True)
-class LLMSeqSimPopularity(Untrained):
-    """LLMSeqSim without unpopular items."""
-
-    similar_model: InnerModel
-    candidates: Positive
-    popularity_quantile: Share
-    popularity_quantile_grid: Grid
-    list_length: Positive
-    diversity_quantile: Share | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LLMSeqSimSequential(Untrained):
-    """A sequential model for popular items, LLMSeqSim for the others."""
-
-    popular_model: InnerModel | None
-    unpopular_model: InnerModel
-    popularity_quantile: Share
-    popularity_quantile_grid: Grid
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreEnsemble(Untrained):
-    """Weighted mean of the scores of several models."""
-
-    members: list[InnerModel] | Name | None
-    weights: Annotated[list[NonNegative], Rule(lambda weights: sum(weights) > 0, "weights, not all 0")] | None
-    weights_grid: Positive | list[Any] | None
-    score_norm: Literal["zscore", "minmax", "softmax", "rank", "none"]
-    softmax_temperature: AboveZero
-    rank_constant: AboveZero
 
 
 MODELS: dict[str, type[Section]] = {
