@@ -22,7 +22,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Scores ``hidden @ weight.T + bias`` in float32, whatever the types and however the model runs.
+    """Compute scores ``hidden @ weight.T + bias`` in float32 or better, whatever the types and however the model runs.
 
     A score of 16 bits has 8 or 11 significant bits: many items share one, and their order is arbitrary.
 
@@ -34,7 +34,8 @@ def product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
     Returns
     -------
-    torch.Tensor, float32, shape (..., n)
+    torch.Tensor, shape (..., n)
+        float64 where an input is, else float32.
 
     Examples
     --------
@@ -42,5 +43,6 @@ def product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     >>> product(hidden, items).dtype
     torch.float32
     """
+    dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
     with full_precision(hidden.device):
-        return functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+        return functional.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
