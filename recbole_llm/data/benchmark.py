@@ -83,7 +83,7 @@ def _joined(columns: list[pd.Series]) -> Any:
 
 
 def ignored_filters(config: Any) -> list[str]:
-    """Filters that are set and, as in RecBole, have no effect on files split beforehand."""
+    """List the filters that are set but have no effect on files split beforehand, as in RecBole."""
     keys = [key for key in ("val_interval", "rm_dup_inter") if config[key]]
     for key in ("user_inter_num_interval", "item_inter_num_interval"):
         if any(low > 1 or high < np.inf for _, low, high, _ in parse_intervals(key, config[key]) or ()):

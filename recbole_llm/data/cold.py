@@ -91,7 +91,7 @@ def check_left(training_rows: int, cold: ColdItems, dataset: str) -> None:
 
 
 def without_cold(split: "HistoryDataset", name: str) -> "HistoryDataset":
-    """A split with cold items in no history and, in training, as no target.
+    """Remove cold items from the histories of a split and, in training, from its targets.
 
     Rows that are left without a history are dropped, and counted under ``name`` in the split's :attr:`cold`.
     """

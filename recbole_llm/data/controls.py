@@ -26,13 +26,13 @@ OF_TEXT = ("random_vectors", "shuffled_text")
 
 
 def control_of(config: Any) -> str:
-    """The control that a configuration asks for; ``"none"`` where it does not have the key."""
+    """Return the configured control; ``"none"`` where the configuration lacks the key."""
     value = config.get("control") if isinstance(config, Mapping) else config["control"]
     return "none" if value is None else choice({"control": value}, "control", CONTROLS)
 
 
 def label(config: Any) -> str:
-    """What a result is called: ``LLM2SASRec``, or ``LLM2SASRec [shuffled_text]`` under a control."""
+    """Return the display name of a result: ``LLM2SASRec``, or ``LLM2SASRec [shuffled_text]`` under a control."""
     control = control_of(config)
     return config["model"] if control == "none" else f"{config['model']} [{control}]"
 

@@ -119,7 +119,7 @@ class HistoryDataset(TableDataset):
         self._set_rows(rows, depth[rows])
 
     def _settled(self, times: np.ndarray) -> np.ndarray:
-        """A place to change :attr:`histories` once they are sorted; takes and returns the time of each interaction."""
+        """Change :attr:`histories` after sorting (a hook); takes and returns the time of each interaction."""
         return times
 
     def _set_histories(self, columns: dict[str, torch.Tensor], starts: torch.Tensor | None = None) -> None:
@@ -331,7 +331,7 @@ class HistoryDataset(TableDataset):
         return counts if self.cold is None else np.where(self.cold.mask, self.cold.item_counts, counts)
 
     def after_last(self, user: torch.Tensor) -> tuple[Interaction, tuple[torch.Tensor, torch.Tensor]]:
-        """What a model reads of users after all their interactions, which is a row without a target.
+        """Return model input for users after all their interactions: rows without a target.
 
         Parameters
         ----------

@@ -90,7 +90,7 @@ def without_repeated_pairs(
 
 
 def first_users(frame: pd.DataFrame, user: str, users: int, interactions: int) -> pd.DataFrame:
-    """The first interactions of the first users of a table."""
+    """Return the first interactions of the first users of a table."""
     few = frame[frame[user].isin(pd.unique(frame[user])[:users])]
     number = few.groupby(user, observed=True).cumcount()
     return few[number < interactions].reset_index(drop=True)

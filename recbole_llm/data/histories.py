@@ -162,7 +162,7 @@ class Histories:
         return end, end - self._starts_of(user, end - 1)
 
     def kept(self, mask: np.ndarray) -> "Histories":
-        """The interactions that a mask of shape (interactions,) keeps."""
+        """Keep the interactions selected by a mask of shape (interactions,)."""
         starts = None
         if self.starts is not None:
             new_position = torch.from_numpy(np.concatenate([[0], np.cumsum(mask)]))
@@ -170,12 +170,12 @@ class Histories:
         return self._with(self.take(torch.from_numpy(np.flatnonzero(mask))), starts)
 
     def reordered(self, source: torch.Tensor, but: Collection[str]) -> "Histories":
-        """These histories with the values at ``source``, shape (interactions,), but for those of some fields."""
+        """Return these histories with the values at ``source``, shape (interactions,), except for some fields."""
         columns = {field: v if field in but else v[source] for field, v in self.columns.items()}
         return self._with(columns, self.starts)
 
     def shuffled(self, seed: int) -> "Histories":
-        """These histories with :meth:`lists` in random order."""
+        """Return these histories with :meth:`lists` in random order."""
         other = self._with(self.columns, self.starts)
         # One random number per interaction: what is in two histories has one order in both, whatever the batch.
         other._order_keys = torch.rand(len(self), generator=torch.Generator().manual_seed(seed))

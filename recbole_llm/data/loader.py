@@ -120,7 +120,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
         self._set_up(config, dataset, sampler, shuffle)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """The next iteration is this epoch's, from this batch on."""
+        """Make the next iteration that of ``epoch``, starting at ``first_batch``."""
         self.epoch, self._first_batch = epoch, first_batch
 
     def bucket(self, item_costs: torch.Tensor, recent: int) -> None:
@@ -181,7 +181,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
         return costs
 
     def _by_cost(self, order: torch.Tensor, costs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The same rows: sorted by cost within every 50 batches, whole batches shuffled again if rows are."""
+        """Sort the rows by cost within every 50 batches; shuffle whole batches again if rows are shuffled."""
         block = torch.arange(len(order)) // (50 * self.step)
         order = order[torch.argsort(block * (int(costs.max()) + 1) + costs, stable=True)]
         whole = len(order) // self.step
@@ -359,7 +359,7 @@ def _sampled(config: Any, split: HistoryDataset) -> HistoryDataset:
 
 
 def _controlled(config: Any, splits: list[HistoryDataset]) -> list[HistoryDataset]:
-    """The splits under a control of the history; those given are left as they are."""
+    """Return the splits under a control of the history; the given ones stay unchanged."""
     control = control_of(config)
     if not control.startswith("shuffled_history"):
         return splits

@@ -83,7 +83,7 @@ class ServedDataset(HistoryDataset):
             self.inter_feat = self.inter_feat[kept]
 
     def _remap(self, remap_list: Sequence[tuple[pd.DataFrame, str, FeatureType]]) -> None:
-        """The internal ids of the run, new users behind its own; another value that it does not know becomes 0."""
+        """Return the run's internal ids, with new users after its own; any other unknown value becomes 0."""
         for feat, field, ftype in remap_list:
             if field not in self.trained.tokens:
                 raise CheckpointError(f"The run was trained without the field {field!r}, which load_col now reads.")

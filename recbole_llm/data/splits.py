@@ -64,7 +64,7 @@ def with_shuffled_training(split: "HistoryDataset", seed: int) -> "HistoryDatase
 
 
 def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str]:
-    """What the user should know about the size of validation and test.
+    """Check the size of validation and test; return warnings for the user.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str
 
 
 def _phases(config: Any) -> list[str]:
-    """The phases that a split is asked to leave rows for."""
+    """Return the phases for which a split must leave rows."""
     if config["benchmark_filename"] is not None:
         return ["valid", "test"] if len(config["benchmark_filename"]) == 3 else ["test"]
     (kind, how), *_ = config["eval_args"]["split"].items()

@@ -188,7 +188,7 @@ class TableDataset(SequentialDataset):
         super()._data_filtering()
 
     def _cut(self) -> None:
-        """What is read of the file: all of it, or the little that a smoke run takes."""
+        """Cut the interactions to the small part that a smoke run needs; otherwise keep all."""
         if self.config["smoke"]:
             users, interactions = int(self.config["smoke_users"]), int(self.config["smoke_interactions"])
             self.inter_feat = first_users(self.inter_feat, self.uid_field, users, interactions)
@@ -272,7 +272,7 @@ class TableDataset(SequentialDataset):
                 setattr(self, name, feat[~banned])
 
     def _remap(self, remap_list: Sequence[tuple[pd.DataFrame, str, FeatureType]]) -> None:
-        """Internal ids in order of first appearance, as RecBole gives them; 0 is padding and missing."""
+        """Assign internal ids in order of first appearance, as RecBole does; 0 is padding and missing."""
         if not remap_list:
             return
         coded = []

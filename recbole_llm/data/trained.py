@@ -166,7 +166,7 @@ class TrainedData:
 
     @staticmethod
     def numbers(tokens: np.ndarray, values: Any, grow: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Internal ids of raw values, and the raw ids by internal id.
+        """Return internal ids of raw values, and the raw ids by internal id.
 
         Parameters
         ----------

@@ -20,7 +20,7 @@ WINDOWS = ("all", "original", "newest")
 
 
 def view_of(config: Any, model_class: Any) -> str:
-    """The training view: ``train_view`` of the configuration, else what the model declares, else ``prefix``."""
+    """Return the training view: ``train_view`` of the configuration, else what the model declares, else ``prefix``."""
     return config["train_view"] or choice({"train_view": model_class.view_for(config)}, "train_view", VIEWS)
 
 

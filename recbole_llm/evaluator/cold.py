@@ -10,7 +10,7 @@ from recbole_llm.evaluator.ranks import Ranks
 
 
 def cold_report(config: Any, ranks: Ranks, cold: ColdItems) -> dict[str, Any]:
-    """What ``results.json`` says about cold items.
+    """Return the entry of ``results.json`` about cold items.
 
     Parameters
     ----------

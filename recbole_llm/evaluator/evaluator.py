@@ -168,7 +168,7 @@ class Evaluator:
         show_progress: bool,
         tokens: Callable[[], int] | None = None,
     ) -> Collected | None:
-        """What :meth:`Ranks.of` takes, on the main process."""
+        """Return the input of :meth:`Ranks.of`, on the main process."""
         cold = data.dataset.cold
         full = isinstance(data, FullSortEvalDataLoader)
         collector = RankCollector(list_length, group=cold.items if cold is not None and full else None)
@@ -304,7 +304,7 @@ class Evaluator:
     # ---- two-step models
 
     def retrieve(self, model: Reranker, data: Any, k: int, show_progress: bool = False) -> Retrieved:
-        """The first ``k`` candidates of a split's rows; computed once per retriever."""
+        """Return the first ``k`` candidates of a split's rows; computed once per retriever."""
         key = f"{model.retriever_key()} {k} {self.config['mask_history']} {len(data.dataset)}"
         if (data.phase, key) not in self._retrieved:
             folder = self.candidates_dir

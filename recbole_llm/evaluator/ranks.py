@@ -171,7 +171,7 @@ class RankCollector:
             self._add(masked_lists=top_items(scores, self.list_length))
 
     def collected(self) -> dict[str, np.ndarray]:
-        """What was collected, on the CPU: what :meth:`Ranks.of` takes from every process."""
+        """Return what was collected, on the CPU: the input of :meth:`Ranks.of` from every process."""
         return {name: torch.cat(parts).cpu().numpy() for name, parts in self._parts.items()}
 
     def finish(self) -> Ranks:

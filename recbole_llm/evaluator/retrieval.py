@@ -48,7 +48,7 @@ class Retrieved:
 
     @classmethod
     def load(cls, run_dir: Path, name: str, key: str) -> "Retrieved | None":
-        """What :meth:`save` wrote; None where there is no file, or one by another key or a damaged one."""
+        """Return what :meth:`save` wrote; None if the file is missing, damaged or saved under another key."""
         file = run_dir / FOLDER / f"{name}.safetensors"
         if not file.is_file():
             return None

@@ -101,7 +101,7 @@ def top_k_of_products(
 def _merge(
     values: torch.Tensor, columns: torch.Tensor, scores: torch.Tensor, start: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best of a list (B, k) and of a later block's scores (B, block)."""
+    """Merge the best of a list (B, k) with a later block's scores (B, block)."""
     better = scores > values[:, -1:]
     count = better.sum(1)
     width = int(count.max())

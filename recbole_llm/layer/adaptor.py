@@ -12,7 +12,7 @@ ADAPTORS = ("none", "linear", "mlp", "moe")
 
 
 def build_adaptor(config: Any, in_width: int, out_width: int) -> nn.Module | None:
-    """The adaptor that a configuration asks for, (..., in_width) -> (..., out_width); None for ``adaptor: none``.
+    """Return the configured adaptor, (..., in_width) -> (..., out_width); None for ``adaptor: none``.
 
     Parameters
     ----------

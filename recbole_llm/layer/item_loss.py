@@ -124,7 +124,7 @@ class ItemLoss(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any, dataset: Any, pad_class: bool = False) -> "ItemLoss":
-        """The loss that a configuration asks for; ``props/common/item_loss.yaml`` has what it does not say.
+        """Return the configured loss; ``props/common/item_loss.yaml`` holds the defaults.
 
         Parameters
         ----------

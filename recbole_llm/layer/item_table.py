@@ -157,7 +157,7 @@ class TiedItemTable(nn.Module):
             self.weight = nn.Parameter(rest) if len(rest) else None
 
     def forward(self) -> torch.Tensor:
-        """The whole table with gradient, (n_items + extra_rows, d)."""
+        """Return the whole table with gradient, (n_items + extra_rows, d)."""
         if self.vectors is None:
             assert self.weight is not None
             return self.weight

@@ -13,7 +13,7 @@ from recbole_llm.layer.packing import Packing
 def run_transformer(
     encoder: TransformerEncoder, x: torch.Tensor, packing: Packing, causal: bool, pre_norm: bool = False
 ) -> torch.Tensor:
-    """What RecBole's encoder gives at the real positions of right-padded sequences; nothing is computed for the rest.
+    """Run RecBole's encoder on the real positions of right-padded sequences only; padding costs no computation.
 
     Attention alone needs sequences of one length. On a CPU those of about the same length go together, which takes the
     least time where a packing is sorted by length; on a GPU all of them do, which takes the fewest launches.

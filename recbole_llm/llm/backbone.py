@@ -327,7 +327,7 @@ def _load_weights(
 
 
 def _reshaped(config: Any, shape: Mapping[str, Any] | None, pretrained: bool, name: str) -> Any:
-    """The configuration with some of its entries replaced."""
+    """Return the configuration with some of its entries replaced."""
     if not shape:
         return config
     if pretrained:

@@ -89,7 +89,7 @@ class EmbeddingEnsemble(Hybrid):
         return thresholds
 
     def parts(self, interaction: Interaction) -> tuple[TopList, torch.Tensor]:
-        """The first model's best items, and the second's scores, (B, n_items)."""
+        """Return the first model's best items, and the second's scores, (B, n_items)."""
         first, second = (member.full_sort_predict(interaction) for member in self.members)
         return self.best(first, interaction, self.list_length), second
 

@@ -433,7 +433,7 @@ class GenerativeRecommender(LLMRecommender):
         self._loss_sum, self._loss_weight = 0.0, 0.0
 
     def evaluation_counts(self) -> dict[str, Any]:
-        """Counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
+        """Return counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
         loss = {"loss_sum": self._loss_sum, "loss_weight": self._loss_weight} if self._loss_weight else {}
         return {**self.counts.counts, **loss}
 
@@ -447,7 +447,7 @@ class GenerativeRecommender(LLMRecommender):
         return {**rates, **({"loss": counts["loss_sum"] / weight} if weight else {})}
 
     def provenance(self) -> dict[str, Any]:
-        """What a result must say about language model, item codes and decoding."""
+        """Return what a result must report about language model, item codes and decoding."""
         return {
             "llm": self.resolved.label(),
             "llm_revision": self.resolved.revision,

@@ -143,7 +143,7 @@ class Member:
         return LLMRecommender.mask_padding(scores)
 
     def provenance(self) -> dict[str, Any]:
-        """What a result must say about this member."""
+        """Return what a result must report about this member."""
         return {
             "member": self.label,
             "model": self.name,
@@ -207,15 +207,15 @@ class Hybrid(LLMRecommender):
     # ---- what a hybrid is
 
     def parts(self, interaction: Interaction) -> Any:
-        """What every setting shares: the members' scores, prepared."""
+        """Return what all settings share: the members' scores, prepared."""
         raise NotImplementedError
 
     def combine(self, parts: Any, setting: torch.Tensor) -> torch.Tensor:
-        """New scores of all items from ``parts`` under a setting, shape (B, n_items); padding is ``-inf``."""
+        """Return new scores of all items from ``parts`` under a setting, shape (B, n_items); padding is ``-inf``."""
         raise NotImplementedError
 
     def describe(self, setting: torch.Tensor) -> dict[str, Any]:
-        """A setting in the words of the property file."""
+        """Describe a setting in terms of the property file."""
         raise NotImplementedError
 
     # ---- choosing
@@ -247,7 +247,7 @@ class Hybrid(LLMRecommender):
         return allowed
 
     def best(self, scores: torch.Tensor, interaction: Interaction, k: int) -> TopList:
-        """The ``k`` recommendable items with the highest scores."""
+        """Return the ``k`` recommendable items with the highest scores."""
         values, items = scores.masked_fill(~self.recommendable(interaction), -torch.inf).topk(k)
         by_id = items.argsort(dim=1)
         values, items = values.gather(1, by_id), items.gather(1, by_id)
@@ -280,7 +280,7 @@ class Hybrid(LLMRecommender):
         return super().load_state_dict(state_dict, strict, assign)
 
     def provenance(self) -> dict[str, Any]:
-        """What a result must say about the members and the chosen setting."""
+        """Return what a result must report about the members and the chosen setting."""
         members = [member.provenance() for member in self.members]
         llms = [member["language_models"]["llm"] for member in members if (member["language_models"] or {}).get("llm")]
         return {

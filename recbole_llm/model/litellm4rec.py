@@ -82,7 +82,7 @@ class LiteLLM4Rec(LLMRecommender):
 
     @classmethod
     def view_for(cls, config: Config) -> str:
-        """``_sampling`` trains on random segments, ``_all`` on every prefix (Sec. 4.4), if causal at once."""
+        """Return the view: random segments (``sampling``); all prefixes (``all``, Sec. 4.4), at once if causal."""
         every = "sequence" if config["rec_llm_attention"] == "causal" else "prefix"
         return {"sampling": "segment", "all": every}[config["train_strategy"]]
 
@@ -181,7 +181,7 @@ class LiteLLM4Rec(LLMRecommender):
         return token_rms
 
     def _check_attention(self) -> None:
-        """Decoders are causal as they are; encoders become so by a mask, if they heed it."""
+        """Check the attention: decoders are causal anyway, encoders become so by a mask if they honour it."""
         decoder = self.rec_resolved.family == "decoder"
         self.causal_mask = self.causal and not decoder
         if decoder and not self.causal:
@@ -288,7 +288,7 @@ class LiteLLM4Rec(LLMRecommender):
         return self.pooled_dropout(z.float())
 
     def _states(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outputs z of the Recommendation LLM, (B, L, d), and which positions are real, (B, L)."""
+        """Return outputs z of the Recommendation LLM, (B, L, d), and which positions are real, (B, L)."""
         mask = items > 0
         x = self.item_source.items(items) * self.fixed_scale  # Eq. 1-3
         if self.learned_scale is not None:

@@ -124,7 +124,7 @@ class LlamaRec(Reranker):
     # ---- the two models
 
     def _build_retriever(self, config: Any, dataset: Any) -> None:
-        """A new model by its name, or the model of a finished run by its folder."""
+        """Return a new model by its name, or the model of a finished run by its folder."""
         name = self.settings.retriever
         self.retriever_from: str | None = None
         self.training_stages = [RETRIEVER, RANKER]
@@ -256,7 +256,7 @@ class LlamaRec(Reranker):
     # ---- training
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """The retriever's loss in its stage; then the mean cross-entropy of the answers (Sec. 3.2.3)."""
+        """Return the retriever's loss in its stage; then the mean cross-entropy of the answers (Sec. 3.2.3)."""
         if self.ranker is None:
             return self.retriever.calculate_loss(interaction)
         candidates, target = interaction[CANDIDATES], interaction[self.POS_ITEM_ID]
@@ -265,7 +265,7 @@ class LlamaRec(Reranker):
         return self.answer_loss(prompts.ids, prompts.mask, label, candidates > 0)
 
     def loss_weight(self, interaction: Interaction) -> Any:
-        """What the mean of :meth:`calculate_loss` is over: the retriever's targets, or rows."""
+        """Return what :meth:`calculate_loss` averages over: the retriever's targets, or rows."""
         return self.retriever.loss_weight(interaction) if self.ranker is None else len(interaction)
 
     def answer_loss(
@@ -433,7 +433,7 @@ class LlamaRec(Reranker):
         check_base(self.resolved, self.config, known["llm"], known["llm_revision"], "llm")
 
     def provenance(self) -> Mapping[str, Any]:
-        """What a result must say about the two models and the prompt."""
+        """Return what a result must report about the two models and the prompt."""
         return {
             "llm": self.resolved.label(),
             "llm_revision": self.resolved.revision,

@@ -137,13 +137,13 @@ class LLM2Sequential(LLMRecommender):
         raise NotImplementedError
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the item table is multiplied with, shape (N, d); called for positions with a target only."""
+        """Return the factor of the item table, shape (N, d); called for positions with a target only."""
         return hidden
 
     # ---- sequences
 
     def new_table(self, width: int) -> TiedItemTable:
-        """A table of random ids, with a row for the mask token, or for the padding of the authors, after the items."""
+        """Create a table of random ids, followed by a row for the mask token or for the authors' padding."""
         return TiedItemTable(self.n_items, width, extra_rows=int(self.has_mask_token or self.unmasked_padding))
 
     def table(self) -> torch.Tensor:
@@ -184,7 +184,7 @@ class LLM2Sequential(LLMRecommender):
         return self.output(hidden[batch.packing.last()[batch.order.argsort()]])
 
     def history_vector(self, table: torch.Tensor, interaction: Interaction) -> torch.Tensor:
-        """What the next item is predicted from, shape (B, d)."""
+        """Return the vectors that the next item is predicted from, shape (B, d)."""
         return self.last(table, interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
     # ---- training
@@ -235,7 +235,7 @@ class LLM2Sequential(LLMRecommender):
         self._eval_table = None
 
     def provenance(self) -> dict[str, Any]:
-        """What a result must say about the language model, the texts and the vectors."""
+        """Return what a result must report about the language model, the texts and the vectors."""
         return {} if self.text is None else self.text.provenance
 
 

@@ -139,7 +139,7 @@ class LLMSeqPrompt(LLMRecommender):
         self.seqsim = submodel.build(self.seqsim_config, dataset)
 
     def _build_names(self, config: Any, dataset: Any) -> None:
-        """What items are called, and how what is called otherwise is found."""
+        """Build the names of the items, and the search that resolves any other name."""
         self.tokenizer = load_tokenizer(self.resolved)
         self.item_text = item_text_of(dataset, config, title_only=True)
         titles = [normalised(text) for text in self.item_text.texts]
@@ -324,7 +324,7 @@ class LLMSeqPrompt(LLMRecommender):
         return self.answer_loss(texts, sizes)
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor:
-        """Number of tokens that the last :meth:`calculate_loss` was a mean over."""
+        """Return the number of tokens that the last :meth:`calculate_loss` was averaged over."""
         return self._answer_tokens
 
     def answer_loss(self, texts: Prompts, sizes: torch.Tensor) -> torch.Tensor:
@@ -438,7 +438,7 @@ class LLMSeqPrompt(LLMRecommender):
         self.writer.tokens = 0
 
     def evaluation_counts(self) -> dict[str, int]:
-        """Counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
+        """Return counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
         return {**self.counts, "tokens": self.writer.tokens}
 
     def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
@@ -462,7 +462,7 @@ class LLMSeqPrompt(LLMRecommender):
         check_base(self.resolved, self.config, known["rec_llm"], known["rec_llm_revision"], "rec_llm")
 
     def provenance(self) -> Mapping[str, Any]:
-        """What a result must say about the language models, the prompt and what can be recommended."""
+        """Return what a result must report about the language models, the prompt and what can be recommended."""
         encoder = self.seqsim.provenance() or {}
         return {
             "llm": encoder["llm"],

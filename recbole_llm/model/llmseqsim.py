@@ -228,7 +228,7 @@ class LLMSeqSim(LLMRecommender):
         self.n_items += len(texts)
 
     def provenance(self) -> dict[str, Any]:
-        """What a result must say about the language model, the texts and the vectors."""
+        """Return what a result must report about the language model, the texts and the vectors."""
         untrained = None if self.train_counts is None else int((self.train_counts[1:] == 0).sum())
         return {
             **self.source,

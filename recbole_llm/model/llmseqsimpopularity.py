@@ -68,7 +68,7 @@ class LLMSeqSimPopularity(Hybrid):
             self.diversity = _similarity_quantile(self.unit_vectors[1:], float(quantile), int(config["seed"]))
 
     def parts(self, interaction: Interaction) -> tuple[TopList, torch.Tensor]:
-        """The candidates, and all scores of LLMSeqSim, (B, n_items)."""
+        """Return the candidates, and all scores of LLMSeqSim, (B, n_items)."""
         scores = self.members[0].full_sort_predict(interaction)
         return self.best(scores, interaction, self.candidates), scores
 
@@ -109,7 +109,7 @@ class LLMSeqSimPopularity(Hybrid):
         return taken
 
     def describe(self, setting: torch.Tensor) -> dict[str, Any]:
-        """The quantile, the popularity that it stands for, and the similarity of the diversity step."""
+        """Return the quantile, the matching popularity, and the similarity of the diversity step."""
         threshold = float(popularity_quantiles(self.popularity, setting))
         return {
             "popularity_quantile": float(setting),

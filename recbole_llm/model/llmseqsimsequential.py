@@ -61,7 +61,7 @@ class LLMSeqSimSequential(Hybrid):
         return {"users_of_popular_model": popular, "users_of_unpopular_model": unpopular}
 
     def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """The same counts."""
+        """Return the same counts."""
         return {name: counts[name] for name in self.evaluation_counts()} if counts else {}
 
     def after_popular(self, interaction: Interaction, setting: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ class LLMSeqSimSequential(Hybrid):
         return interaction, popular, unpopular
 
     def combine(self, parts: tuple[Interaction, torch.Tensor, torch.Tensor], setting: torch.Tensor) -> torch.Tensor:
-        """The scores of one model or the other for each row."""
+        """Return the scores of one model or the other for each row."""
         interaction, popular, unpopular = parts
         return torch.where(self.after_popular(interaction, setting)[:, None], popular, unpopular)
 
@@ -93,7 +93,7 @@ class LLMSeqSimSequential(Hybrid):
         return scores
 
     def describe(self, setting: torch.Tensor) -> dict[str, Any]:
-        """The quantile and the popularity that it stands for."""
+        """Return the quantile and the matching popularity."""
         threshold = float(popularity_quantiles(self.popularity, setting))
         return {
             "popularity_quantile": float(setting),

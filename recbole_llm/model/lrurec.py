@@ -154,11 +154,11 @@ class LRURec(LLMRecommender):
         return self.item_embedding.weight
 
     def catalogue_bias(self) -> torch.Tensor:
-        """What is added to the score of each item, (n_items,)."""
+        """Return the bias added to the score of each item, (n_items,)."""
         return self.item_bias
 
     def state_of(self, item_seq: torch.Tensor, item_seq_len: torch.Tensor) -> torch.Tensor:
-        """What has to be kept of a history to go on with it, (B, n_layers, H) complex; see :meth:`step`.
+        """Return the state needed to continue a history, (B, n_layers, H) complex; see :meth:`step`.
 
         ``item_seq`` may be of any length. A history without items has the state 0.
         """

@@ -104,7 +104,7 @@ class VSKNN(LLMRecommender):
     # ---- neighbours
 
     def _scores(self, items: torch.Tensor, length: torch.Tensor, own: np.ndarray | None) -> np.ndarray:
-        """Sums over neighbours, float64 of shape (B, n_items)."""
+        """Return sums over neighbours, float64 of shape (B, n_items)."""
         prompt, recency = self._prompts(items, length)
         similar = (prompt @ self.by_item).tocsr()
         row = np.repeat(np.arange(similar.shape[0]), np.diff(similar.indptr))
@@ -169,7 +169,7 @@ class VSKNN(LLMRecommender):
 def _best(
     row: np.ndarray, session: np.ndarray, value: np.ndarray, by: np.ndarray, k: int, then: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The entries of each row with the ``k`` largest ``by`` (and then ``then``), rows in order."""
+    """Keep the entries of each row with the ``k`` largest ``by`` (ties: largest ``then``), rows in order."""
     order = np.lexsort((-by, row) if then is None else (-then, -by, row))
     row, session, value = row[order], session[order], value[order]
     first = np.searchsorted(row, row)

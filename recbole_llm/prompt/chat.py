@@ -134,7 +134,7 @@ def _first_added_token(tokenizer: Any, text: str) -> int | None:
 
 
 def list_lines(titles: Sequence[str]) -> str:
-    """An answer that is a list, as text."""
+    """Write an answer that is a list as text."""
     lines = [f"{number}. {title}" for number, title in enumerate(titles, start=1)]
     return "\n".join([INTRODUCTION, BEGIN, *lines, END])
 

@@ -285,7 +285,7 @@ def _without_diagonal(matrix: sp.spmatrix) -> sp.csr_matrix:
 
 
 def _places(paths: list[tuple[int, ...]]) -> list[int]:
-    """Running number of every entry among those with the same path."""
+    """Return the running number of every entry among those with the same path."""
     seen: dict[tuple[int, ...], int] = {}
     places = []
     for path in paths:

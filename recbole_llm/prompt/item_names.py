@@ -24,12 +24,12 @@ KEPT_NAMES = 50_000
 
 
 def normalised(name: str) -> str:
-    """A name without what differs and means nothing: HTML escapes, blanks around it and repeated ones."""
+    """Normalise a name: remove HTML escapes, surrounding spaces and repeated ones."""
     return plain_text(name)
 
 
 def _loose_keys(name: str) -> tuple[str, str]:
-    """What two spellings of a name share: first with its article, then without."""
+    """Return what two spellings of a name share: first with its article, then without."""
     folded = fronted_article(name, any_case=True).casefold()
     return folded, without_article(folded)
 
@@ -134,7 +134,7 @@ class NearestItems:
         self._known: dict[str, torch.Tensor] = {}
 
     def order(self, names: Sequence[str], k: int) -> list[list[int]]:
-        """The ``k`` nearest items of each name, best first."""
+        """Return the ``k`` nearest items of each name, best first."""
         if len(self._known) > KEPT_NAMES:
             self._known.clear()
         absent = list(dict.fromkeys(name for name in names if name not in self._known))
@@ -283,7 +283,7 @@ def _first(order: Iterable[int], banned: set[int], count: int) -> list[int]:
 
 
 def _spelled_like(name: str, items: Sequence[int], names: Sequence[str]) -> int:
-    """The item with the most similar name; of several the first."""
+    """Return the item with the most similar name; the first if there are several."""
     matcher = SequenceMatcher(autojunk=False)
     matcher.set_seq2(name)
     best, highest = items[0], -1.0

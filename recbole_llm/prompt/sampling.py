@@ -13,7 +13,7 @@ def scramble(values: torch.Tensor) -> torch.Tensor:
 
 
 def row_keys(history: torch.Tensor, salt: int) -> torch.Tensor:
-    """A number for each history (B, L), whatever padding stands behind it; shape (B, 1)."""
+    """Return a number for each history (B, L), whatever padding follows it; shape (B, 1)."""
     place = torch.arange(1, history.shape[1] + 1, device=history.device)
     return scramble(history * place).sum(1, keepdim=True) + salt
 

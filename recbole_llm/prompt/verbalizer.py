@@ -35,7 +35,7 @@ def label_words(words: Sequence[str] | None, count: int) -> list[str]:
 
 
 def ids_in_context(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[int]:
-    """The token that each word is directly behind a prompt: what a model is trained to answer.
+    """Return the token that each word is directly after a prompt: the one a model is trained to answer.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def ids_in_context(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[in
 
 
 def ids_alone(tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """The token that each word is by itself: what LlamaRec's released code reads.
+    """Return the token that each word is by itself: the one LlamaRec's released code reads.
 
     A tokenizer that puts a blank before every text, such as Llama 2's, gives another token here than behind a line
     break, which training never touches.

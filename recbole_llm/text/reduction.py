@@ -30,7 +30,7 @@ def fit_reduction(
     classes: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Transform:
-    """A reduction fitted on a catalogue's vectors, for those and for others of the same kind; nothing is normalised.
+    """Fit a reduction on a catalogue's vectors, for those and others of the same kind; nothing is normalised.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def fit_reduction(
 
 
 def reduce_vectors(vectors: np.ndarray, method: str, dim: int, **fit: Any) -> np.ndarray:
-    """A catalogue's vectors through their own :func:`fit_reduction`, shape (n, width)."""
+    """Reduce a catalogue's vectors with their own :func:`fit_reduction`, shape (n, width)."""
     return fit_reduction(vectors, method, dim, **fit)(vectors)
 
 

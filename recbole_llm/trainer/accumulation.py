@@ -38,7 +38,7 @@ class LossMean:
         self._sums = new if self._sums is None else self._sums + new
 
     def sums(self) -> list[float]:
-        """Sums of the parts over all targets and processes, and the number of targets at the end."""
+        """Return sums of the parts over all targets and processes, with the number of targets last."""
         return [] if self._sums is None else distributed.total(self._sums).tolist()
 
 
@@ -81,7 +81,7 @@ class GradientMean:
         self._total: torch.Tensor | None = None
 
     def share(self, weight: Any, device: torch.device) -> Any:
-        """What the mean loss of a batch with ``weight`` targets is multiplied by."""
+        """Return the factor for the mean loss of a batch with ``weight`` targets."""
         if self._trivial:
             return 1.0
         share = torch.as_tensor(weight, dtype=torch.float32, device=device) / self._rows

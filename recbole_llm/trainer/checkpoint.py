@@ -195,7 +195,7 @@ def save_state(
 
 
 def state_folder(run_dir: Path) -> Path | None:
-    """The state that can be resumed from, or None; after a crash between two renames it is the one put aside."""
+    """Return the state to resume from, or None; after a crash between two renames, the one put aside."""
     for name in (STATE, STATE + ".new", STATE + ".old"):
         if (run_dir / name / "state.json").is_file():
             return run_dir / name
@@ -203,7 +203,7 @@ def state_folder(run_dir: Path) -> Path | None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The trainer's own values of a saved state."""
+    """Return the trainer's own values of a saved state."""
     try:
         content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         text = content["state"]
@@ -215,7 +215,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_whole_state(folder: Path) -> State:
-    """A saved state with its tensors; nothing is changed by it yet."""
+    """Return a saved state with its tensors, without applying it."""
     values = read_state(folder)
     random_values = values.pop("random")
     tensors = [_read(folder / _random_file(rank)) for rank in range(len(random_values))]

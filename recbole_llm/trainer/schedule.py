@@ -10,7 +10,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def learning_rate_factor(step: int, name: str, warmup_steps: int, total_steps: int) -> float:
-    """What the base learning rate is multiplied by at a step (counted from 0).
+    """Return the factor for the base learning rate at a step (counted from 0).
 
     ``warmup_steps`` of linear rise, then constant, linear decay to 0 at ``total_steps``, or half a cosine to 0.
     """

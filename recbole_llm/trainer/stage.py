@@ -103,7 +103,7 @@ class Stage:
         return int(self.warmup_ratio * total_updates) if self.warmup_updates is None else self.warmup_updates
 
     def warmup_notice(self, total_updates: int) -> str | None:
-        """What to say about a warm-up that takes all of the training; None where it does not."""
+        """Return a warning about a warm-up that takes the whole training; None where it does not."""
         warmup = self.warmup_of(total_updates)
         if not self.epochs or warmup < total_updates:
             return None

@@ -40,7 +40,7 @@ def values_of(trainer: Any, next_epoch: int, next_batch: int = 0, sums: Sequence
 
 
 def result_of_stage(trainer: Any) -> dict[str, Any]:
-    """What a finished stage came to, as ``results.json`` holds it."""
+    """Summarise a finished stage for ``results.json``."""
     early = trainer.early_stopping
     return {
         "stage": trainer.stage.name,

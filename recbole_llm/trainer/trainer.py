@@ -228,7 +228,7 @@ class RunTrainer(Trainer):
                 early.score, early.result = self._valid_epoch(valid_data, show_progress)
 
         def inside(epoch: int, batches: int, sums: list[float]) -> bool:
-            """Validation after some batches of an epoch; whether training is to end."""
+            """Validate after some batches of an epoch; return whether training should end."""
             require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)
             row = self._row(epoch, sum(mean_of(sums)))
             where = f"epoch {epoch}, update {self.updates},"
