@@ -46,12 +46,12 @@ class World:
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
-        """This process's part of so many rows; all parts together are every row once, their sizes differ by 1."""
+        """Return this process's slice of the rows; the slices cover every row once, and sizes differ by at most 1."""
         return slice(self.rank * rows // self.size, (self.rank + 1) * rows // self.size)
 
 
 def launched() -> World | None:
-    """What ``torchrun``, or :func:`spawn`, says in the environment; None for a process on its own."""
+    """Read the ranks and sizes that ``torchrun`` or :func:`spawn` sets; None for a single process."""
     values = [os.environ.get(name, "") for name in LAUNCH]
     if not all(values) or values[1] == "1":
         return None
@@ -60,7 +60,7 @@ def launched() -> World | None:
 
 
 def world() -> World:
-    """The group that this process has joined; itself alone before :func:`group`."""
+    """Return the group that this process has joined, or a group of one."""
     if not (dist.is_available() and dist.is_initialized()):
         return World()
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -70,7 +70,7 @@ def world() -> World:
 
 @contextmanager
 def group(timeout: float) -> Iterator[World]:
-    """The processes of a run as one group: nccl between GPUs, gloo between CPUs.
+    """Join the processes of a run into one group: nccl between GPUs, gloo between CPUs.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def first_to_fail() -> bool:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What ``make`` returns on the main process, for all of them; an error there is raised by all of them."""
+    """Call ``make`` on the main process and return its value, or raise its error, on all processes."""
     here = world()
     if here.size == 1:
         return make()
@@ -158,7 +158,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def gather(value: T) -> list[T] | None:
-    """The values of all processes in the order of their ranks, on the main process; None on the others."""
+    """Gather the values of all processes, in rank order, on the main process; None on the others."""
     here = world()
     if here.size == 1:
         return [value]
@@ -183,7 +183,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_of_machine_first() -> Iterator[None]:
-    """What the first process of each machine does before the others of that machine, who find its files.
+    """Let the first process of each machine go first; the others of that machine then find its files.
 
     It may take any time, encoding a catalogue for instance: the launcher ends those who wait should it fail.
     """
@@ -376,7 +376,7 @@ def _process(
 
 
 def _reason(error: Exception, received: list[tuple[str, Any]]) -> RecBoleLLMError:
-    """The error that explains the end of the processes: one of their own before one that says others have gone."""
+    """Choose the error to show: one raised by a process itself rather than one about others that have ended."""
     found: list[RecBoleLLMError] = []
     for kind, value in received:
         if kind == "crash":

@@ -50,7 +50,7 @@ def work_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _reserved(target: Path, suffix: str) -> Iterator[Path]:
-    """A name beside ``target`` that this process holds until it has done with it."""
+    """Reserve a temporary name beside ``target``, locked by this process until the block ends."""
     remove_left_overs(target, suffix)
     mine = target.with_name(f".{target.name}.{secrets.token_hex(4)}{suffix}")
     lock = _lock_of(mine)

@@ -52,7 +52,7 @@ RTOL, ATOL = 1e-4, 1e-5
 
 
 class ContractError(AssertionError):
-    """A model breaks a promise; the message names the check and what was found."""
+    """Raised for a broken promise; the message names the check and the finding."""
 
 
 class NotApplicable(Exception):
@@ -144,7 +144,7 @@ def scores_of(model: LLMRecommender, batch: Interaction) -> torch.Tensor:
 
 
 def names(case: Case) -> None:
-    """No parameter, buffer or module has the name of a hook, which would hide it."""
+    """Check that no parameter, buffer or module has the name of a hook, which would hide it."""
     model, *_ = case.build()
     own = {*model._parameters, *model._buffers, *model._modules}
     hooks = {hook for cls in (LLMRecommender, Reranker) for hook in vars(cls) if not hook.startswith("_")}
@@ -152,7 +152,7 @@ def names(case: Case) -> None:
 
 
 def scores(case: Case) -> None:
-    """``full_sort_predict`` scores the whole catalogue; padding is never recommended; scores are finite."""
+    """Check that ``full_sort_predict`` scores the whole catalogue, finitely, and never recommends padding."""
     model, _, batch = case.build()
     found = scores_of(model, batch)
     wanted = (len(batch), model.n_items)
@@ -162,7 +162,7 @@ def scores(case: Case) -> None:
 
 
 def predict(case: Case) -> None:
-    """``predict`` is a column of ``full_sort_predict``."""
+    """Check that ``predict`` equals a column of ``full_sort_predict``."""
     model, _, batch = case.build()
     found = scores_of(model, batch).gather(1, batch[model.ITEM_ID][:, None])[:, 0]
     with torch.no_grad():
@@ -170,7 +170,7 @@ def predict(case: Case) -> None:
 
 
 def batching(case: Case) -> None:
-    """A row's scores do not depend on the rows beside it."""
+    """Check that a row's scores do not depend on the other rows of its batch."""
     model, _, batch = case.build()
     together = scores_of(model, batch)
     alone = torch.cat([scores_of(model, batch[[row]]) for row in range(len(batch))])
@@ -178,7 +178,7 @@ def batching(case: Case) -> None:
 
 
 def padding(case: Case) -> None:
-    """Scores do not depend on how far histories are padded."""
+    """Check that scores do not depend on the amount of padding."""
     model, _, batch = case.build()
     before = scores_of(model, batch)
     batch[model.ITEM_SEQ] = torch.nn.functional.pad(batch[model.ITEM_SEQ], (0, 3))
@@ -186,7 +186,7 @@ def padding(case: Case) -> None:
 
 
 def target(case: Case) -> None:
-    """The target of an evaluation row is not read."""
+    """Check that the target of an evaluation row is not read."""
     model, _, batch = case.build()
     before = scores_of(model, batch)
     batch[model.ITEM_ID] = torch.ones_like(batch[model.ITEM_ID])
@@ -194,7 +194,7 @@ def target(case: Case) -> None:
 
 
 def loss(case: Case) -> None:
-    """The loss is a finite scalar, and steps on a batch lower it."""
+    """Check that the loss is a finite scalar and that steps on a batch lower it."""
     case.require_training()
     model, train, _ = case.build()
     batch = next(iter(train)).to(model.device)
@@ -213,7 +213,7 @@ def loss(case: Case) -> None:
 
 
 def loss_weight(case: Case) -> None:
-    """Losses of two half batches, weighted by ``loss_weight``, are the loss of the whole batch."""
+    """Check that losses of two half batches, weighted by ``loss_weight``, average to the loss of the batch."""
     case.require_training()
     model, train, _ = case.build()
     batch = next(iter(train)).to(model.device)
@@ -239,7 +239,7 @@ def loss_weight(case: Case) -> None:
 
 
 def weights(case: Case) -> None:
-    """Saved weights score the same after loading."""
+    """Check that saved weights give the same scores after loading."""
     model, _, batch = case.build()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -253,7 +253,7 @@ def weights(case: Case) -> None:
 
 
 def vectors(case: Case) -> None:
-    """Where ``scores_are_products``, products of its vectors are the scores."""
+    """Check that, with ``scores_are_products``, the scores are products of user and item vectors."""
     model, _, batch = case.build()
     if not model.scores_are_products:
         raise NotApplicable("it does not score by vectors")
@@ -266,7 +266,7 @@ def vectors(case: Case) -> None:
 
 
 def new_items(case: Case) -> None:
-    """Where ``accepts_new_items``, new items change no score of the others, are scored, and may stand in histories."""
+    """Check that, with ``accepts_new_items``, new items are scored, change no other score and may be in histories."""
     model, _, batch = case.build()
     if not model.accepts_new_items:
         raise NotApplicable("it knows items by their ids only")
@@ -281,7 +281,7 @@ def new_items(case: Case) -> None:
 
 
 def provenance(case: Case) -> None:
-    """What a result says about the model can be written as JSON."""
+    """Check that what a result says about the model can be written as JSON."""
     try:
         json.dumps(case.build()[0].provenance())
     except (TypeError, ValueError) as error:
@@ -289,7 +289,7 @@ def provenance(case: Case) -> None:
 
 
 def loading(case: Case) -> None:
-    """A run that is loaded from its directory repeats its test result."""
+    """Check that a run loaded from its directory repeats its test result."""
     result = case.run()
     again = load_run(result["run_dir"], model=case.model if isinstance(case.model, type) else None)
     found = again.trainer.evaluate(again.test_data, load_best_model=False)
@@ -297,7 +297,7 @@ def loading(case: Case) -> None:
 
 
 def recommending(case: Case) -> None:
-    """``recommend`` gives the lists of the evaluator, at any length of history."""
+    """Check that ``recommend`` gives the evaluator's lists for histories of any length."""
     for length in (1, 5, 50):
         result = case.run(MAX_ITEM_LIST_LENGTH=length, metrics=["Recall"], topk=[10], valid_metric="Recall@10")
         recommender = Recommender.load(result["run_dir"], model=case.model if isinstance(case.model, type) else None)
@@ -313,7 +313,7 @@ def recommending(case: Case) -> None:
 
 
 def resuming(case: Case) -> None:
-    """A run that is interrupted and resumed ends with the result of an undisturbed one."""
+    """Check that an interrupted and resumed run ends with the result of an uninterrupted one."""
     case.require_training()
     whole = case.run()
 
@@ -332,7 +332,7 @@ def resuming(case: Case) -> None:
 
 
 def seeds(case: Case) -> None:
-    """The same seed gives the same run, another seed another."""
+    """Check that the same seed repeats a run and that another seed does not."""
     first, second = (case.run(saved=False)["test_result"] for _ in range(2))
     _require(first == second, f"two runs with one seed give {first} and {second}")
     case.require_training()
@@ -352,7 +352,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 def check_model(
     model: str | type, settings: Mapping[str, Any] | None = None, checks: Sequence[str] | None = None
 ) -> dict[str, str]:
-    """Try a model on everything that the contract promises.
+    """Check that a model keeps every promise of the contract.
 
     Parameters
     ----------
@@ -389,13 +389,13 @@ def check_model(
                 outcomes[name] = f"does not apply: {reason}"
             except ContractError as error:
                 title = model if isinstance(model, str) else model.__qualname__
-                promise = (CHECKS[name].__doc__ or "").strip()
+                promise = (CHECKS[name].__doc__ or "").strip().removeprefix("Check that ")
                 raise ContractError(f"{title} fails the check {name!r}: {error}.\nThe promise: {promise}") from error
     return outcomes
 
 
 def _total(loss: Any) -> torch.Tensor:
-    """A loss, or the sum of its parts."""
+    """Return a loss, or the sum of its parts."""
     return torch.stack([part.reshape(()) for part in loss]).sum() if isinstance(loss, tuple) else loss
 
 

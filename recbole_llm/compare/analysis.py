@@ -157,12 +157,12 @@ class Comparison:
         return len(self._users[1])
 
     def values(self, row: Row, metric: str, version: str) -> np.ndarray:
-        """A rank metric of every test row, averaged over the seeds; shape (test rows,)."""
+        """Return a rank metric of every test row, averaged over the seeds; shape (test rows,)."""
         name, _, k = metric.partition("@")
         return np.mean([RANK_METRICS[name](run.ranks[f"rank_{version}"], int(k)) for run in row.runs], axis=0)
 
     def user_values(self, row: Row, metric: str, version: str) -> np.ndarray:
-        """The same averaged over each user's test rows; shape (users,)."""
+        """Return :meth:`values` averaged over each user's test rows; shape (users,)."""
         number, count = self._users
         return np.bincount(number, weights=self.values(row, metric, version)) / count
 
@@ -242,7 +242,7 @@ class Comparison:
         return [row for row in self.rows if all(run.results.get("inference") for run in row.runs)]
 
     def inference(self, row: Row) -> dict[str, float]:
-        """What :func:`recbole_llm.evaluator.timing.inference_times` found, mean over seeds."""
+        """Return the result of :func:`recbole_llm.evaluator.timing.inference_times`, averaged over the seeds."""
         times = [run.results["inference"] for run in row.runs]
         return {key: float(np.mean([time[key] for time in times])) for key in times[0]}
 

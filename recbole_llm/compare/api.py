@@ -150,7 +150,7 @@ def compare_runs(run_dirs: Sequence[str | Path], options: Mapping[str, Any] | No
 
 
 def _comparison_of(plan: planning.Plan, outcomes: Sequence[Outcome]) -> Comparison | None:
-    """The comparison of what has finished so far; None where nothing has."""
+    """Return the comparison of the runs finished so far; None if there are none."""
     models = {job.label: job.config["model"] for job in plan.jobs}
     rows = [Row(label, models[label]) for label in plan.labels]
     by_label = {row.label: row for row in rows}
@@ -173,7 +173,7 @@ def _comparison_of(plan: planning.Plan, outcomes: Sequence[Outcome]) -> Comparis
 
 
 def _made_by_other_code(reused: Sequence[FinishedRun]) -> list[str]:
-    """Runs with the same settings are taken over whatever code made them, but not without a word."""
+    """Return warnings about reused runs that another version of the code made."""
     git, version = git_state(), package_version("recbole-llm")
     environments = [(run, run.results["environment"]) for run in reused]
     other = [run for run, made in environments if (made["git"], made["packages"]["recbole-llm"]) != (git, version)]

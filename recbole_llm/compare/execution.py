@@ -64,7 +64,7 @@ def execute(plan: Plan, after_each: Callable[[list[Outcome]], None] = lambda out
 
 
 def find_finished(job: Job) -> Path | None:
-    """The newest finished run with the same settings, model class and data files, or None.
+    """Return the newest finished run with the same settings, model class and data files, or None.
 
     A setting that the run did not know, having been made by an older version, counts as its present default.
     """
@@ -111,7 +111,7 @@ def _run(job: Job, resume: bool) -> Outcome:
 
 
 def in_own_process(task: dict[str, Any]) -> dict[str, str]:
-    """What :mod:`recbole_llm.compare.worker` answers to a task: ``{"run_dir": ...}`` or ``{"error": ...}``."""
+    """Return a worker's answer to a task: ``{"run_dir": ...}`` or ``{"error": ...}``."""
     paths = [path or str(Path.cwd()) for path in sys.path]  # the same packages, installed or not
     process = subprocess.Popen(
         [sys.executable, "-m", "recbole_llm.compare.worker"],

@@ -21,7 +21,7 @@ CUT_OFFS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
 
 def colour_of(comparison: Comparison, row: Row) -> str:
-    """The colour of a row in every chart."""
+    """Return the colour of a row, the same in every chart."""
     return COLOURS[comparison.all_rows.index(row) % len(COLOURS)]
 
 
@@ -59,7 +59,7 @@ def _rgba(colour: str, alpha: float) -> str:
 
 
 def _choice(options: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-    """A switch at the top right between updates of traces and layout."""
+    """Build a menu at the top right that switches between updates of traces and layout."""
     return {
         "type": "buttons",
         "direction": "right",
@@ -80,7 +80,7 @@ def _choice(options: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> di
 
 
 def learning_curves(comparison: Comparison) -> go.Figure | None:
-    """Validation metric after each epoch, or None where no row was trained."""
+    """Plot the validation metric after each epoch; None if no row was trained."""
     metric = comparison.headline
     figure = _figure("epoch", f"{metric_name(metric)}, validation")
     epochs: list[list[float]] = []
@@ -194,7 +194,7 @@ def metric_at_k(comparison: Comparison) -> go.Figure | None:
 
 
 def breakdown(comparison: Comparison, title: str) -> go.Figure:
-    """The headline metric in each group of a breakdown, with 95 % intervals over users."""
+    """Plot the headline metric in each group of a breakdown, with 95 % confidence intervals over users."""
     metric = comparison.headline
     groups = comparison.breakdowns[title]
     figure = _figure(title, metric_name(metric), barmode="group", bargap=0.25)
@@ -221,7 +221,7 @@ def breakdown(comparison: Comparison, title: str) -> go.Figure:
 
 
 def accuracy_against_time(comparison: Comparison) -> go.Figure:
-    """The headline metric against milliseconds of inference per test row."""
+    """Plot the headline metric against milliseconds of inference per test row."""
     metric = comparison.headline
     figure = _figure("milliseconds per user, test pass (log scale)", metric_name(metric))
     times = [comparison.milliseconds_per_row(row) for row in comparison.rows]

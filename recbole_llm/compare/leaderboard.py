@@ -77,12 +77,12 @@ def leaderboard_main(arguments: Sequence[str]) -> int:
 
 
 def plans() -> list[Path]:
-    """The plans that ship, in order of their names."""
+    """Return the plans that ship with the package, sorted by name."""
     return sorted((props_dir() / "leaderboard").glob("*.yaml"))
 
 
 def find_plan(name: str) -> Path:
-    """A plan by file or by name.
+    """Find the file of a plan by path or by name.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def leaderboard(
 
 
 def _known(job: Job, folder: Path) -> FinishedRun | None:
-    """The finished run of a job, else its record, else None."""
+    """Return the finished run of a job, else its record, else None."""
     run_dir = find_finished(job)
     if run_dir is not None:
         return load_finished(run_dir)
@@ -198,7 +198,7 @@ def _write_board(
 
 
 def _tests(plan: Plan, rows: Sequence[Row], hashes: Mapping[str, list[str]], file: Path) -> list[dict[str, Any]]:
-    """The paired tests: made anew where all runs are here, else those of the same ranks, else none."""
+    """Return the paired tests: computed if all runs are present, else stored ones of the same ranks, else none."""
     runs = [run for row in rows for run in row.runs]
     if all(run.ranks for run in runs):
         check_same_test(runs)
@@ -209,7 +209,7 @@ def _tests(plan: Plan, rows: Sequence[Row], hashes: Mapping[str, list[str]], fil
 
 
 def pages_of(folder: Path, results: Path) -> dict[Path, str]:
-    """The pages of a board from its records alone, by file."""
+    """Render the pages of a board from its records alone, by file."""
     comparison = RecordedComparison(folder, results)
     command = f"recbole-llm leaderboard {folder.name}"
     head = f"# {comparison.dataset}: {folder.name}\n\n<!-- Made by `{command}`; changes by hand are lost. -->\n"

@@ -83,7 +83,7 @@ class _Entry:
 
 
 def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of ``props/compare.yaml``: as given, else their defaults.
+    """Return the keys of ``props/compare.yaml``: as given, else their defaults.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _short(model: str | type) -> str:
-    """A model's name in a table: of ``package.module:Class`` the class."""
+    """Return a model's name for tables: the class of ``package.module:Class``."""
     return model.rpartition(":")[2] if isinstance(model, str) else model.__name__
 
 
@@ -238,7 +238,7 @@ def _entry(item: Any, from_file: bool) -> _Entry:
 
 
 def _dataset_of(entries: Sequence[_Entry]) -> str | None:
-    """The dataset that the rows' own files agree on."""
+    """Return the dataset that the rows' own files agree on."""
     named = {entry.file_settings.get("dataset") for entry in entries} - {None}
     if len(named) > 1:
         raise ConfigError(f"The rows name different datasets ({', '.join(sorted(map(str, named)))}): give --dataset.")

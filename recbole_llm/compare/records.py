@@ -33,7 +33,7 @@ OF_LANGUAGE_MODELS = ("llm", "llm_revision", "rec_llm", "rec_llm_revision", "ite
 
 
 def record_of(run: FinishedRun) -> dict[str, Any]:
-    """What a record keeps of a run: metrics, the hash of its ranks, settings, versions, seconds, memory, hardware."""
+    """Build the record of a run: metrics, hash of its ranks, settings, versions, seconds, memory, hardware."""
     results = run.results
     validated = [line for line in run.curve if line.get("valid_score") is not None]
     models = results.get("language_models")
@@ -76,7 +76,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A record or a board.
+    """Read a record or a board.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def load_record(file: Path) -> FinishedRun:
-    """A run as its record tells it: without ranks, and of its curve the last validation."""
+    """Rebuild a run from its record, without ranks and with the last point of its curve only."""
     results = read_json(file)
     epoch = results.get("last_validated_epoch")
     curve = [] if epoch is None else [{"epoch": epoch, "valid_score": results["best_valid_score"]}]

@@ -23,7 +23,7 @@ from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
 
 
 def render(comparison: Comparison, command: str, created: str | None = None) -> str:
-    """The report as HTML.
+    """Render the report as HTML.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _relative(path: Path, folder: Path) -> str | None:
-    """A link that survives moving both; None across Windows drives."""
+    """Return a relative link, which survives moving both; None across Windows drives."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:
@@ -189,7 +189,7 @@ def _relative(path: Path, folder: Path) -> str | None:
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Settings that more than one row has and that are not the same everywhere."""
+    """Return the settings that more than one row has and whose values differ."""
     ignored = CIRCUMSTANCES | {"model", "seed", "load_col"}
     all_settings = [comparable_settings(row.runs[0].results["settings"]) for row in comparison.rows]
     keys = sorted({key for settings in all_settings for key in settings} - ignored)

@@ -28,7 +28,7 @@ def history(version: str) -> str:
 
 
 def caption(comparison: Comparison, version: str) -> str:
-    """The protocol beside the numbers of one table."""
+    """Describe the protocol behind the numbers of one table."""
     return f"{comparison.dataset}, test, {history(version)}, {comparison.protocol}"
 
 
@@ -76,7 +76,7 @@ def _costs(comparison: Comparison, row: Row) -> list[str]:
 
 
 def ladder_caption(comparison: Comparison) -> str:
-    """What was timed, where."""
+    """Describe what was timed and on which hardware."""
     times = comparison.inference(comparison.timed[0])
     environment = comparison.reference.results["environment"]
     return (

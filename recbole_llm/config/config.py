@@ -237,7 +237,7 @@ class Config(RecBoleConfig):
         return text
 
     def summary(self) -> str:
-        """What this run departs from the defaults in, and the parameters of its model and training, in a few lines."""
+        """Return the non-default settings and the model and training parameters, in a few lines."""
         hidden = SECRETS | {"model", "dataset", "smoke_settings", "show_progress"}
         defaults = self.internal_config_dict
         sources = {**self.external_config_dict, **(defaults["smoke_settings"] if self.merged["smoke"] else {})}

@@ -34,7 +34,7 @@ _KEY = re.compile(r"(\w+):.*?\s#\s*(?:\(.*?\)\s*)?(.*)")
 
 @cache
 def comments(path: Path) -> dict[str, str]:
-    """What a property file says about each of its keys: the comment behind it and on the indented lines below."""
+    """Parse the comment of each key of a property file: behind it and on the indented lines below."""
     found: dict[str, str] = {}
     key = ""
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -22,7 +22,7 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 
 def without_code_keys(value: Any, dropped: list[str]) -> Any:
-    """Settings without :data:`CODE_KEYS` that are switched on, at any depth; their names go to ``dropped``."""
+    """Remove :data:`CODE_KEYS` that are switched on, at any depth; add their names to ``dropped``."""
     if isinstance(value, Mapping):
         dropped += [key for key, entry in value.items() if key in CODE_KEYS and entry]
         return {

@@ -30,7 +30,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def chart(figure: "go.Figure") -> Markup:
-    """A figure as HTML for a page that holds plotly's code already."""
+    """Render a figure as HTML for a page that already includes plotly's code."""
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=_CHART))  # noqa: S704
 
 

@@ -34,7 +34,7 @@ class Catalogue:
         return len(self.tokens)
 
     def internal(self, histories: Sequence[Sequence[str]], unknown: str) -> list[list[int]]:
-        """Internal ids; what is unknown is an error or left out."""
+        """Return internal ids; unknown tokens raise an error or are left out."""
         choice({"unknown": unknown}, "unknown", UNKNOWN)
         result: list[list[int]] = []
         skipped: set[str] = set()
@@ -108,5 +108,5 @@ class Catalogue:
 
 
 def some(names: Sequence[str], shown: int = 5) -> str:
-    """The first of some names, for a message."""
+    """Join the first few names for a message."""
     return ", ".join(map(repr, names[:shown])) + (", ..." if len(names) > shown else "")

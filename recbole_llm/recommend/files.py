@@ -25,7 +25,7 @@ def check_format(file: Path) -> None:
 
 
 def write_lists(frames: Iterable[pd.DataFrame], file: Path | None, progress: Callable[[int], None]) -> int:
-    """Lists as they come, to a file or, as CSV, to standard output; returns how many.
+    """Write lists as they arrive, to a file or as CSV to standard output; return their number.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def write_matrix(parts: Iterable[np.ndarray], shape: tuple[int, int], file: Path
 
 
 def write_faiss(vectors: np.ndarray, factory: str, file: Path) -> None:
-    """A FAISS index for the inner product; row i of the vectors is id i.
+    """Write a FAISS inner-product index; row i of the vectors has id i.
 
     Parameters
     ----------

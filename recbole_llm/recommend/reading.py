@@ -16,7 +16,7 @@ _TABLES = (".csv", ".tsv", ".inter", ".item", ".user", ".parquet")
 
 
 def as_id(value: Any, name: str = "An id") -> str:
-    """An id as text; whole numbers are written out, anything else is refused.
+    """Return an id as text; integers are written out, anything else is an error.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def _is_table(path: Path, field: str, encoding: str) -> bool:
 
 
 def _columns(path: Path, fields: list[str], encoding: str = "utf-8") -> Iterator[tuple[str, ...]]:
-    """Some columns of a table, row by row, as text."""
+    """Read some columns of a table, row by row, as text."""
     if path.suffix == ".parquet":
         yield from _parquet_columns(path, fields)
         return
@@ -187,7 +187,7 @@ def _json_histories(path: Path, user_field: str, item_field: str, encoding: str)
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    """A JSON object whose numbers stay the text that they are written as."""
+    """Parse a JSON object, keeping numbers as the text they are written as."""
     row = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
     if not isinstance(row, dict):
         raise TypeError("it is no object")
@@ -198,7 +198,7 @@ def _parsed(line: str) -> dict[str, Any]:
 
 
 def read_items(file: str, item_field: str, separator: str = "\t", encoding: str = "utf-8") -> list[dict[str, Any]]:
-    """New items: an atomic file (``name:type`` in its first line), or JSON lines.
+    """Read new items: an atomic file (``name:type`` in its first line), or JSON lines.
 
     Raises
     ------

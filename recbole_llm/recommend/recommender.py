@@ -105,7 +105,7 @@ class Recommender:
         deny: Iterable[str] | None = None,
         unknown: str = "error",
     ) -> list[list[Recommendation]]:
-        """The best items after each of some histories, which need not be of any user of the dataset.
+        """Recommend items after each of some histories, which need not belong to users of the dataset.
 
         Parameters
         ----------
@@ -153,7 +153,7 @@ class Recommender:
         deny: Iterable[str] | None = None,
         unknown: str = "error",
     ) -> Iterator[pd.DataFrame]:
-        """The best items for users of the dataset, a batch of users at a time.
+        """Recommend items for users of the dataset, one batch of users at a time.
 
         Parameters
         ----------
@@ -224,7 +224,7 @@ class Recommender:
     def similar_items(
         self, item: str, k: int = 10, allow: Iterable[str] | None = None, deny: Iterable[str] | None = None
     ) -> list[Recommendation]:
-        """The items whose vectors have the largest cosine with an item's; the item itself is left out.
+        """Return the items most similar to an item by cosine similarity of their vectors, without the item itself.
 
         Vectors are those that the model scores by, or else its item embedding.
 

@@ -97,7 +97,7 @@ class Scorer:
     # ---- scores
 
     def run_model(self, function: Callable[[Interaction], torch.Tensor], rows: Interaction) -> torch.Tensor:
-        """What a function of the model gives for rows, on its device."""
+        """Call a function of the model on rows, on the model's device."""
         try:
             return function(rows.to(self.device))
         except KeyError as error:
@@ -153,7 +153,7 @@ class Scorer:
         return nn.functional.normalize(vectors.detach()[: len(self.catalogue)].float(), dim=1)
 
     def best(self, rows: Interaction, history: Pairs | None, k: int, allowed: torch.Tensor | None) -> TopK:
-        """The best items of every row: what stands in its history and what is not allowed is left out."""
+        """Return the best items of every row, without its history and without items that are not allowed."""
         if self.products is None:
             return self.from_scores(self.scores(rows), history, k, allowed)
         users = self.run_model(self.products.users, rows)
@@ -169,7 +169,7 @@ class Scorer:
         return TopK(ids[columns].where(scores > -torch.inf, 0), scores)
 
     def _candidates(self, allowed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Internal ids that may be recommended, their vectors, and the place of every id among them or -1."""
+        """Return the ids that may be recommended, their vectors, and every id's position among them or -1."""
         if allowed is None:
             ids = torch.arange(1, len(self.catalogue), device=self.device)
             return ids, self.item_vectors[1:], torch.arange(-1, len(ids), device=self.device)
@@ -183,7 +183,7 @@ class Scorer:
     _last_allowed: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None = None
 
     def from_scores(self, scores: torch.Tensor, history: Pairs | None, k: int, allowed: torch.Tensor | None) -> TopK:
-        """The best items by given scores, which are changed."""
+        """Return the best items by the given scores, which are modified in place."""
         scores = scores.float()
         if torch.isnan(scores[:, 1:]).any():
             raise ScoreError(f"{self.config['model']} gave scores that are NaN: training diverged.")

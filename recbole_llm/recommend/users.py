@@ -48,7 +48,7 @@ class Users:
         return np.diff(self.run.everything.offsets) > 0
 
     def select(self, users: Iterable[str] | None, history: str, unknown: str) -> torch.Tensor:
-        """Internal ids of users, or row numbers of an evaluation, in the order asked for."""
+        """Return internal user ids, or row numbers of an evaluation, in the requested order."""
         choice({"unknown": unknown}, "unknown", UNKNOWN)
         if history == "all":
             has = self._has_interactions
@@ -89,7 +89,7 @@ class Users:
         return torch.from_numpy(np.concatenate(rows) if rows else np.array([], dtype=np.int64))
 
     def evaluation(self, history: str) -> FullSortLoader:
-        """The evaluator's own batches."""
+        """Yield the evaluator's own batches."""
         data = self.run.valid_data if history == "valid" else self.run.test_data
         if data is None:
             raise DataError(

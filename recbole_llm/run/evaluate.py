@@ -170,7 +170,7 @@ def _evaluated(run: Run, training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(run_dir: Path, settings: Mapping[str, Any], given: dict[str, Any], model: type | None) -> Config:
-    """The run's settings with those given; the metric that chose its epoch stays, whether it is computed or not."""
+    """Merge given settings into the run's; the metric that chose its epoch stays, even if not computed."""
     for key in ("topk", "metrics"):
         if isinstance(given.get(key), str):
             given[key] = [part.strip() for part in given[key].split(",") if part.strip()]

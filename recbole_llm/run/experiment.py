@@ -138,7 +138,7 @@ def _advice_when_out_of_memory(config: Config, run_dir: Path | None) -> Iterator
 
 
 def prepare(config: Config) -> tuple[HistoryDataset, list[HistoryDataset]]:
-    """The dataset and its training, validation and test splits."""
+    """Load the dataset and its training, validation and test splits."""
     dataset = HistoryDataset(config)
     return dataset, dataset.build()
 
@@ -151,7 +151,7 @@ def experiment(
     on_validation: Callable[[RunTrainer], None] | None = None,
     evaluate_test: bool = True,
 ) -> dict[str, Any]:
-    """What :func:`run` does once settings and run directory are there.
+    """Train and evaluate: what :func:`run` does once settings and run directory exist.
 
     Parameters
     ----------

@@ -69,14 +69,14 @@ def name_prefix(config: Config) -> str:
 
 
 def write_settings(file: Path, settings: Mapping[str, Any], comment: str = "") -> None:
-    """Settings as YAML that ``--config_files`` takes, without access tokens."""
+    """Write settings as YAML for ``--config_files``, without access tokens."""
     shown = {key: value for key, value in settings.items() if key not in SECRETS | {"resume"}}
     text = yaml.dump(plain(shown), Dumper=ParameterDumper, sort_keys=True, allow_unicode=True)
     file.write_text(comment + text, encoding="utf-8")
 
 
 def settings_of(run_dir: Path) -> dict[str, Any]:
-    """Settings of a run directory, from its ``config.yaml``."""
+    """Read the settings of a run directory from its ``config.yaml``."""
     if not (run_dir / "config.yaml").is_file():
         raise CheckpointError(f"{run_dir} is no run directory: there is no config.yaml in it.")
     return load_yaml(run_dir / "config.yaml")
@@ -140,7 +140,7 @@ def stamp_language_models(run_dir: Path, chosen: list[dict[str, Any]]) -> None:
 
 
 def other_language_models(run_dir: Path, config: Config) -> list[str]:
-    """What ``auto`` stood for in a run and does not stand for now, in words."""
+    """Describe what ``auto`` meant in a run if it means something else now."""
     file = run_dir / AUTO
     return changed_language_models(json.loads(file.read_text(encoding="utf-8")), config) if file.is_file() else []
 
@@ -199,7 +199,7 @@ def remove_abandoned(parent: Path) -> list[Path]:
 
 @contextmanager
 def new_run(config: Config) -> Iterator[Path]:
-    """A fresh run directory, locked while the body runs; what killed runs left beside it goes."""
+    """Create a run directory, locked while the body runs; remove what killed runs left beside it."""
     for run_dir in remove_abandoned(Path(config["checkpoint_dir"])):
         logging.getLogger().info(f"{run_dir} removed: that run was killed before it had anything to keep.")
     with ExitStack() as stack:
@@ -227,7 +227,7 @@ def is_unfinished(run_dir: Path) -> bool:
 
 
 def find_resumable(config: Config) -> Path | None:
-    """The run directory that ``resume`` means, or None for a fresh run.
+    """Return the run directory that ``resume`` names, or None for a new run.
 
     ``True`` takes the newest unfinished run with the same settings and starts afresh, saying so, where there is none.
     A run that is named and was stopped before its first validation begins again in its directory.
@@ -280,7 +280,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno
 
 @contextmanager
 def advice_when_writing_fails(run_dir: Path | None) -> Iterator[None]:
-    """A full disk or a quota leaves a run that can be finished: say how."""
+    """Explain how to finish a run that a full disk or a quota has stopped."""
     try:
         yield
     except OSError as error:

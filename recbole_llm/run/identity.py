@@ -29,7 +29,7 @@ LANGUAGE_MODEL_KEYS = frozenset({"llm", "llm_revision", "llm_local_files_only", 
 
 
 def plain(value: Any) -> Any:
-    """The same value in the types that YAML and JSON have."""
+    """Convert a value to types that YAML and JSON have."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -45,13 +45,13 @@ def same_experiment(settings: Mapping[str, Any], other: Mapping[str, Any]) -> bo
 
 
 def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the numbers of a run. RecBole's own models read no text, so no language model is part of theirs."""
+    """Return the settings that decide a run's numbers; the language model counts only for models that read text."""
     ignored = CIRCUMSTANCES | (LANGUAGE_MODEL_KEYS if settings.get("model") in stock_models() else frozenset())
     return {key: value for key, value in plain(settings).items() if key not in ignored and value is not None}
 
 
 def changed_language_models(recorded: Iterable[Mapping[str, Any]], config: Any) -> list[str]:
-    """What ``auto`` stood for in a run and does not stand for now, in words.
+    """Describe what ``auto`` meant in a run if it means something else now.
 
     Parameters
     ----------

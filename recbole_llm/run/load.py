@@ -110,7 +110,7 @@ def _check_language_models(now: Mapping[str, Any], run_dir: Path) -> None:
 
 
 def read_dataset(config: Config, run_dir: Path, files: Mapping[str, str]) -> HistoryDataset:
-    """The dataset of a run, with the run's internal ids; what has changed in the files is said.
+    """Load the dataset of a run with the run's internal ids; warn about files that have changed.
 
     Raises
     ------

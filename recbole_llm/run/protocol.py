@@ -22,7 +22,7 @@ def protocol_text(config: Config) -> str:
 
 
 def evaluation_text(config: Config) -> str:
-    """The part of the protocol that rows of one table must share."""
+    """Return the part of the protocol that rows of one table must share."""
     arguments = config["eval_args"]
     (kind, how), *_ = arguments["split"].items()
     split = "leave-one-out" if kind == "LS" and how == "valid_and_test" else f"{kind}={how}"
@@ -45,7 +45,7 @@ def evaluation_text(config: Config) -> str:
 
 
 def _ranking(mode: str, mask_history: bool) -> str:
-    """What targets of a phase are ranked among: ``full``, ``uni100`` or ``pop100`` in words."""
+    """Describe what the targets of a phase are ranked among (``full``, ``uni100``, ``pop100``)."""
     if mode == "full":
         return "full ranking"
     drawn = "uniformly" if mode.startswith("uni") else "by popularity in training"

@@ -20,14 +20,14 @@ PACKAGES = (
 
 
 def files_read(dataset: Any, model: Any) -> list[Path]:
-    """The atomic files of a run; the texts of items come from a file that the dataset itself may not load."""
+    """Return the atomic files of a run, the .item file included even if the dataset does not load it."""
     items = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     text = [items] if model.needs_item_text and items.is_file() else []
     return list(dict.fromkeys([*dataset.source_files, *text]))
 
 
 def command_line(command: list[str]) -> str:
-    """The command line as it can be typed again, tokens left out."""
+    """Return the command line, ready to be run again, without access tokens."""
     return shlex.join(re.sub(rf"^--({'|'.join(SECRETS)})=.*", r"--\1=(hidden)", part, flags=re.S) for part in command)
 
 

@@ -24,7 +24,7 @@ from recbole_llm.trainer.meter import Meter
 
 
 def training_record(config: Config, trainer: Any, meter: Meter) -> dict[str, Any]:
-    """What ``results.json`` says about training: ``trained.json`` keeps it until there are results.
+    """Return the training part of ``results.json``, which ``trained.json`` keeps until there are results.
 
     ``meter`` measured what came before the trainer.
     """
@@ -182,7 +182,7 @@ def _weights_of(run_dir: Path) -> dict[str, str]:
 
 
 def save_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """An ``.npz`` file that appears whole or not at all."""
+    """Write an ``.npz`` file atomically."""
     temporary = file.with_name(f"{file.name}.tmp")
     try:
         with temporary.open("wb") as out:
@@ -202,7 +202,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file of a run directory; CheckpointError where it is damaged."""
+    """Read a JSON file of a run directory; CheckpointError if it is damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

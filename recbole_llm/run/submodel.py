@@ -37,7 +37,7 @@ OF_THE_RUN = frozenset({"model", "dataset", "config_files", "init_from", "resume
 
 
 def inner_config(name: str, config: Config, settings: Mapping[str, Any] | None = None) -> Config:
-    """Settings of a model that is built inside the model of ``config``.
+    """Return the settings of a model that is built inside the model of ``config``.
 
     Data, evaluation, seed and device are those of the run; what the property file of the outer model has is its own
     and is not passed on.
@@ -66,7 +66,7 @@ def inner_config(name: str, config: Config, settings: Mapping[str, Any] | None =
 
 
 def build(config: Config, dataset: HistoryDataset) -> LLMRecommender:
-    """The model on its device; what a stock model says against its settings becomes an error of the settings."""
+    """Build the model on its device; turn a stock model's complaints about its settings into ConfigError."""
     try:
         return config.model_class(config, dataset).to(config["device"])
     except (Exception, SystemExit) as error:  # RecBole's models assert, divide by zero and exit
@@ -86,7 +86,7 @@ def has_pretraining(config: Config) -> bool:
 
 
 def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> LLMRecommender:
-    """The model of a finished run with its best weights, on its device, in evaluation mode.
+    """Load the model of a finished run with its best weights, on its device, in evaluation mode.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> LLMRecomm
 
 
 def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -> Any:
-    """The frozen model of a finished run, for use inside the model of ``config``; its settings are in ``.config``.
+    """Load the frozen model of a finished run for use inside the model of ``config``; see its ``.config``.
 
     ``.item_tokens`` are its items by its own internal ids, which may be others than those of the outer run. Its inputs
     come from the batches of the outer run: pass them through :func:`newest` with its ``max_seq_length``.
@@ -178,7 +178,7 @@ def _check_same_data(
 
 
 def newest(interaction: Interaction, length_field: str, limit: int, suffix: str = "_list") -> Interaction:
-    """The same rows with only the newest ``limit`` entries of every list field; right padded.
+    """Keep only the newest ``limit`` entries of every list field; right padded.
 
     Parameters
     ----------

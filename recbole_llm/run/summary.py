@@ -27,7 +27,7 @@ def _cold_table(cold: Mapping[str, Any], kind: str, places: int) -> str:
 
 
 def _members_table(results: Mapping[str, Any], part: str, head: str, places: int) -> str:
-    """A hybrid's figures beside those of its members, with what each has cost."""
+    """Render a hybrid's metrics beside those of its members, with the cost of each."""
     provenance = results["language_models"]["members"]
     rows = [[results["model"], *results[part].values(), None, results["seconds"]["test"]]]
     for member, source in zip(results["members"], provenance, strict=True):
@@ -40,7 +40,7 @@ def _members_table(results: Mapping[str, Any], part: str, head: str, places: int
 
 
 def _retrieval_lines(results: Mapping[str, Any], metric: str, places: int) -> list[str]:
-    """The rows of a two-step model: its retriever alone, and both on the users whose target was retrieved."""
+    """Return the rows of a two-stage model: retriever alone, and both on users whose target was retrieved."""
     model, retrieval, mask_history = results["model"], results["retrieval"], results["protocol"]["mask_history"]
     k, users, found = retrieval["candidates"], retrieval["users"], retrieval["users_retrieved"]
     masked, unmasked = "retriever_masked", "retriever_unmasked"
@@ -73,7 +73,7 @@ def _inference_line(times: Mapping[str, float]) -> str:
 
 
 def _model_report_line(figures: Mapping[str, float]) -> str:
-    """What the model counted on the test set, such as shares of invalid answers."""
+    """Render what the model counted on the test set, such as shares of invalid answers."""
     shown = (f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
     return "test: " + ", ".join(shown)
 
@@ -103,7 +103,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:
-    """The table at the end of a run, with the protocol above it."""
+    """Log the table at the end of a run, with the protocol above it."""
     logger = logging.getLogger()
     first, second = ("test_masked", "test_unmasked") if config["mask_history"] else ("test_unmasked", "test_masked")
     heads = {"test_masked": "test, history masked", "test_unmasked": "test, not masked"}

@@ -172,7 +172,7 @@ class StudyOptions:
         return [field.name for field in fields(cls)]
 
     def optuna_pruner(self) -> "BasePruner":
-        """The stopping rule; steps are finished epochs."""
+        """Return Optuna's pruner; its steps are finished epochs."""
         pruners = optuna().pruners
         if self.pruner == "none":
             return pruners.NopPruner()
@@ -183,7 +183,7 @@ class StudyOptions:
         return pruners.PercentilePruner(keep, needed, self.prune_after, n_min_trials=needed)
 
     def optuna_sampler(self, seed: int) -> "BaseSampler":
-        """What proposes settings, for ``random`` and ``bayes``."""
+        """Return Optuna's sampler for ``random`` and ``bayes``."""
         samplers = optuna().samplers
         if self.algo == "random":
             return samplers.RandomSampler(seed)

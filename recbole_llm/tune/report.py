@@ -21,7 +21,7 @@ IMPORTANCE_TRIALS = 8
 
 
 def trial_line(trial: Trial, best: Trial | None, total: int | None, metric: str) -> str:
-    """What the terminal says when a trial has ended."""
+    """Return the terminal's line for a trial that has ended."""
     number = f"trial {trial.number}" + (f" of {total}" if total else "")
     score = "" if trial.score is None else f" {metric} {trial.score:.6f}"
     if best is not None and best.number == trial.number:
@@ -52,7 +52,7 @@ def ranking(trials: Sequence[Trial], bigger: bool) -> list[Trial]:
 
 
 def summary(study: Study, config: Config, config_file: Path) -> str:
-    """The table at the end of a study, with the protocol above it and the winner's test figures below."""
+    """Render the table at the end of a study: protocol above, the best trial's test metrics below."""
     best = study.best
     assert best is not None and best.test is not None
     names = [parameter.name for parameter in study.space]

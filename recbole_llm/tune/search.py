@@ -223,7 +223,7 @@ def _carry_out(study: Study, model: str | type, base: Config, settings: Mapping[
 
 
 def fixed_settings(base: Config, space: Sequence[Parameter]) -> dict[str, Any]:
-    """What every trial is given besides its own values, taken once, so that editing a file changes no later trial."""
+    """Collect the settings shared by all trials, once, so that editing a file changes no later trial."""
     searched = {parameter.name for parameter in space}
     given = set(base.external_config_dict)
     if base.merged.get("smoke"):
@@ -235,7 +235,7 @@ def fixed_settings(base: Config, space: Sequence[Parameter]) -> dict[str, Any]:
 def _notes(
     base: Config, settings: Mapping[str, Any], space: Sequence[Parameter], options: StudyOptions
 ) -> dict[str, Any]:
-    """What ``study.json`` holds; ``identity`` is what makes two studies the same."""
+    """Return the content of ``study.json``; studies with the same ``identity`` are the same."""
     searched = {parameter.name for parameter in space}
     merged = {
         key: value for key, value in base.merged.items() if key not in CIRCUMSTANCES | searched and value is not None
@@ -304,7 +304,7 @@ def _read_notes(folder: Path) -> dict[str, Any]:
 
 
 def _same_data(study: Study, data: SharedData, base: Config) -> None:
-    """The data must not change between the trials of a study; reading it first also shows what is wrong with it."""
+    """Hash the data, which must not change between trials; reading it first also shows its errors early."""
     with quiet_console():
         dataset, splits = data(base)
     if len(splits[1]) == 0:

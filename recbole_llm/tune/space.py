@@ -84,7 +84,7 @@ class Parameter:
         return tuple(repr(option) for option in self.options)
 
     def distribution(self) -> "BaseDistribution":
-        """What Optuna samples from."""
+        """Return the distribution that Optuna samples from."""
         distributions = optuna().distributions
         if self.kind == "choice":
             return distributions.CategoricalDistribution(self.labels)
@@ -96,7 +96,7 @@ class Parameter:
         return distributions.FloatDistribution(low, high, log="log" in self.kind)
 
     def setting(self, sampled: Any) -> Any:
-        """The setting for a value of :meth:`distribution`."""
+        """Return the setting for a value of :meth:`distribution`."""
         if self.kind == "choice":
             return self.options[self.labels.index(sampled)]
         low, high = self.ends
@@ -105,7 +105,7 @@ class Parameter:
         return round(number) if self.whole else number
 
     def bounds(self) -> list[Any]:
-        """Settings that must pass the checks of the configuration: every option, or both ends."""
+        """Return the settings that must pass the checks of the configuration: every option, or both bounds."""
         return list(self.options) if self.kind == "choice" else [self.setting(end) for end in self.ends]
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ def _rounded(number: float) -> float:
 
 
 def size_of(space: Sequence[Parameter]) -> float:
-    """Number of settings in a space; infinite with a range in it."""
+    """Return the number of settings in a space; infinite if it contains a range."""
     return math.prod(len(parameter.options) if parameter.kind == "choice" else math.inf for parameter in space)
 
 
@@ -149,7 +149,7 @@ def grid(space: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
 
 
 def find_space(model: str, name: str | Path | None) -> Path:
-    """The file that ``params_file`` names; ours for the model where it names none.
+    """Return the file that ``params_file`` names, by default the model's file that ships.
 
     A path that is not there is looked up in our ``props/hyper`` by its last part, with or without ``.test``.
 
@@ -173,7 +173,7 @@ def find_space(model: str, name: str | Path | None) -> Path:
 
 
 def read_space(file: Path) -> list[Parameter]:
-    """The parameters of a search-space file.
+    """Parse the parameters of a search-space file.
 
     Raises
     ------

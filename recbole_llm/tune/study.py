@@ -80,7 +80,7 @@ class Trial:
 
 
 def open_journal(folder: Path, options: StudyOptions, bigger: bool) -> "OptunaStudy":
-    """The Optuna study of a folder; it is created where the folder has none.
+    """Open the Optuna study of a folder, creating it if there is none.
 
     Raises
     ------
@@ -222,7 +222,7 @@ class Study:
         return max(finished, key=lambda trial: sign * (trial.score or 0.0), default=None)
 
     def ask(self) -> Trial | None:
-        """The next trial to run, one that a crash left first; None where none is to be started now.
+        """Return the next trial to run, interrupted ones first; None if none is to be started now.
 
         Raises
         ------
@@ -281,7 +281,7 @@ class Study:
         return rest[int(np.random.default_rng([self.seed, len(trials)]).integers(len(rest)))] if rest else None
 
     def _proposed(self) -> int:
-        """Number of trials that do not repeat a failed one."""
+        """Count the trials that do not repeat a failed one."""
         return sum("retry_of" not in frozen.user_attrs for frozen in self.optuna.get_trials(deepcopy=False))
 
     def _settings(self, sampled: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,7 +332,7 @@ class Study:
         return True
 
     def why_ended(self) -> str:
-        """What ended the search, for people."""
+        """Describe what ended the search."""
         return "every setting has been tried" if self.exhausted else self._why_ended
 
     def tell(self, trial: Trial, outcome: Mapping[str, Any]) -> Trial:

@@ -110,14 +110,14 @@ def run_trial(
 
 
 def _free_memory() -> None:
-    """A trial's memory must be free before the next one begins; trainers and models refer to each other."""
+    """Free a trial's memory before the next one begins; trainers and models refer to each other."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def failed(error: str) -> dict[str, Any]:
-    """The outcome of a trial that has no score."""
+    """Return the outcome of a trial that has no score."""
     return {"state": "failed", "score": None, "result": {}, "details": {"error": error}}
 
 
@@ -203,7 +203,7 @@ def _costs(run_dir: Path, seconds: Mapping[str, float] | None = None) -> dict[st
 
 
 def tidy(run_dir: Path, keep: str, is_best: bool) -> None:
-    """What ``keep_trials`` leaves of an ended trial's directory.
+    """Delete what ``keep_trials`` does not keep of a finished trial's directory.
 
     ``all`` leaves the weights; ``light`` the settings, the log, the curve and the results; ``best`` nothing. The best
     trial keeps its weights in any case.

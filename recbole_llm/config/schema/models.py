@@ -65,7 +65,7 @@ class TextTable(Reduced, Adaptor, ItemLoss):
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """The authors' padding in RecBole's network."""
+        """Report the authors' padding in RecBole's network."""
         if settings["paper_unmasked_padding"] and settings["backbone"] != "paper":
             return "paper_unmasked_padding=True is the authors' network's: it needs backbone=paper"
         return super().contradiction(settings)
@@ -85,7 +85,7 @@ class LLM2SASRec(TextTable):
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """A width that the heads cannot share."""
+        """Report a width that the number of heads does not divide."""
         width, heads = settings["hidden_size"], settings["n_heads"]
         if width % heads:
             return f"hidden_size={width} is not a multiple of n_heads={heads}: change one of them"
@@ -242,7 +242,7 @@ class LLMSeqPrompt(LoRA, RecLLM, ItemText):
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """What only GenItem has, or what nothing could compare names with."""
+        """Report options that only GenItem supports, and titles that no encoder could compare."""
         variant, style, decoding = (settings[key] for key in ("variant", "prompt_style", "decoding"))
         if variant != "genitem" and style == "completion":
             return f"prompt_style=completion is GenItem's of 2023; variant={variant} has chat only"
@@ -307,7 +307,7 @@ class Generative(Section):
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """Lists that are longer than the beams can fill."""
+        """Report lists longer than the beams can fill."""
         beams, longest = settings["beams"], max(settings["topk"])
         if settings["head"] == "decoder" and settings["decoding"] != "exact" and beams < longest:
             return f"beams={beams} give no list of topk={longest} items; set beams={longest} or more"
