@@ -60,7 +60,7 @@ _PARENT_ASIN = re.compile(rb"""["']parent_asin["']\s*:\s*u?["']([^"'\\]+)["']"""
 
 @dataclass(frozen=True)
 class _Release:
-    """How a year's files are called and what their fields are."""
+    """File names and fields of a release."""
 
     reviews: tuple[tuple[str, str], ...]
     metadata: tuple[str, ...]
@@ -166,7 +166,7 @@ def _reviews(request: Request, release: _Release, category: str) -> list[Source]
         request.bundle.nothing(f"no reviews or ratings of the category {category!r}")
     if len(kinds) > 1:
         listed = ", ".join(f"{found[0].basename} ({kind})" for kind, found in kinds.items())
-        raise DataError(f"{request.bundle}: several files fit: {listed}; give the one to read as the input.")
+        raise DataError(f"{request.bundle}: several files match: {listed}; pass the one to read as --input.")
     (found,) = kinds.values()
     order = {"train": 0, "valid": 1, "test": 2}
     return sorted(found, key=lambda source: (order.get(source.basename.split(".")[-2], 0), source.name))
@@ -186,8 +186,8 @@ def _metadata(request: Request, release: _Release, category: str) -> list[Source
     found = _of_category(bundle, release, category)
     if not found:
         raise DataError(
-            f"{request.bundle}: no metadata file (meta_...) of the category {category!r} is there; name it with "
-            "--metadata (metadata=), or pass --no_metadata (no_metadata=True) to go without item text."
+            f"{request.bundle}: no metadata file (meta_...) of the category {category!r} found; pass it with "
+            "--metadata (metadata=), or pass --no_metadata (no_metadata=True) to convert without item text."
         )
     return found
 
@@ -230,7 +230,7 @@ def _pick_fields(lines: Sequence[bytes], parse: Callable[[Sequence[bytes]], Colu
 
 
 def _csv_columns(source: Source, release: _Release, request: Request) -> tuple[list[str], int]:
-    """Return what the columns are, and the first line that is not a header."""
+    """Return the columns, and the first line after the header."""
     given = request.options.get("columns")
     if given:
         order = [name.strip() for name in str(given).split(",")]
@@ -266,7 +266,7 @@ def _read_metadata(sources: Sequence[Source], table: Interactions, release: _Rel
             if not isinstance(raw_id, str) or not raw_id:
                 skips.count(f"metadata without {release.id_field}", where)
             elif raw_id in items and (request.all_items or raw_id in ids):
-                skips.count("metadata of an item that is there already (the first one is kept)", where)
+                skips.count("repeated metadata of an item (the first is kept)", where)
             elif request.all_items or raw_id in ids:
                 items.add(raw_id, _texts(dict(zip(fields[1:], values, strict=True)), skips, where))
     if not any(raw in ids for raw in items.rows):

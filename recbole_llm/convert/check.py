@@ -1,4 +1,4 @@
-"""Read atomic files as a run does and report what would hurt: it, or stock RecBole."""
+"""Check atomic files for common problems, for a run or for stock RecBole."""
 
 from array import array
 from collections import Counter
@@ -48,7 +48,7 @@ def check(
     *,
     progress: bool = False,
 ) -> CheckReport:
-    """Read the atomic files of a dataset and report what would hurt.
+    """Check the atomic files of a dataset for common problems.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def check(
         The folder, or the name of a folder in ``data_path``.
     data_path : str or path
     settings : mapping, optional
-        Of those that a run takes, the ones in :data:`SETTINGS`: names of the columns, separators, encoding.
+        Settings of a run; those in :data:`SETTINGS` are used: names of the columns, separators, encoding.
     progress : bool
         Show progress bars (on a terminal).
 
@@ -68,10 +68,10 @@ def check(
     Raises
     ------
     DataError
-        There is no ``.inter`` file, its header is no atomic header, it has no user or item column, or not one usable
-        interaction.
+        The ``.inter`` file is missing, its header is not an atomic header, it has no user or item column, or it has
+        no usable interaction.
     ConfigError
-        A setting has an unusable value.
+        A setting has an invalid value.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def check(
     }
     for key, value in chosen.items():
         if not isinstance(value, type(SETTINGS[key])) or not value:
-            raise ConfigError(f"{key}={value!r} is not usable; the default is {SETTINGS[key]!r}.")
+            raise ConfigError(f"{key}={value!r} is not a valid value; the default is {SETTINGS[key]!r}.")
     folder = _folder(dataset, data_path)
     name = folder.name
     findings = Findings()
@@ -127,7 +127,7 @@ def _folder(dataset: str | Path, data_path: str | Path) -> Path:
 
 
 class _AtomicFile:
-    """Rows of an atomic file; on the way it counts what a run refuses and what stock RecBole misreads."""
+    """Rows of an atomic file; counts what a run rejects and what stock RecBole misreads as it reads."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], findings: Findings, progress: bool) -> None:
         self.path, self.settings, self._findings, self._progress = path, settings, findings, progress
@@ -135,17 +135,17 @@ class _AtomicFile:
         self.fields = read_header(path, settings["field_separator"], settings["encoding"], "surrogateescape")
 
     def place(self, key: str) -> int:
-        """Return where the column that the setting ``key`` names is; DataError if there is none."""
+        """Return the position of the column that the setting ``key`` names; DataError if it is missing."""
         name = self.settings[key]
         if name not in self.fields:
             raise DataError(
                 f"{self.path}, line 1: there is no field {name!r} ({key}); the fields are {', '.join(self.fields)}. "
-                f"Say which one it is with --{key}=NAME."
+                f"Name the right one with --{key}=NAME."
             )
         return list(self.fields).index(name)
 
     def batches(self) -> Iterator[tuple[list[int], list[tuple[str, ...]]]]:
-        """Yield ``(line numbers, columns)``; lines with another number of fields are counted and left out."""
+        """Yield ``(line numbers, columns)``; lines with a wrong number of fields are counted and skipped."""
         width, separator = len(self.fields), self.settings["field_separator"]
         lines = read_lines(self.path, self.settings["encoding"], "surrogateescape")
         next(lines)
@@ -154,7 +154,7 @@ class _AtomicFile:
                 rows = [(number, line.split(separator)) for number, line in batch]
                 for number, cells in rows:
                     if len(cells) != width:
-                        text = f"lines have another number of fields than the header ({width})"
+                        text = f"lines have a different number of fields than the header ({width})"
                         self.note("field_count", text, number)
                 rows = [(number, cells) for number, cells in rows if len(cells) == width]
                 if rows:
@@ -201,20 +201,24 @@ class _AtomicFile:
             self.note(key, text, places[0], len(places), severity)
 
 
-# What is text in an atomic file, and something else to stock RecBole's reader.
+# Valid text in an atomic file that is something else to stock RecBole's reader.
 _MISREAD: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     ("missing_words", "are words that stock RecBole reads as missing (NA, None ...)", MISSING_WORDS.__contains__),
     (
         "leading_quotes",
-        'start with ", after which stock RecBole reads on to the next one',
+        'start with ", so stock RecBole reads on to the next quotation mark',
         lambda text: text[:1] == '"',
     ),
     (
         "line_breaks",
-        "hold a CR or NUL, at which stock RecBole ends the row",
+        "contain a CR or NUL, where stock RecBole ends the row",
         lambda text: "\r" in text or "\0" in text,
     ),
-    ("too_long", "are longer than the 131,072 characters that stock RecBole takes", lambda text: len(text) > 131_072),
+    (
+        "too_long",
+        "are longer than the 131,072 characters that stock RecBole accepts",
+        lambda text: len(text) > 131_072,
+    ),
 )
 
 
@@ -223,7 +227,7 @@ def _undecodable(value: str) -> bool:
 
 
 def _are_numbers(values: Sequence[str]) -> bool:
-    """Whether all are finite numbers to a run; quickly, if they are."""
+    """Whether a run reads all values as finite numbers; fast if it does."""
     joined = "".join(values)
     try:
         if joined.isascii() and "_" not in joined and np.isfinite(list(map(float, values))).all():
@@ -261,7 +265,7 @@ def _interactions(
         times.extend(map(float, rows[2] or ()))
     if not codes[0]:
         errors = "; ".join(finding.text for finding in findings if finding.severity == "error")
-        raise DataError(f"{file.path}: there is no interaction that can be used{': ' + errors if errors else ''}.")
+        raise DataError(f"{file.path}: no usable interaction{': ' + errors if errors else ''}.")
     if time_place is None:
         text = f"{file.path.name} has no field {time_field!r}: a sequential model needs one (TIME_FIELD can name it)."
         findings.add("no_time", "error", text)
@@ -270,14 +274,14 @@ def _interactions(
 
 
 def _usable(file: _AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) -> _Rows:
-    """Leave out what a run leaves out or refuses, and count it."""
+    """Drop and count what a run skips or rejects."""
     kept: list[tuple[str, str, str]] = []
     for number, user, item, time in zip(numbers, rows[0], rows[1], rows[2] or ["0"] * len(numbers), strict=True):
         if not user or not item:
-            file.note("no_id", "lines have no user or no item; a run leaves them out", number, severity="warning")
+            file.note("no_id", "lines have no user or no item; a run skips them", number, severity="warning")
         elif not time:
             file.note("no_time_value", f"interactions have no {name}", number)
-        elif _are_numbers([time]):  # counted already, if it is none
+        elif _are_numbers([time]):  # else counted already
             kept.append((user, item, time))
     users, items, times = zip(*kept, strict=True) if kept else ((), (), ())
     return users, items, times if rows[2] is not None else None
@@ -291,7 +295,7 @@ def _catalogue(file: _AtomicFile, findings: Findings) -> Catalogue:
     for numbers, columns in file.batches():
         for number, row in zip(numbers, zip(*columns, strict=True), strict=True):
             if not row[place]:
-                file.note("no_item_id", "lines have no item; a run leaves them out", number, severity="warning")
+                file.note("no_item_id", "lines have no item; a run skips them", number, severity="warning")
             elif row[place] in catalogue:
                 file.note("duplicate_items", "lines repeat an item id", number)
             else:
@@ -353,10 +357,10 @@ def _check_items(
         return
     unlisted = np.array([raw not in items for raw in rated])
     text = f"{unlisted.sum():,} items with interactions are not in {name}.item: they have no text, and a run that "
-    text += f"loads columns of it leaves their {unlisted[item].sum():,} interactions out"
+    text += f"loads columns of it drops their {unlisted[item].sum():,} interactions"
     findings.add("unlisted_items", "warning", text, unlisted.sum())
     unrated = sum(raw not in rated for raw in items.rows)
-    text = f"{unrated:,} items of {name}.item have no interaction; stock RecBole ranks them all the same"
+    text = f"{unrated:,} items of {name}.item have no interactions; stock RecBole ranks them anyway"
     findings.add("unrated_items", "note", text, unrated, {"item_inter_num_interval": '"[1,inf)"'})
     text_places = [place for place, (_, kind) in enumerate(items.fields) if kind == "token_seq"]
     if not text_places:
@@ -367,7 +371,7 @@ def _check_items(
     place = names.index(items.title) if items.title in names else text_places[0]
     title, rows = names[place], [row for raw, row in items.rows.items() if raw in rated]
     untitled = sum(not row[place].strip() for row in rows)
-    text = f"{untitled:,} items have an empty {title} (recbole-llm convert --untitled drop leaves them out)"
+    text = f"{untitled:,} items have an empty {title} (recbole-llm convert --untitled drop removes them)"
     findings.add("untitled_items", "warning", text, untitled)
     empty = sum(not any(row[place].strip() for place in text_places) for row in rows)
     findings.add("items_without_text", "warning", f"{empty:,} items have no text at all", empty)
@@ -375,7 +379,7 @@ def _check_items(
     if not titles:
         return
     surplus, (top, often) = titles.total() - len(titles), titles.most_common(1)[0]
-    text = f"{surplus:,} items share their {title} with another one ({often} x {top[:50]!r}): a model that sees only "
+    text = f"{surplus:,} items share their {title} with another item ({often} x {top[:50]!r}): a model that sees only "
     findings.add(
         "repeated_titles", "warning", text + "this text cannot tell them apart", surplus, _template(names, title)
     )
@@ -385,7 +389,7 @@ def _check_items(
 
 
 def _template(names: Sequence[str], title: str) -> dict[str, str]:
-    """Return an item_text that tells more items apart than the title alone."""
+    """Return an item_text that distinguishes more items than the title alone."""
     year = next((f" ({{{name}}})" for name in names if name in ("release_year", "year")), "")
     usual = ("genre", "genres", "class", "categories", "brand", "tags")
     more = [f", {{{name}}}" for name in names if name in usual]
@@ -411,13 +415,13 @@ def _check_order(user: Array, item: Array, time: Array, name: str, findings: Fin
     if tied.any():
         final = report.tied_last / users
         text = f"tied times: {tied.sum() / same_user.sum():.1%} of adjacent interactions; for {report.tied_last:,} of "
-        text += f"{users:,} users ({final:.1%}) the last item (the test target) is an arbitrary one of several: ties "
+        text += f"{users:,} users ({final:.1%}) the last item (the test target) is arbitrary: ties "
         text += "keep the order of the file"
         findings.append(Finding("final_ties", "warning" if final > 0.01 else "note", text, final))
     rounded = item[history_order(user, time.astype(np.float32))]
     changed = float((rounded[ends] != by_item[ends]).mean())
-    text = f"stock RecBole rounds times to float32 before it sorts: another last item for {changed:.1%} of the users "
-    text += "(a file in order of time is immune)"
+    text = f"stock RecBole rounds times to float32 before sorting: a different last item for {changed:.1%} of users "
+    text += "(a file sorted by time is not affected)"
     findings.add("float32_time", "warning", text, changed, {"time_order": "exact"})
     again = by_item == np.repeat(by_item[ends], ends - starts + 1)
     again[ends] = False

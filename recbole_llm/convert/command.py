@@ -17,7 +17,7 @@ from recbole_llm.errors import ConfigError
 _CONVERT_HELP = """\
 Convert an official download, or your own logs, to RecBole's atomic files. Zip archives, gzip files and folders are
 read as they are. Rows are ordered by time; ties keep the order of the input. The same input gives the same bytes,
-recorded in NAME.conversion.json. Nothing is left behind if it fails.
+recorded in NAME.conversion.json. A failed conversion leaves no files behind.
 
 examples:
   recbole-llm convert ml-1m --input ml-1m.zip
@@ -33,10 +33,10 @@ examples:
 _CHECK_HELP = """\
 usage: recbole-llm check DATASET [--data_path=FOLDER] [--KEY=VALUE ...]
 
-Read the atomic files of a dataset as a run does and report what would hurt, with the keys to set. The exit status is 1
-if there is an ERROR: a run refuses such a file.
+Check a dataset for common problems: read its atomic files as a run does, report what is wrong or surprising, and
+suggest settings. The exit status is 1 if there is an ERROR: a run rejects such a file.
 
-Of the settings of a run it takes those that say how files are written, also from --config_files:
+Accepts the settings of a run that describe the file format, also from --config_files:
   {settings}
 
 examples:
@@ -48,7 +48,7 @@ examples:
 
 
 def convert_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm convert`` with the arguments behind the command; return the exit status."""
+    """Run ``recbole-llm convert`` with the arguments that follow the command; return the exit status."""
     parser = _convert_parser()
     arguments = vars(parser.parse_args(list(argv)))
     if arguments.pop("list"):
@@ -56,7 +56,7 @@ def convert_main(argv: Sequence[str]) -> int:
         return 0
     name, inputs = arguments.pop("name"), arguments.pop("input")
     if not name or not inputs:
-        parser.error("NAME and --input are needed (--list shows the names)")
+        parser.error("NAME and --input are required (--list shows the names)")
     if arguments["workers"] is None and "workers" in source_options(name):
         arguments["workers"] = default_workers()
     if arguments["text_fields"]:
@@ -70,7 +70,7 @@ def convert_main(argv: Sequence[str]) -> int:
 
 
 def check_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm check`` with the arguments behind the command; return 1 if the report holds an error."""
+    """Run ``recbole-llm check`` with the arguments that follow the command; return 1 if the report has an error."""
     if {"-h", "--help"} & set(argv):
         _show(_CHECK_HELP.replace("{settings}", ", ".join(SETTINGS)))
         return 0
@@ -100,46 +100,54 @@ def _convert_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("name", metavar="NAME", nargs="?", help="; ".join(source_names()))
-    add("--list", action="store_true", help="show names and recipes, and stop")
+    add("--list", action="store_true", help="list names and recipes, and exit")
     add("--input", nargs="+", metavar="PATH", help="archive, folder or file(s)")
     add("--output", metavar="FOLDER", help="default: dataset/NAME; its last part names the dataset")
-    add("--metadata", nargs="+", metavar="PATH", help="item text, if it is not beside the input")
+    add("--metadata", nargs="+", metavar="PATH", help="item text, if not next to the input")
     add("--overwrite", action="store_true", help="replace the files of an earlier conversion")
-    add("--on_error", choices=["stop", "skip"], help="unusable lines stop the conversion (default) or are counted")
+    add("--on_error", choices=["stop", "skip"], help="stop at an unusable line (default), or skip and count it")
 
-    group = parser.add_argument_group("what is kept, in this order")
+    group = parser.add_argument_group("filters, applied in this order")
     add = group.add_argument
-    add("--recipe", metavar="RECIPE", help="a paper's settings of the options below (--list)")
-    add("--min_rating", type=float, metavar="R", help="drop interactions rated lower")
-    add("--untitled", choices=["keep", "drop"], help="items without a title, and their interactions (default: keep)")
-    add("--dedup", choices=["none", "first", "last"], help="of repeated (user, item) pairs, by time (default: none)")
-    add("--k_core", type=int, metavar="K", help="iterative: at least K interactions for each user and item")
-    add("--order", choices=["time", "input"], help="order of the rows (default: time, ties as in the input)")
+    add("--recipe", metavar="RECIPE", help="preset of the options below from a paper (see --list)")
+    add("--min_rating", type=float, metavar="R", help="drop interactions with a lower rating")
+    add(
+        "--untitled",
+        choices=["keep", "drop"],
+        help="what to do with untitled items and their interactions (default: keep)",
+    )
+    add(
+        "--dedup",
+        choices=["none", "first", "last"],
+        help="which of repeated (user, item) pairs to keep, by time (default: none, keep all)",
+    )
+    add("--k_core", type=int, metavar="K", help="keep users and items with at least K interactions, iteratively")
+    add("--order", choices=["time", "input"], help="order of the rows (default: time, ties in input order)")
     add("--items", choices=["auto", "all", "rated"], help="which items the .item file lists")
     add("--ids", choices=["exact", "recbole"], help="recbole: rename ids that stock RecBole misreads (default: exact)")
     add("--text_fields", metavar="A,B", help="item fields to keep, in this order (default: all)")
 
-    group = parser.add_argument_group("settings of single sources")
+    group = parser.add_argument_group("options of individual sources")
     add = group.add_argument
-    add("--no_metadata", action="store_true", help="Amazon, Steam: go without item text")
+    add("--no_metadata", action="store_true", help="Amazon, Steam: convert without item text")
     add(
         "--columns",
         metavar="A,B",
-        help="columns of a file without header; Amazon: user, item, rating, time in their order",
+        help="columns of a headerless file; Amazon: the order of user, item, rating, time",
     )
-    add("--user_key", choices=["username", "user_id"], help="Steam: what tells users apart (default: username)")
-    add("--complete_games", action="store_true", help="Steam: games without genres or tags count as untitled")
+    add("--user_key", choices=["username", "user_id"], help="Steam: field that identifies a user (default: username)")
+    add("--complete_games", action="store_true", help="Steam: treat games without genres or tags as untitled")
     add(
         "--movie_tags",
         type=int,
         metavar="N",
-        help="MovieLens: add the N most frequent tags of users (they know the future)",
+        help="MovieLens: add the N most frequent user tags (which include future information)",
     )
     add(
         "--workers",
         type=int,
         metavar="N",
-        help="processes that parse Python literals (default: the idle cores, up to 4)",
+        help="processes for parsing Python literals (default: idle cores, up to 4)",
     )
 
     group = parser.add_argument_group("sessions and generic: columns of your own files")
@@ -147,17 +155,17 @@ def _convert_parser() -> argparse.ArgumentParser:
     for key, text in (
         ("user_col", "user or session"),
         ("item_col", "item"),
-        ("time_col", "time; without it the order of the rows counts"),
+        ("time_col", "time; without it, the order of the rows is used"),
         ("rating_col", "rating"),
-        ("inter_fields", "further numeric columns to keep, separated by commas"),
+        ("inter_fields", "additional numeric columns to keep, comma-separated"),
         ("time_format", "strptime pattern of the time (default: numbers and ISO dates)"),
         ("delimiter", "separator of a text table"),
-        ("item_id_col", "id column of --metadata (default: as --item_col)"),
-        ("item_fields", "columns of --metadata to keep: name:type or column=name:type, separated by commas"),
+        ("item_id_col", "id column of --metadata (default: same as --item_col)"),
+        ("item_fields", "columns of --metadata to keep: name:type or column=name:type, comma-separated"),
         ("title_col", "which of the item fields is the title"),
         ("users", "file that describes the users"),
-        ("user_id_col", "its id column (default: as --user_col)"),
-        ("user_fields", "its columns, as --item_fields"),
+        ("user_id_col", "its id column (default: same as --user_col)"),
+        ("user_fields", "its columns to keep, same format as --item_fields"),
     ):
         add(f"--{key}", metavar="X", help=text)
     return parser

@@ -1,4 +1,4 @@
-"""One conversion from the input to the report: whole or not at all, the same bytes for the same input."""
+"""One conversion from the input to the report: atomic, and the same bytes for the same input."""
 
 import hashlib
 import json
@@ -30,12 +30,12 @@ ENDINGS = (".inter", ".item", ".user", ".conversion.json")
 
 
 def source_names() -> list[str]:
-    """Return every name that :func:`convert` takes, Amazon's as patterns."""
+    """Return every name that :func:`convert` accepts, Amazon's as patterns."""
     return [*movielens.FOLDERS, "amazon-<category>-<2014|2018|2023>", "steam", "steam-au", "sessions", "generic"]
 
 
 def source_options(name: str) -> frozenset[str]:
-    """Return the names of the options that only this source has.
+    """Return the names of the options specific to this source.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def source_options(name: str) -> frozenset[str]:
 
 
 def _reader(name: str) -> tuple[Callable[[Request], Reading], bool, frozenset[str]]:
-    """Return the reader of a source, whether it lists unrated items by default, and the options that it knows."""
+    """Return the reader of a source, whether it lists unrated items by default, and its options."""
     if name in movielens.FOLDERS:
         return movielens.read, True, frozenset({"movie_tags"})
     if amazon.NAME.fullmatch(name):
@@ -57,7 +57,7 @@ def _reader(name: str) -> tuple[Callable[[Request], Reading], bool, frozenset[st
         return steam.read, False, frozenset({"complete_games", "workers", "no_metadata"})
     if name in ("sessions", "generic"):
         return generic.read, True, generic.OPTIONS
-    raise ConfigError(f"there is no converter {name!r}; there are {', '.join(source_names())}.")
+    raise ConfigError(f"there is no converter {name!r}; choose from {', '.join(source_names())}.")
 
 
 def convert(
@@ -89,11 +89,11 @@ def convert(
     input : path or sequence of paths
         The archive, the folder or the file(s); nothing is unpacked.
     output : path, optional
-        Folder to write; its name becomes the name of the dataset. Default ``dataset/<name>``.
+        Folder to write; its name becomes the dataset name. Default ``dataset/<name>``.
     metadata : path or sequence of paths, optional
-        Where the item text is, if it is not beside the input.
+        Files with the item text, if not next to the input.
     recipe : str, optional
-        A paper's preparation (``props/dataset/recipes.yaml``); the arguments below override single settings of it.
+        A paper's preparation (``props/dataset/recipes.yaml``); the arguments below override its settings.
     min_rating, untitled, dedup, k_core, order
         See :class:`~recbole_llm.convert.interactions.Filters`.
     items : {'auto', 'all', 'rated'}
@@ -105,18 +105,18 @@ def convert(
     text_fields : sequence of str, optional
         Item fields to keep, in this order; default all.
     on_error : {'stop', 'skip'}
-        What to do with a line that cannot be used.
+        What to do with an unusable line.
     overwrite, progress : bool
         Whether to replace an earlier conversion, and to show progress bars (on a terminal).
     **options
-        Settings of the source, see its module.
+        Options of the source; see its module.
 
     Raises
     ------
     DataError
-        With file and line. No output is left behind then.
+        Bad input, with file and line. No output is left behind.
     ConfigError
-        An argument is not allowed.
+        An argument is invalid.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def convert(
     target = Path(output) if output is not None else Path("dataset") / name
     if not re.fullmatch(r"[^\s:]+", target.name):
         raise ConfigError(
-            f"output {str(target)!r}: the last part names the dataset and may not hold blanks or colons."
+            f"output {str(target)!r}: the last part names the dataset and must not contain spaces or colons."
         )
     check_target(target, overwrite)
     skips = Skips(on_error)
@@ -173,7 +173,7 @@ def convert(
         reading = read(request)
         table = reading.interactions
         if not len(table):
-            raise DataError(f"{request.bundle}: not one usable interaction was found.")
+            raise DataError(f"{request.bundle}: no usable interaction was found.")
         titled = _titled(table, reading.items)
         if text_fields is not None and reading.items is not None:
             reading.items = reading.items.only(text_fields)
@@ -224,9 +224,9 @@ def convert(
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raise :class:`DataError` if the output is there already; called before anything is read."""
+    """Raise :class:`DataError` if the output already exists; called before anything is read."""
     if target.exists() and not target.is_dir():
-        raise DataError(f"{target}: is a file; the output is a folder.")
+        raise DataError(f"{target} is a file; the output must be a folder.")
     there = [target.name + ending for ending in ENDINGS if (target / (target.name + ending)).exists()]
     if there and not overwrite:
         raise DataError(
@@ -236,7 +236,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
-    """Give a hidden folder on the disk of the output; nothing else is made before there is something to write."""
+    """Yield a hidden folder on the disk of the output; nothing else is created before there is something to write."""
     parent = next(folder for folder in target.absolute().parents if folder.is_dir())
     with ExitStack() as stack:
         try:
@@ -266,7 +266,7 @@ class _Output:
         for name in names:
             if not name or names.count(name) > 1:
                 raise ConfigError(
-                    f"{ending}: two fields would be called {name!r}; give one another name (item_fields, user_fields: "
+                    f"{ending}: two fields would be named {name!r}; rename one (item_fields, user_fields: "
                     "column=name:type) or leave it out (text_fields)."
                     if name
                     else f"{ending}: a field has no name; name the columns, or leave it out."
@@ -319,7 +319,7 @@ def _write(out: _Output, report: Report, reading: Reading, selection: Selection,
     misread = 0 if stock else sum(misread_by_recbole(raw) for pair in every for raw in _distinct(*pair))
     if misread:
         report.notes.append(
-            f"ids that stock RecBole's reader would misread (NA, null, a quotation mark in front): {misread:,}; "
+            f"ids that stock RecBole's reader would misread (NA, null, a leading quotation mark): {misread:,}; "
             "recbole-llm reads them as they are, --ids recbole renames them."
         )
     header = ["user_id:token", "item_id:token", *(f"{name}:float" for name in table.value_fields), "timestamp:float"]
@@ -402,14 +402,14 @@ def _is_path(value: object) -> bool:
 
 
 def _check_option(key: str, value: Any) -> None:
-    """Raise :class:`ConfigError` for a value that cannot be one of an option of single sources."""
+    """Raise :class:`ConfigError` for an invalid value of an option of an individual source."""
     texts = isinstance(value, list | tuple) and all(isinstance(part, str) and part for part in value) and bool(value)
     for keys, wanted, right in (
-        ({"movie_tags", "workers"}, "a whole number from 1 on", type(value) is int and value > 0),
+        ({"movie_tags", "workers"}, "a positive integer", type(value) is int and value > 0),
         ({"no_metadata", "complete_games"}, "True or False", isinstance(value, bool)),
         (
             {"columns", "inter_fields", "item_fields", "user_fields", "text_fields"},
-            "names, separated by commas or in a list",
+            "names, comma-separated or in a list",
             texts or (isinstance(value, str) and key != "text_fields"),
         ),
         ({"users"}, "a path", _is_path(value)),
@@ -434,7 +434,7 @@ def _titled(table: Interactions, items: Catalogue | None) -> npt.NDArray[np.bool
 
 
 def _fits(recipe: Recipe, options: dict[str, Any], titled: npt.NDArray[np.bool_] | None) -> bool:
-    """Whether a recipe's filters can be tried on what was read."""
+    """Whether a recipe's filters apply to what was read."""
     if recipe.filters.untitled == "drop" and titled is None:
         return False
     return all(options.get(key) == value for key, value in recipe.options.items())

@@ -21,11 +21,11 @@ import numpy.typing as npt
 from recbole_llm.data.times import DATES_FROM, UNIT_GAP, TimeReport
 from recbole_llm.errors import ConfigError, DataError
 
-#: What the engine may use before it spills; about 30 bytes are needed for an interaction.
+#: Memory limit of DuckDB before it spills to disk; an interaction takes about 30 bytes.
 MEMORY = "256MB"
-#: At most so many threads, which all need memory of their own.
+#: Maximum number of threads; each needs its own memory.
 THREADS = 4
-#: Rows that are handed to the engine, and fetched from it, at a time.
+#: Rows inserted or fetched at a time.
 ROWS = 1 << 16
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -33,20 +33,20 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Filters:
-    """What is kept, applied in the order of the attributes.
+    """Filters, applied in the order of the attributes.
 
     Attributes
     ----------
     min_rating : float or None
-        Drop interactions rated lower.
+        Drop interactions with a lower rating.
     untitled : {'keep', 'drop'}
-        What happens to items without a title, and to their interactions.
+        What to do with items without a title and their interactions.
     dedup : {'none', 'first', 'last'}
-        Which of several interactions of one user with one item stays, by (time, input order).
+        Which of several interactions of a user with the same item to keep, by (time, input order).
     k_core : int
-        Drop users and items with fewer interactions until none is left; 0 keeps all.
+        Repeatedly drop users and items with fewer interactions until all have enough; 0 keeps all.
     order : {'time', 'input'}
-        By (time, input order), or as they came.
+        Sort by (time, input order), or keep the input order.
     """
 
     min_rating: float | None = None
@@ -59,9 +59,9 @@ class Filters:
         allowed = {"untitled": ("keep", "drop"), "dedup": ("none", "first", "last"), "order": ("time", "input")}
         for name, values in allowed.items():
             if getattr(self, name) not in values:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(map(repr, values))}.")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(map(repr, values))}.")
         if type(self.k_core) is not int or self.k_core < 0:
-            raise ConfigError(f"k_core is {self.k_core!r}; it must be a whole number, 0 for none.")
+            raise ConfigError(f"k_core is {self.k_core!r}; it must be a non-negative integer (0: no k-core filter).")
         rating = self.min_rating
         if rating is not None and (type(rating) not in (int, float) or not np.isfinite(rating)):
             raise ConfigError(f"min_rating is {rating!r}; it must be a finite number.")
@@ -105,9 +105,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the filters leave; valid until the next one is made.
+    """Interactions left after filtering; valid until the next selection.
 
-    ``steps`` has the counts as read and after each filter, ``users`` and ``items`` say which codes occur, and
+    ``steps`` has the counts as read and after each filter, ``users`` and ``items`` mark the codes that occur, and
     ``blocks`` yields the interactions in output order as columns ``user``, ``item``, ``time``, ``micro`` and one for
     each value field.
     """
@@ -251,7 +251,7 @@ class Interactions:
         steps = [("as read", self._count(kept))]
         if filters.min_rating is not None:
             if "rating" not in self.value_fields:
-                raise ConfigError("min_rating is given, but this source has no rating.")
+                raise ConfigError("min_rating is set, but this source has no ratings.")
             value = self._values[self.value_fields.index("rating")]
             kept = self._keep(f"FROM {kept} WHERE {value} >= {float(filters.min_rating)!r}")
             steps.append((f"rating >= {filters.min_rating:g}", self._count(kept)))
@@ -278,7 +278,7 @@ class Interactions:
         return Selection(steps, users, items, lambda: self._blocks(kept, order))
 
     def time_notes(self) -> list[str]:
-        """Say what is doubtful about the times of the last selection, by the rule of a run."""
+        """Return warnings about the times of the last selection, by the same rules as a run."""
         kept = f"kept{self._tables - 1}" if self._tables else "read"
         # What a run reads from the file.
         times = f'SELECT "user", CAST(time AS DOUBLE) + micro / 1e6 AS time FROM {kept}'
@@ -334,7 +334,7 @@ class Interactions:
 
 
 def connect(**config: Any) -> duckdb.DuckDBPyConnection:
-    """Return a database in memory, which shows no progress bars of its own and loads nothing from the network."""
+    """Return a database in memory, without its own progress bars and network access."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings: dict[str, Any] = {
         "memory_limit": MEMORY,

@@ -1,4 +1,4 @@
-"""What a conversion did, beside what the papers printed for the same data; and what a check found."""
+"""Reports: of a conversion, compared with the published figures for the same data, and of a check."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,11 +13,11 @@ from recbole_llm.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recipe:
-    """One preparation of one paper, from ``props/dataset/recipes.yaml``.
+    """A paper's preparation of a dataset, from ``props/dataset/recipes.yaml``.
 
-    ``published`` are the numbers that the paper prints, true ``within`` a relative tolerance (for "148K"); ``options``
+    ``published`` are the numbers in the paper, matched ``within`` a relative tolerance (for "148K"); ``options``
     are the settings of the source that it needs; ``counted`` is ``'targets'`` where the paper counts one interaction
-    per user less.
+    fewer per user.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Recipe:
     note: str = ""
 
     def agrees(self, counts: Counts) -> bool:
-        """Whether all published numbers are met, the mean length to the digits that are printed."""
+        """Whether all published numbers are matched, the mean length to the digits printed."""
         measured = measured_counts(self, counts)
         for key, value in self.published.items():
             if key == "mean_length":
@@ -84,7 +84,7 @@ def get_recipe(name: str, source: str) -> Recipe:
     Raises
     ------
     ConfigError
-        There is none of that name, or it is for another source.
+        There is no recipe of that name, or it is for another source.
     """
     recipe = all_recipes().get(name)
     if recipe is None or recipe.source != source:
@@ -162,7 +162,7 @@ class Report:
             f"interactions {counts.interactions:,}   mean length {counts.mean_length:.2f}",
         ]
         if self.untitled_items:
-            lines.append(f"  items without a title: {self.untitled_items:,} (kept; --untitled drop leaves them out)")
+            lines.append(f"  items without a title: {self.untitled_items:,} (kept; --untitled drop removes them)")
         if len(self.steps) > 1:
             lines.append("  filters, in this order:")
             lines += [
@@ -172,7 +172,7 @@ class Report:
         for reason, number in self.skipped.items():
             lines.append(f"  skipped {number:,}: {reason} (first: {self.first_skipped[reason]})")
         if self.renamed_ids:
-            lines.append(f"  ids written in another form, because they would be misread: {self.renamed_ids:,}")
+            lines.append(f"  ids rewritten because they would be misread: {self.renamed_ids:,}")
         lines.append(
             "  order: by time, ties in the order of the input"
             if self.settings.get("order") == "time"
@@ -186,14 +186,14 @@ class Report:
     def _published_lines(self) -> list[str]:
         if not self.published:
             return []
-        lines = ["  published figures, and what the same filter gives on this data:"]
+        lines = ["  published figures, and those of the same filters on this data:"]
         for recipe, counts in self.published:
             measured = measured_counts(recipe, counts) if counts else {}
             cells = []
-            for key, there in recipe.published.items():
+            for key, published in recipe.published.items():
                 form = ".2f" if key == "mean_length" else ",.0f"
-                here = format(measured[key], form) if measured else "?"
-                cells.append(f"{key.replace('_', ' ')} {there:{form}} / {here}")
+                ours = format(measured[key], form) if measured else "?"
+                cells.append(f"{key.replace('_', ' ')} {published:{form}} / {ours}")
             verdict = "not tried" if counts is None else "equal" if recipe.agrees(counts) else "DIFFERENT"
             lines.append(f"    {verdict:<9} published / measured: {', '.join(cells)}")
             settings = " ".join(
@@ -207,9 +207,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that would hurt, or is good to know.
+    """A problem in a dataset, or something good to know.
 
-    ``name`` is short and stable, for programs; ``severity`` is ``'error'`` (a run refuses the file), ``'warning'`` or
+    ``name`` is short and stable, for programs; ``severity`` is ``'error'`` (a run rejects the file), ``'warning'`` or
     ``'note'``; ``value`` is the number in the text, a count or a share; ``keys`` are settings that help.
     """
 
@@ -221,7 +221,7 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """Findings in the order in which they are made."""
+    """Findings in the order in which they were added."""
 
     def add(self, name: str, severity: str, text: str, value: float = 1, keys: dict[str, str] | None = None) -> None:
         """Add a finding whose number is not 0."""
@@ -276,5 +276,5 @@ class CheckReport:
         if self.keys:
             lines += ["  keys to consider:", *(f"    {key}: {value}" for key, value in self.keys.items())]
         if all(finding.severity == "note" for finding in self.findings):
-            lines.append("  nothing that would hurt was found.")
+            lines.append("  no problems found.")
         return "\n".join(lines)

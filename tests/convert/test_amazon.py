@@ -270,7 +270,7 @@ def test_missing_files(tmp_path, toys_2014):
     ):
         convert("amazon-beauty-2014", toys_2014, tmp_path / "set")
     write(toys_2014 / "ratings_Toys_and_Games.csv", "A,B,1.0,1\n")
-    with pytest.raises(DataError, match="several files fit: reviews_.*5-core reviews.*ratings_.*give the one"):
+    with pytest.raises(DataError, match="several files match: reviews_.*5-core reviews.*ratings_.*give the one"):
         convert("amazon-toys-2014", toys_2014, tmp_path / "set", no_metadata=True)
     with pytest.raises(DataError, match="no such file or folder"):
         convert("amazon-toys-2014", tmp_path / "nowhere", tmp_path / "set")

@@ -104,8 +104,8 @@ def test_what_a_run_refuses_and_what_stock_recbole_misreads(tmp_path):
         ("user_id:text\n", "line 1: 'user_id:text' is not"),
         ("user_id:token\tuser_id:token\n", "'user_id' is there twice"),
         ("user:token\titem_id:token\ttimestamp:float\n", r"no field 'user_id' \(USER_ID_FIELD\); .* --USER_ID_FIELD="),
-        (HEAD, "no interaction"),
-        (HEAD + "a\tb\tsoon\n", r"no interaction that can be used: .* 1 values of timestamp:float are not .* line 2"),
+        (HEAD, "no usable interaction"),
+        (HEAD + "a\tb\tsoon\n", r"no usable interaction: .* 1 values of timestamp:float are not .* line 2"),
     ],
 )
 def test_unreadable(tmp_path, inter, message):
@@ -209,7 +209,7 @@ def test_settings_of_a_run(tmp_path, capsys):
         (["shop", "--encoding=klingon"], "encoding='klingon' is not a text encoding"),
         (["shop", "--TIME_FIELD=when"], "no_time"),
         (["shop", "--ITEM_ID_FIELD=sku"], r"no field 'sku' \(ITEM_ID_FIELD\); the fields are user_id, item_id"),
-        (["shop", "--MAX_ITEM_LIST_LENGTH=many"], "MAX_ITEM_LIST_LENGTH='many' is not usable"),
+        (["shop", "--MAX_ITEM_LIST_LENGTH=many"], "MAX_ITEM_LIST_LENGTH='many' is not a valid value"),
         (["shop", "--config_files=nothing.yaml"], "nothing.yaml"),
         (["shop", "two"], "takes one dataset, a name or a folder, but got shop, two"),
         ([], "takes one dataset"),

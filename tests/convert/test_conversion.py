@@ -23,15 +23,15 @@ def sha256(path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dedup": "all"}, "dedup is 'all'; allowed are 'none', 'first', 'last'"),
+        ({"dedup": "all"}, "dedup is 'all'; choose from 'none', 'first', 'last'"),
         ({"k_core": -1}, "k_core is -1"),
         ({"k_core": True}, "k_core is True"),
         ({"min_rating": float("nan")}, "min_rating is nan"),
         ({"min_rating": "x"}, "min_rating is 'x'"),
-        ({"movie_tags": -1}, "movie_tags is -1; it must be a whole number from 1 on"),
+        ({"movie_tags": -1}, "movie_tags is -1; it must be a positive integer"),
         ({"movie_tags": 1.5}, "movie_tags is 1.5"),
         ({"ids": "x"}, "ids is 'x'; allowed are 'exact' and 'recbole'"),
-        ({"text_fields": ["genre", "genre"]}, "two fields would be called 'genre'"),
+        ({"text_fields": ["genre", "genre"]}, "two fields would be named 'genre'"),
         ({"workers": 2}, "ml-1m has no option 'workers'"),
         ({"untitled": "x"}, "untitled is 'x'"),
         ({"order": "x"}, "order is 'x'"),
@@ -40,7 +40,7 @@ def sha256(path):
         ({"recipe": "x"}, "recipe 'x' does not exist; the recipes for ml-1m are: ml-1m-litellm4rec, ml-1m-5core"),
         ({"recipe": "steam-dh-r"}, "recipe 'steam-dh-r' is for steam"),
         ({"text_fields": ["x"]}, "no field 'x'; there are movie_title, release_year"),
-        ({"output": "a b"}, "may not hold blanks"),
+        ({"output": "a b"}, "must not contain spaces"),
     ],
 )
 def test_settings_are_checked(tmp_path, settings, message, monkeypatch):
@@ -72,7 +72,7 @@ def test_output_is_not_overwritten_by_accident(tmp_path):
     assert (tmp_path / "set" / "mine.txt").read_text() == "kept"
     assert not (tmp_path / "set" / "set.user").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="is a file; the output is a folder"):
+    with pytest.raises(DataError, match="is a file; the output must be a folder"):
         convert("ml-1m", archive, tmp_path / "file")
 
 

@@ -266,9 +266,9 @@ def test_numbers_of_rows_over_many_batches(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"item_fields": "a=title:token,b=title:token"}, "two fields would be called 'title'"),
-        ({"item_fields": "a=item_id:token"}, "two fields would be called 'item_id'"),
-        ({"inter_fields": "rating"}, "two fields would be called 'rating'"),
+        ({"item_fields": "a=title:token,b=title:token"}, "two fields would be named 'title'"),
+        ({"item_fields": "a=item_id:token"}, "two fields would be named 'item_id'"),
+        ({"inter_fields": "rating"}, "two fields would be named 'rating'"),
     ],
 )
 def test_names_of_fields_are_distinct(tmp_path, options, message):

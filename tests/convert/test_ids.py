@@ -160,7 +160,7 @@ def test_any_printable_id_survives(tmp_path, parser, form, raw):
 def test_ids_for_stock_recbole(tmp_path):
     log = write(tmp_path / "log.csv", as_csv([("NA", '"x', 1), ("NA_", "'x", 2), ("b", "y", 3)]))
     report = convert("generic", log, tmp_path / "a", **COLUMNS)
-    assert report.renamed_ids == 0 and "would misread (NA, null, a quotation mark in front): 2" in report.text()
+    assert report.renamed_ids == 0 and "would misread (NA, null, a leading quotation mark): 2" in report.text()
     report = convert("generic", log, tmp_path / "b", ids="recbole", **COLUMNS)
     assert [row[:2] for row in read_rows(tmp_path / "b/b.inter")[1]] == [["NA__", "'x_"], ["NA_", "'x"], ["b", "y"]]
     assert report.renamed_ids == 2 and "would misread" not in report.text()

@@ -77,7 +77,7 @@ def test_input_order_on_request(tmp_path):
         ({"ratings.dat": RATINGS_1M + "2::13::4::99999999999999999999\n"}, r"line 5: a time does not fit"),
         ({"ratings.dat": RATINGS_1M + "::13::4::1\n"}, r"line 5: an empty user or item id"),
         ({"ratings.dat": RATINGS_1M.encode() + b"\xff::13::4::1\n"}, r"line 5: byte 0xff is not UTF-8"),
-        ({"ratings.dat": ""}, "not one usable interaction"),
+        ({"ratings.dat": ""}, "no usable interaction"),
         (
             {"movies.dat": MOVIES_1M.encode("latin-1") + b"10::Again (1999)::Drama\n"},
             r"movies\.dat, line 5: the id '10'",
@@ -185,7 +185,7 @@ def test_wrong_header(tmp_path):
 
 
 def test_unknown_name_and_option(tmp_path):
-    with pytest.raises(ConfigError, match="no converter 'ml-2m'; there are ml-100k"):
+    with pytest.raises(ConfigError, match="no converter 'ml-2m'; choose from ml-100k"):
         convert("ml-2m", tmp_path)
     with pytest.raises(ConfigError, match="no option 'user_key'; it has movie_tags"):
         convert("ml-1m", ml_1m(tmp_path), tmp_path / "set", user_key="name")
