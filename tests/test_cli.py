@@ -56,6 +56,26 @@ def test_every_command_has_help_of_its_own(command, capsys):
     assert f"  {COMMANDS[command].usage}"[:20] in overview()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["recommend"], "required: RUN_DIR"),
+        (["recommend", "run", "--k=x"], "--k: invalid int value: 'x'"),
+        (["recommend", "run", "--history=never"], "--history: invalid choice: 'never'"),
+        (["recommend", "run", "--mask_history=maybe"], "--mask_history: invalid choice"),
+        (["export", "run"], "required: --out"),
+        (["export", "run", "--out="], "--out is blank"),
+        (["evaluate"], "required: RUN_DIR"),
+        (["convert"], "NAME and --input are needed"),
+        (["convert", "ml-1m", "--input", "a", "--k_core=x"], "--k_core: invalid int value"),
+    ],
+)
+def test_a_wrong_option_is_one_line(arguments, text, capsys):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and text in printed.err and len(printed.err.splitlines()) == 1
+
+
 def test_the_examples_of_the_help_name_real_keys(capsys):
     main(["--help"])
     main(["compare", "--help"])

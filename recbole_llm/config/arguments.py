@@ -1,8 +1,9 @@
 """Settings on a command line: ``--key=value``, ``--key value``, ``--switch``, ``-m SASRec -d ml-100k``."""
 
+import argparse
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from recbole_llm.config.schema import is_text, types_by_key
 from recbole_llm.config.types import members, unwrap
@@ -12,6 +13,14 @@ from recbole_llm.errors import ConfigError
 SHORT = {"m": "model", "d": "dataset"}
 _BLANK = ("None", "~", "null")
 _TRUTH = ("true", "false", "True", "False", "TRUE", "FALSE")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Options of a command; a wrong one is a :class:`~recbole_llm.errors.ConfigError`, one line like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of writing the usage and leaving the process."""
+        raise ConfigError(f"{message}. `{self.prog} --help` lists what can be given.")
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:

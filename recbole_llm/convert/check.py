@@ -183,6 +183,9 @@ class _AtomicFile:
                 text = f"values of {name}:{kind} are not finite numbers"
                 self._count(f"not_a_number:{name}", text, values, numbers, wrong)
             return
+        if name in (self.settings["USER_ID_FIELD"], self.settings["ITEM_ID_FIELD"]):
+            text = f"values of {name} have a NUL character, which no id may have"
+            self._count(f"nul:{name}", text, values, numbers, lambda value: "\0" in value)
         for key, text, misread in _MISREAD:
             self._count(f"{key}:{name}", f"values of {name} {text}", values, numbers, misread, "warning")
 
@@ -403,6 +406,9 @@ def _check_order(user: Array, item: Array, time: Array, name: str, findings: Fin
     ends = np.r_[starts[1:], len(order)] - 1
     users = len(starts)
 
+    beyond = int((np.abs(time) > np.finfo(np.float32).max).sum())
+    text = f"{beyond:,} values of {name} are beyond 3.4e38, which 32 bits cannot hold: scale them"
+    findings.add("time_range", "error", text, beyond)
     text = "the times of every user are 0, 1, 2 ...: right for leave-one-out, meaningless across users "
     text += "(no temporal split, no time-aware model)"
     findings.add("rank_times", "warning", text, are_ranks(by_time, starts))
@@ -418,7 +424,8 @@ def _check_order(user: Array, item: Array, time: Array, name: str, findings: Fin
         text += f"{users:,} users ({final:.1%}) the last item (the test target) is arbitrary: ties "
         text += "keep the order of the file"
         findings.append(Finding("final_ties", "warning" if final > 0.01 else "note", text, final))
-    rounded = item[history_order(user, time.astype(np.float32))]
+    with np.errstate(over="ignore"):
+        rounded = item[history_order(user, time.astype(np.float32))]
     changed = float((rounded[ends] != by_item[ends]).mean())
     text = f"stock RecBole rounds times to float32 before sorting: a different last item for {changed:.1%} of users "
     text += "(a file sorted by time is not affected)"

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from recbole_llm.config.arguments import split_arguments
+from recbole_llm.config.arguments import CommandParser, split_arguments
 from recbole_llm.config.registry import listed_files
 from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.convert.check import SETTINGS, check
@@ -95,7 +95,7 @@ def check_main(argv: Sequence[str]) -> int:
 
 
 def _convert_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="recbole-llm convert", description=_CONVERT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

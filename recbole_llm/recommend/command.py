@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from recbole_llm.config.arguments import parse_arguments
+from recbole_llm.config.arguments import CommandParser, parse_arguments
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
@@ -144,6 +144,8 @@ def export_main(argv: Sequence[str]) -> int:
         help="also a FAISS index: Flat (exact, the default), HNSW32, IVF1024,Flat or what else index_factory reads",
     )
     given, settings = _parse(parser, argv)
+    if not given.out:
+        raise ConfigError("--out is blank: name the folder to write to, or . for this one.")
     if given.faiss:
         files.check_faiss()
     recommender = _load(given.run_dir, settings)
@@ -192,7 +194,7 @@ def _collected(batches: Iterable[tuple[list[str], Any]], names: list[str], bar: 
 
 
 def _parser(command: str, text: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"recbole-llm {command}",
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,

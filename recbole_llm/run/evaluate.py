@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from recbole_llm.config import Config
-from recbole_llm.config.arguments import parse_arguments
+from recbole_llm.config.arguments import CommandParser, parse_arguments
 from recbole_llm.config.values import nearest
 from recbole_llm.data.controls import OF_TEXT, control_of
 from recbole_llm.errors import CheckpointError, ConfigError
@@ -61,7 +61,7 @@ def evaluate_main(argv: Sequence[str]) -> int:
     int
         0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="recbole-llm evaluate",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from convert_helpers import write
 from hypothesis import HealthCheck, given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from recbole_llm.convert import check
 from recbole_llm.convert.command import check_main, convert_main
-from recbole_llm.errors import DataError, RecBoleLLMError
+from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
 from tests.properties import examples
 
 
@@ -94,6 +96,20 @@ def test_what_a_run_refuses_and_what_stock_recbole_misreads(tmp_path):
     }
     assert "line 2" in warnings["leading_quotes:title"] and "line 4" in errors["field_count"]
     assert "line 7" in errors["not_utf8"] and "line 5" in errors["duplicate_items"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "finding", "text"),
+    [
+        ("u0\ti\0\t1\n", "nul:item_id", "1 values of item_id have a NUL character, .* line 7"),
+        ("u\x000\ti0\t1\n", "nul:user_id", "1 values of user_id have a NUL character, .* line 7"),
+        ("u0\ti0\t1e39\nu0\ti1\t-1e300\n", "time_range", "2 values of timestamp are beyond 3.4e38"),
+    ],
+)
+def test_ids_and_times_that_a_run_cannot_hold(tmp_path, rows, finding, text):
+    report = check(dataset(tmp_path, HEAD + "u\ti\t1\n" * 5 + rows))
+    assert report[finding].severity == "error" and re.search(text, report[finding].text)
+    assert report.failed
 
 
 @pytest.mark.parametrize(
@@ -272,9 +288,8 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert "users 2" in capsys.readouterr().out
     assert convert_main(["--list"]) == 0
     assert "ml-latest-small-llamarec" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(ConfigError, match="--input are needed .* --help"):
         convert_main(["ml-1m"])
-    assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
         convert_main(["--help"])
     assert stop.value.code == 0
