@@ -118,7 +118,7 @@ def _own_defaults_in_config() -> None:
     from recbole.config import Config
 
     from recbole_llm.config import Config as OwnConfig
-    from recbole_llm.config.registry import RECBOLE_ROOT, own_models, property_file
+    from recbole_llm.config.registry import own_models, property_file, recbole_root
 
     original = Config._load_internal_config_dict
     if hasattr(original, "with_own_defaults"):
@@ -131,7 +131,7 @@ def _own_defaults_in_config() -> None:
         if model not in own_models() or isinstance(self, OwnConfig):
             return
         own = OwnConfig(model, dataset, arguments={})
-        stock = {*property_file(RECBOLE_ROOT / "properties" / "overall.yaml"), *sum(self.parameters.values(), [])}
+        stock = {*property_file(recbole_root() / "properties" / "overall.yaml"), *sum(self.parameters.values(), [])}
         # The protocol stays RecBole's: of what both know, only the model's own settings count.
         for key in own.internal_config_dict:
             if key not in stock or key in own.model_keys:

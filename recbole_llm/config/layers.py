@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.config.registry import (
-    RECBOLE_ROOT,
     dataset_folder,
     known_models,
     listed_files,
     model_file,
     property_file,
     props_dir,
+    recbole_root,
 )
 from recbole_llm.config.schema import Section, is_text, types_of, value_problem
 from recbole_llm.config.schema.general import Files
@@ -133,7 +133,7 @@ class Defaults:
         declares : str, optional
             Model whose section of the schema applies, where it is another: what a class of the user's derives from.
         """
-        theirs, ours = RECBOLE_ROOT / "properties", props_dir()
+        theirs, ours = recbole_root() / "properties", props_dir()
         files = (
             theirs / "overall.yaml",
             theirs / "dataset" / "sample.yaml",
@@ -394,7 +394,7 @@ def _check_dataset(final: Mapping[str, Any]) -> None:
     folder = dataset_folder(data_path, name)
     if folder.is_dir():
         return
-    places = (Path(data_path).expanduser(), RECBOLE_ROOT / "dataset_example")
+    places = (Path(data_path).expanduser(), recbole_root() / "dataset_example")
     known = sorted({entry.name for place in places if place.is_dir() for entry in place.iterdir() if entry.is_dir()})
     raise ConfigError(
         f"There is no dataset {name!r}: no folder {str(folder)!r}.{nearest(name, known)} Set data_path to the folder "

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.config.registry import (
-    RECBOLE_ROOT,
     included_files,
     known_models,
     model_file,
     own_models,
     property_file,
     props_dir,
+    recbole_root,
     stock_models,
 )
 from recbole_llm.config.schema import Comparison, Section, general_sections, types_by_key, types_of
@@ -84,7 +84,7 @@ def explain(name: str) -> str:
 
 def _general_files() -> list[tuple[Path, str]]:
     """Property files of every run, strongest first."""
-    theirs, ours = RECBOLE_ROOT / "properties", props_dir()
+    theirs, ours = recbole_root() / "properties", props_dir()
     return [
         (ours / "overall.yaml", "default"),
         (ours / "compare.yaml", "default"),

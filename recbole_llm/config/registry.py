@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from recbole_llm.model.base import LLMRecommender
 
 
-def _recbole_root() -> Path:
-    """Folder of RecBole, found without importing it."""
+@functools.cache
+def recbole_root() -> Path:
+    """Return the folder of RecBole, found without importing it."""
     spec = importlib.util.find_spec("recbole")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("recbole is not installed: pip install --no-deps recbole==1.2.1", name="recbole")
     return Path(spec.submodule_search_locations[0])
 
 
-RECBOLE_ROOT = _recbole_root()
 # Packages whose classes keep no settings beside their modules.
 FOREIGN = frozenset({"builtins", "torch", "recbole", "recbole_llm"})
 
@@ -75,10 +75,10 @@ def own_models() -> list[str]:
 
 def stock_models() -> list[str]:
     """Names of RecBole's sequential models."""
-    folder = RECBOLE_ROOT / "model" / "sequential_recommender"
+    folder = recbole_root() / "model" / "sequential_recommender"
     modules = {path.stem for path in folder.glob("*.py")}
     return sorted(
-        path.stem for path in (RECBOLE_ROOT / "properties" / "model").glob("*.yaml") if path.stem.lower() in modules
+        path.stem for path in (recbole_root() / "properties" / "model").glob("*.yaml") if path.stem.lower() in modules
     )
 
 
@@ -95,7 +95,7 @@ def model_file(name: str) -> Path:
     ConfigError
         For an unknown name (with the nearest one) or a RecBole model that is not sequential.
     """
-    theirs = RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml"
+    theirs = recbole_root() / "properties" / "model" / f"{name}.yaml"
     if name in own_models():
         return props_dir() / "model" / f"{name}.yaml"
     if name in stock_models():
@@ -225,7 +225,7 @@ def default_settings(cls: type) -> dict[str, Any]:
 
 def _property_settings(cls: type) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    for folder in (RECBOLE_ROOT / "properties", props_dir()):
+    for folder in (recbole_root() / "properties", props_dir()):
         path = folder / "model" / f"{cls.__name__}.yaml"
         settings.update(property_file(path) if path.is_file() else {})
     return settings
@@ -266,7 +266,7 @@ def listed_files(value: Any) -> list[Path]:
 def dataset_folder(data_path: str, dataset: str) -> Path:
     """``data_path/<dataset>``; for ml-100k the copy inside RecBole where that folder does not exist."""
     folder = Path(data_path).expanduser() / dataset
-    bundled = RECBOLE_ROOT / "dataset_example" / dataset
+    bundled = recbole_root() / "dataset_example" / dataset
     if not folder.exists() and bundled.is_dir():
         return bundled
     return folder

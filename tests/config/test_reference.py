@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from recbole_llm.config.reference import comments, explain, models_table, settings_page
-from recbole_llm.config.registry import RECBOLE_ROOT, known_models, model_file, property_file, props_dir
+from recbole_llm.config.registry import known_models, model_file, property_file, props_dir, recbole_root
 from recbole_llm.config.schema import types_by_key
 from recbole_llm.errors import ConfigError
 
@@ -21,7 +21,7 @@ def test_the_page_is_up_to_date():
 def test_comments_of_ours_and_of_recboles(tmp_path):
     ours = comments(props_dir() / "overall.yaml")
     assert "the last item is the target" in ours["protocol"]  # from a continuation line
-    assert comments(RECBOLE_ROOT / "properties" / "overall.yaml")["learning_rate"] == "Learning rate."
+    assert comments(recbole_root() / "properties" / "overall.yaml")["learning_rate"] == "Learning rate."
     file = tmp_path / "a.yaml"
     file.write_text(
         "a: 1   # (int) One.\n       # More.\n# no comment of a\nb: {x: 1}  # (dict) Two.\nc: 3\n", encoding="utf-8"

@@ -6,13 +6,13 @@ import pytest
 
 from recbole_llm.config.layers import is_comparison, precheck
 from recbole_llm.config.registry import (
-    RECBOLE_ROOT,
     get_model,
     included_files,
     load_yaml,
     own_models,
     property_file,
     props_dir,
+    recbole_root,
     stock_models,
 )
 from recbole_llm.config.schema import Comparison, general_sections, is_text, sections_of, types_of, value_problem
@@ -22,8 +22,8 @@ from recbole_llm.config.types import is_optional
 from recbole_llm.errors import ConfigError
 
 SHARED = (
-    RECBOLE_ROOT / "properties" / "overall.yaml",
-    RECBOLE_ROOT / "properties" / "dataset" / "sample.yaml",
+    recbole_root() / "properties" / "overall.yaml",
+    recbole_root() / "properties" / "dataset" / "sample.yaml",
     props_dir() / "overall.yaml",
 )
 WHERE = {
@@ -98,7 +98,7 @@ def test_every_own_model_has_a_section():
 
 @pytest.mark.parametrize("name", stock_models())
 def test_defaults_of_recboles_models_are_of_their_types(name):
-    content = property_file(RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml")
+    content = property_file(recbole_root() / "properties" / "model" / f"{name}.yaml")
     types = types_of(name, content)
     assert set(content) <= set(types)
     assert [text for key, value in content.items() if (text := value_problem(key, value, types))] == []
@@ -106,7 +106,9 @@ def test_defaults_of_recboles_models_are_of_their_types(name):
 
 def test_the_hand_table_of_recboles_models_names_their_keys():
     given = {
-        key for name in stock_models() for key in property_file(RECBOLE_ROOT / "properties" / "model" / f"{name}.yaml")
+        key
+        for name in stock_models()
+        for key in property_file(recbole_root() / "properties" / "model" / f"{name}.yaml")
     }
     assert set(STOCK_MODELS) - given <= {"eta", "beta"}  # of transforms
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 
@@ -45,4 +46,4 @@ def test_moe_is_a_gated_sum_of_whitenings_with_noise_in_training_only():
 )
 def test_settings_that_are_not_allowed(change):
     with pytest.raises(ConfigError, match=list(change)[-1]):
-        build_adaptor({**KEYS, **change}, 4, 4)
+        Config("LiteLLM4Rec", "ml-100k", config_dict=change)

@@ -243,7 +243,7 @@ def test_initial_weights(build):
 
 def test_optimizer_groups(build):
     model, train, _ = build()
-    decayed, rest = RunTrainer(train.config, model).optimizer.param_groups
+    decayed, rest = RunTrainer(train.config, model).steps.optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == 0.01 and rest["weight_decay"] == 0.0
     assert {names[id(p)].rpartition(".")[2] for p in decayed["params"]} == {
