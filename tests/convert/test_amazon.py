@@ -261,7 +261,7 @@ def test_hostile_metadata_line(tmp_path, toys_2014):
 
 def test_missing_files(tmp_path, toys_2014):
     (toys_2014 / "meta_Toys_and_Games.json.gz").unlink()
-    with pytest.raises(DataError, match=r"no metadata file .* 'toys-and-games' is there; name it with --metadata"):
+    with pytest.raises(DataError, match=r"no metadata file .* 'toys-and-games' found; pass it with --metadata"):
         convert("amazon-toys-2014", toys_2014, tmp_path / "set")
     with pytest.raises(ConfigError, match="untitled=drop needs item titles"):
         convert("amazon-toys-2014", toys_2014, tmp_path / "set", no_metadata=True, untitled="drop")
@@ -270,7 +270,7 @@ def test_missing_files(tmp_path, toys_2014):
     ):
         convert("amazon-beauty-2014", toys_2014, tmp_path / "set")
     write(toys_2014 / "ratings_Toys_and_Games.csv", "A,B,1.0,1\n")
-    with pytest.raises(DataError, match="several files match: reviews_.*5-core reviews.*ratings_.*give the one"):
+    with pytest.raises(DataError, match="several files match: reviews_.*5-core reviews.*ratings_.*pass the one"):
         convert("amazon-toys-2014", toys_2014, tmp_path / "set", no_metadata=True)
     with pytest.raises(DataError, match="no such file or folder"):
         convert("amazon-toys-2014", tmp_path / "nowhere", tmp_path / "set")

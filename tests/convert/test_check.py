@@ -32,7 +32,7 @@ def test_a_good_set_has_no_warning(tmp_path):
     items = "item_id:token\ttitle:token_seq\n" + "".join(f"i{n}\tTitle {n}\n" for n in range(90))
     report = check(dataset(tmp_path, many, items))
     assert not [finding for finding in report.findings if finding.severity != "note"], report.text()
-    assert "nothing that would hurt" in report.text()
+    assert "no problems found" in report.text()
     assert report.sizes["interactions"] == 450 and report.sizes["train_rows"] == 90 * 2
 
 

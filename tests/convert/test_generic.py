@@ -141,7 +141,7 @@ def test_sessions_recognise_their_columns(tmp_path):
         (LOG + 'ann,"x1,2024-01-02,5\n', {}, r"line 5: a quote is opened here and not closed"),
         (LOG.encode() + b"ann,\xe9,2024-01-02,5\n", {}, r"line 5: byte 0xe9 is not UTF-8; convert the file"),
         (LOG.encode("utf-16"), {}, r"line 1: this is UTF-16 text"),
-        ("", {}, "is empty|not one usable"),
+        ("", {}, "is empty|no usable"),
         (LOG, {"user_col": None}, r"generic needs user_col"),
     ],
 )
