@@ -1,7 +1,7 @@
 """Atomic files as tables. Ids are text and never parsed; an error names the file, the line and the column.
 
-A file is read by pyarrow. What pyarrow does not read the way the format is meant, or does not accept, is read line by
-line, which also is how an error gets its line number.
+A file is read by pyarrow. What pyarrow rejects or reads differently from the format is read line by line, which also
+gives errors their line number.
 """
 
 import codecs
@@ -26,7 +26,7 @@ _BLOCK_BYTES = 2**23
 
 @dataclass(frozen=True)
 class AtomicFormat:
-    """How a dataset's atomic files are written.
+    """File format of a dataset's atomic files.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class AtomicFormat:
         for key in ("field_separator", "seq_separator"):
             value = getattr(self, key)
             if not isinstance(value, str) or not value or "\n" in value or "\r" in value:
-                raise ConfigError(f"{key}={value!r} must be one or more characters, and no line break.")
+                raise ConfigError(f"{key}={value!r} must be one or more characters, without line breaks.")
         if self.field_separator == self.seq_separator:
             raise ConfigError(
                 f"field_separator and seq_separator are both {self.field_separator!r}: parts of a field could not be "
@@ -59,7 +59,7 @@ class AtomicFormat:
 
 
 def read_types(path: Path, form: AtomicFormat) -> dict[str, FeatureType]:
-    """Return the name and type of each field, in file order; DataError where line 1 is no header."""
+    """Return the name and type of each field, in file order; DataError if line 1 is not a header."""
     return {name: FeatureType(kind) for name, kind in read_header(path, form.field_separator, form.encoding).items()}
 
 
@@ -76,8 +76,8 @@ def read_table(path: Path, form: AtomicFormat, header: Mapping[str, FeatureType]
     Raises
     ------
     DataError
-        For a line with another number of fields than ``header``, bytes that are not in the encoding, or a value of a
-        float field that is no finite number.
+        For a line with a different number of fields than ``header``, bytes that are not in the encoding, or a value of
+        a float field that is not a finite number.
     """
     columns = _read_whole(path, form, header, used)
     if columns is None:
@@ -88,7 +88,7 @@ def read_table(path: Path, form: AtomicFormat, header: Mapping[str, FeatureType]
 def _read_whole(
     path: Path, form: AtomicFormat, header: Mapping[str, FeatureType], used: Sequence[str]
 ) -> dict[str, Any] | None:
-    """Read a file with pyarrow; None where it has to be read line by line."""
+    """Read a file with pyarrow; None if it must be read line by line."""
     separator = form.field_separator
     # pyarrow takes one byte as separator, ends a line at a carriage return, and knows blank lines as empty ones only.
     if len(separator) > 1 or not separator.isascii() or separator == " " or len(header) == 1:
@@ -158,7 +158,7 @@ def _read_by_line(
 
 
 def _reader(ftype: FeatureType, seq_separator: str, words: dict[str, int]) -> Callable[[str], Any]:
-    """Return what makes a value of a field's text; ``words`` numbers the texts of a token field."""
+    """Return the parser of a field's text; ``words`` numbers the texts of a token field."""
     if ftype == FeatureType.TOKEN:
         return lambda text: words.setdefault(text, len(words)) if text else -1
     if ftype == FeatureType.FLOAT:

@@ -1,7 +1,7 @@
 """Datasets that were split beforehand: ``benchmark_filename``, with or without ready-made lists of items.
 
-A file with a field ``item_id_list`` has one example a line: what the user had, and the target. Other files have one
-interaction a line; those of a later file come after those of an earlier one, whatever their times. The whole history
+A file with a field ``item_id_list`` has one example per line: the user's history, and the target. Other files have one
+interaction per line; those of a later file come after those of an earlier one, whatever their times. The whole history
 of an example is what all files say of its user up to it.
 """
 
@@ -32,7 +32,7 @@ def parts_of(config: Any) -> dict[str, int]:
     Raises
     ------
     ConfigError
-        For other than two or three names, or a protocol that makes a split of its own.
+        Unless there are two or three names, or with a protocol that makes its own split.
     """
     names = config["benchmark_filename"]
     if len(names) not in (2, 3) or len(set(names)) != len(names):
@@ -41,7 +41,7 @@ def parts_of(config: Any) -> dict[str, int]:
             "[train, valid, test], or of training and test."
         )
     if config["protocol"] == "temporal_session":
-        raise ConfigError("protocol=temporal_session makes a split of its own: leave out benchmark_filename.")
+        raise ConfigError("protocol=temporal_session makes its own split: leave out benchmark_filename.")
     return dict(zip(names, (TRAIN, VALID, TEST) if len(names) == 3 else (TRAIN, TEST), strict=True))
 
 
@@ -114,7 +114,7 @@ def lay_out(dataset: "HistoryDataset", parts: np.ndarray) -> np.ndarray:
             dataset._notice(
                 [
                     f"For {len(np.unique(users[order][1:][back])):,} users an interaction of a later file of "
-                    f"benchmark_filename is older than one of an earlier file: the order of the files counts."
+                    f"benchmark_filename is older than one of an earlier file: the order of the files is used."
                 ]
             )
     columns = {field: values[torch.from_numpy(order)] for field, values in dataset.inter_feat.interaction.items()}
@@ -133,12 +133,12 @@ def _lay_out_lists(dataset: "HistoryDataset", parts: np.ndarray, list_field: str
         raise DataError(f"{list_field!r} must be of type token_seq: '{list_field}:token_seq'.")
     other = [field for field in frame if field not in (dataset.uid_field, dataset.iid_field, list_field)]
     if other:
-        dataset._notice([f"Fields beside the ready-made lists of items play no part: {', '.join(other)}."])
+        dataset._notice([f"Fields other than the ready-made item lists are ignored: {', '.join(other)}."])
     for field in [*other, list_field]:
         dataset._del_col(frame, field)
     kept = np.array([len(part) > 0 for part in lists], dtype=bool)
     if not kept.all():
-        dataset._notice([f"{int((~kept).sum()):,} lines have an empty {list_field} and are left out."])
+        dataset._notice([f"{int((~kept).sum()):,} lines with an empty {list_field} are skipped."])
     lists = [part for part in lists if len(part)]
     chained = chain(users[kept], lists, targets[kept], parts[kept])
     Dataset._change_feat_format(dataset)
@@ -161,7 +161,7 @@ class Chained:
     users, items, starts : numpy.ndarray of int64, shape (interactions,)
         Sorted by user; ``starts`` says where the sequence of each interaction begins.
     position, length : numpy.ndarray of int64, shape (examples,)
-        Where the target of each example stands, and how many items its list had.
+        Position of the target of each example, and length of its list.
     """
 
     users: np.ndarray
@@ -172,7 +172,7 @@ class Chained:
 
 
 def chain(users: np.ndarray, lists: Sequence[np.ndarray], targets: np.ndarray, parts: np.ndarray) -> Chained:
-    """Join examples of one user where one continues the other: its list ends like what is there already.
+    """Join examples of one user where one continues the other, that is, its list ends with the same items.
 
     Parameters
     ----------

@@ -14,15 +14,15 @@ ROUNDS = 32
 
 
 class DistinctSampler:
-    """Draws distinct items for rows, none of those that a row must not have.
+    """Sampler of distinct items for each row, outside a set of excluded items.
 
-    What a row gets are the first allowed items of an endless sequence of independent draws, each item counted once:
-    drawing one after the other without replacement.
+    A row gets the first distinct allowed items of an endless sequence of independent draws, which is sampling without
+    replacement.
 
     Parameters
     ----------
     weights : torch.Tensor, shape (n_items,)
-        Chances of the items; 0 is never drawn. Item 0 is padding and has none.
+        Sampling weights of the items; 0 is never drawn. Item 0 is padding and has weight 0.
     """
 
     def __init__(self, weights: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ class DistinctSampler:
         owner: int,
         generator: torch.Generator | None,
     ) -> torch.Tensor:
-        """One row with what is not allowed replaced, from the chances of all items that are left."""
+        """Redraw the excluded entries of one row from the weights of the remaining items."""
         start, end = torch.searchsorted(taken, torch.tensor([owner, owner + 1]) * self.n_items).tolist()
         left = self.weights.clone()
         left[taken[start:end] - owner * self.n_items] = 0
@@ -95,7 +95,7 @@ class DistinctSampler:
 
 
 def _repeated(items: torch.Tensor) -> torch.Tensor:
-    """Which entries of a row stand further left in it already, shape (B, n)."""
+    """Which entries of a row repeat one further left, shape (B, n)."""
     ordered, order = items.sort(dim=1, stable=True)
     repeated = torch.zeros_like(items, dtype=torch.bool)
     return repeated.scatter_(1, order[:, 1:], ordered[:, 1:] == ordered[:, :-1])
@@ -112,7 +112,7 @@ def ranked_negatives(
     count : int
     weights : torch.Tensor, shape (item_num,)
     outside_history : bool
-        Nor any item of the row's whole history.
+        Exclude all items of the row's whole history, too.
     generator : torch.Generator
 
     Returns
@@ -137,7 +137,7 @@ def ranked_negatives(
             user = str(dataset.id2token(dataset.uid_field, int(users[possible.argmin()])))
             reason = "not in the user's history" if outside_history else "other than the target"
             raise DataError(
-                f"eval_args.mode asks for {count} sampled items, but of {n_items - 1} items only "
+                f"eval_args.mode asks for {count} sampled items, but of the {n_items - 1} items only "
                 f"{int(possible.min())} can be drawn for user {user!r}: {reason}"
                 f"{'' if sampler._uniform else ', and in the training data'}. Sample fewer, or use mode=full."
             )
@@ -146,7 +146,7 @@ def ranked_negatives(
 
 
 class CandidateSampler:
-    """Draws negatives uniformly outside a user's full history, validation and test items included (POD's rule).
+    """Sampler of negatives, uniform outside a user's full history, validation and test items included (POD's rule).
 
     Parameters
     ----------
@@ -154,12 +154,12 @@ class CandidateSampler:
     negatives : int
         How many per row.
     seed : int
-        The negatives of evaluation are one fixed draw per user from this seed, in one fixed order.
+        The evaluation negatives are drawn once per user from this seed, in a fixed order.
 
     Raises
     ------
     DataError
-        If some user has had so many items that fewer than ``negatives`` are left.
+        If fewer than ``negatives`` items remain for some user.
     """
 
     def __init__(self, dataset: HistoryDataset, negatives: int, seed: int) -> None:
@@ -193,14 +193,14 @@ class CandidateSampler:
 
 
 def every_item(n_items: int) -> torch.Tensor:
-    """Equal chances for all items but padding, shape (n_items,)."""
+    """Equal weights for all items except padding, shape (n_items,)."""
     weights = torch.ones(n_items)
     weights[0] = 0
     return weights
 
 
 class UnseenNegatives:
-    """Draws items that a user has not had in training, for training rows of any kind.
+    """Sampler of items that a user has not had in training, for training rows of any kind.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ class UnseenNegatives:
 
 
 class PrefixNegatives:
-    """Draws negatives outside the history before a training row's target; later items of the user may be among them.
+    """Sampler of negatives outside the history before a training row's target; may draw later items of the user.
 
     Parameters
     ----------
@@ -323,7 +323,7 @@ class PrefixNegatives:
         return torch.cat([drawn, drawn.new_zeros(len(drawn), self.negatives - drawn.shape[1])], dim=1)
 
     def _not_allowed(self, position: torch.Tensor, target: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Which items are none, the target, in the history before it, or there already; (rows, negatives)."""
+        """Which items are padding, the target, in the history before it, or repeated; (rows, negatives)."""
         bad = self._had_before(position, items)
         return bad | _repeated(items) | (items == target[:, None]) | (items == 0)
 

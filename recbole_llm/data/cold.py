@@ -1,7 +1,7 @@
 """Cold items: a random share of the catalogue that no training interaction has, but evaluation targets may.
 
-A cold item stands for one that nobody has had yet. Its interactions are taken out of training, histories and targets
-alike, and by default out of the histories that are evaluated: only as a target does it appear. It stays in the
+A cold item represents one that nobody has interacted with yet. Its interactions are removed from training, both
+histories and targets, and by default from the evaluated histories: it appears only as a target. It stays in the
 catalogue, where every model may recommend it, learns to score it low (as a class of the softmax, or a sampled
 negative) and has its text. The draw depends on ``cold_items``, ``cold_items_seed`` and the items alone, so that all
 models and all seeds of training see the same cold items.
@@ -28,10 +28,10 @@ class ColdItems:
     ----------
     mask : numpy.ndarray of bool, shape (item_num,)
     item_counts : numpy.ndarray of int, shape (item_num,)
-        Interactions of each item before any was taken out.
+        Interactions of each item before any were removed.
     share, seed, in_history : the settings ``cold_items``, ``cold_items_seed``, ``cold_items_in_history``.
-    counts : what taking them out left: interactions removed from training, and rows of each part that had no history
-        any more and were dropped.
+    counts : effect of the removal: interactions removed from training, and rows of each part that lost their whole
+        history and were dropped.
     """
 
     mask: np.ndarray
@@ -53,7 +53,7 @@ class ColdItems:
 
 
 def draw_cold_items(config: Any, item_counts: np.ndarray) -> ColdItems | None:
-    """Draw cold items uniformly among those with an interaction; None where ``cold_items`` asks for none.
+    """Draw cold items uniformly among those with an interaction; None if ``cold_items`` is 0.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def draw_cold_items(config: Any, item_counts: np.ndarray) -> ColdItems | None:
     Raises
     ------
     ConfigError
-        If ``cold_items`` is no share, or so small or large that nothing would be cold, or warm.
+        If ``cold_items`` is not a share, or so small or large that no item would be cold, or warm.
     """
     share = float(config["cold_items"] or 0)
     if share == 0:
@@ -83,7 +83,7 @@ def draw_cold_items(config: Any, item_counts: np.ndarray) -> ColdItems | None:
 
 
 def check_left(training_rows: int, cold: ColdItems, dataset: str) -> None:
-    """DataError where no training row is left."""
+    """Raise DataError if no training row is left."""
     if training_rows == 0:
         raise DataError(
             f"cold_items={cold.share} leaves no training row of {dataset!r}: hold out fewer items, or use more data."
@@ -93,7 +93,7 @@ def check_left(training_rows: int, cold: ColdItems, dataset: str) -> None:
 def without_cold(split: "HistoryDataset", name: str) -> "HistoryDataset":
     """Remove cold items from the histories of a split and, in training, from its targets.
 
-    Rows that are left without a history are dropped, and counted under ``name`` in the split's :attr:`cold`.
+    Rows left without a history are dropped and counted under ``name`` in the split's :attr:`cold`.
     """
     assert split.cold is not None
     training = name == "training"

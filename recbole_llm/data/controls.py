@@ -1,14 +1,14 @@
-"""Controls: the same model, trained the same way, without what is said to help it.
+"""Controls: the same model, trained the same way, without the signal that is claimed to help it.
 
 ``random_vectors``
-    Item vectors point into random directions. Each keeps its norm and, on average, its part in the direction that all
-    vectors share, so that centring them (PCA) takes the same away as from the real ones.
+    Item vectors get random directions. Each keeps its norm and, on average, its component along the direction that all
+    vectors share, so that centring them (PCA) removes as much as from the real ones.
 ``shuffled_text``
-    Items that have a text exchange them: every statistic of the texts and their vectors stays, what they say is wrong.
+    Items with a text exchange texts: all statistics of the texts and their vectors stay, only the assignment is wrong.
 ``shuffled_history``
-    Trained and validated as usual, tested on histories whose items stand in random order; times stay where they are.
+    Trained and validated as usual, tested on histories whose items are in random order; times stay in place.
 ``shuffled_history_train``
-    In training and validation, too.
+    The same in training and validation, too.
 
 A control is drawn from ``control_seed`` and the raw item ids; nothing made for one reaches the embedding cache.
 """
@@ -43,18 +43,18 @@ def mark_applied(dataset: Any, key: str) -> None:
 
 
 def check_applied(config: Any, dataset: Any) -> None:
-    """ConfigError where a control of the text, or ``item_vectors``, has not reached the model.
+    """Raise ConfigError if a control of the text, or ``item_vectors``, has not reached the model.
 
-    The result would be called what it is not.
+    Otherwise the result would be mislabelled.
     """
     applied, control, name = getattr(dataset, "applied", ()), control_of(config), config["model"]
     if config["item_vectors"] and "item_vectors" not in applied:
         raise ConfigError(
-            f"item_vectors={config['item_vectors']!r} has no effect: {name} takes no vectors of items made "
-            "beforehand, with these settings. LLMSeqSim, LLM2SASRec and LiteLLM4Rec do."
+            f"item_vectors={config['item_vectors']!r} has no effect: {name} does not use precomputed item "
+            "vectors with these settings. LLMSeqSim, LLM2SASRec and LiteLLM4Rec do."
         )
     if control in OF_TEXT and control not in applied:
-        what = "item vectors made beforehand" if control == "random_vectors" else "item text"
+        what = "precomputed item vectors" if control == "random_vectors" else "item text"
         raise ConfigError(
             f"control={control!r} has no effect: {name} has no {what}, with these settings. Take a model or settings "
             "that do, or control=shuffled_history, which works for every model."
@@ -62,13 +62,13 @@ def check_applied(config: Any, dataset: Any) -> None:
 
 
 def refuse_without_text(config: Any) -> None:
-    """:func:`check_applied` before anything is read, for RecBole's own models, which never have any."""
+    """Call :func:`check_applied` before anything is read, for RecBole's own models, which never use one."""
     if config.model_class.__module__.startswith("recbole."):
         check_applied(config, None)
 
 
 def exchanged(tokens: Sequence[str], has: np.ndarray, seed: int) -> np.ndarray:
-    """Whose text, or vector, each item gets.
+    """Return a permutation: whose text, or vector, each item gets.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def exchanged(tokens: Sequence[str], has: np.ndarray, seed: int) -> np.ndarray:
     Returns
     -------
     numpy.ndarray of int64, shape (n,)
-        A permutation that leaves no item that takes part its own.
+        A permutation without fixed points among the items that take part.
     """
     order = _by_token(tokens)[np.random.default_rng(seed).permutation(len(tokens))]
     order = order[np.asarray(has)[order]]
@@ -91,7 +91,7 @@ def exchanged(tokens: Sequence[str], has: np.ndarray, seed: int) -> np.ndarray:
 
 
 def random_vectors(vectors: np.ndarray, tokens: Sequence[str], seed: int) -> np.ndarray:
-    """Vectors of the same norms, with the same mean cosine to the common direction, and otherwise random.
+    """Return random vectors with the same norms and the same mean cosine to the common direction.
 
     Parameters
     ----------

@@ -41,14 +41,14 @@ class HistoryDataset(TableDataset):
     histories : Histories
         All interactions sorted by user and time; :attr:`flat` and :attr:`offsets` are its columns and offsets.
     read_histories : tuple of numpy.ndarray
-        Item of every interaction that was read, user by user and oldest first, and offsets as :attr:`offsets`; before
-        a protocol takes any out.
+        Item of every interaction read, user by user and oldest first, and offsets as :attr:`offsets`, before a
+        protocol removes any.
     catalogue_size : int
-        Distinct items with an interaction, before a split takes any out.
+        Distinct items with an interaction, before a split removes any.
     cold : ColdItems, optional
         Items held out of training. The splits' own :attr:`flat` and :attr:`offsets` lack their interactions.
     sessions : SessionSplit, optional
-        Under ``protocol: temporal_session``, which user is in which part; :attr:`flat` then lacks what it took out.
+        Under ``protocol: temporal_session``, which user is in which part; :attr:`flat` then lacks what it removed.
 
     Raises
     ------
@@ -90,7 +90,7 @@ class HistoryDataset(TableDataset):
         super()._normalize()
 
     def _change_feat_format(self) -> None:
-        """DataFrames to tensors; then sort histories and define the rows, without building their lists."""
+        """Convert DataFrames to tensors, sort the histories and define the rows, without building their lists."""
         if self.parts is not None:
             self.row_parts = benchmark.lay_out(self, self.parts)
             self.read_histories = self.histories.items.numpy(), self.offsets
@@ -133,7 +133,7 @@ class HistoryDataset(TableDataset):
         )
 
     def _set_rows(self, position: np.ndarray, depth: np.ndarray) -> None:
-        """Make the interactions at ``position`` the rows, each with ``depth`` interactions before it."""
+        """Set the rows to the interactions at ``position``, each with ``depth`` interactions before it."""
         columns = self.histories.take(torch.from_numpy(position))
         length = torch.from_numpy(np.minimum(depth, self.max_item_list_len))
         columns |= {self.item_list_length_field: length, POSITION: torch.from_numpy(position)}
@@ -150,7 +150,7 @@ class HistoryDataset(TableDataset):
         return self.histories.offsets
 
     def _split_sessions(self, times: np.ndarray) -> None:
-        """Assign users to parts and take out what no model could know."""
+        """Assign users to parts and remove what no model could know."""
         config = self.config
         self.sessions = split_sessions(
             self.histories.items.numpy(),
@@ -218,7 +218,7 @@ class HistoryDataset(TableDataset):
         return values if values.ndim == 1 else values[..., 0]
 
     def sort(self, by: Any, ascending: Any = True) -> None:
-        """Sort the rows, as RecBole does; by one field, rows that stand in order already are left alone."""
+        """Sort the rows, as RecBole does; skipped for a single field if they are already in order."""
         if not isinstance(by, str) or ascending is not True:
             super().sort(by, ascending)
             return
@@ -256,7 +256,7 @@ class HistoryDataset(TableDataset):
         return df
 
     def rows_at(self, position: torch.Tensor, length: torch.Tensor, with_next: bool = False) -> Interaction:
-        """Rows whose target stands at ``position`` of :attr:`flat`, with the ``length`` interactions before it.
+        """Return rows whose target is at ``position`` of :attr:`flat`, with the ``length`` interactions before it.
 
         Parameters
         ----------
@@ -316,7 +316,7 @@ class HistoryDataset(TableDataset):
         Returns
         -------
         row, item : torch.LongTensor, shape (pairs,)
-            ``row`` counts from 0 in the order of ``index``; a repeated item stands once.
+            ``row`` counts from 0 in the order of ``index``; a repeated item is listed once.
         """
         return self.items_before(self.inter_feat[self.uid_field][index], self.inter_feat[POSITION][index])
 
@@ -400,5 +400,5 @@ class HistoryDataset(TableDataset):
 
     @property
     def train_counts(self) -> np.ndarray:
-        """How often each item stands in the rows of this split, first items included; shape (item_num,)."""
+        """How often each item occurs in the rows of this split, first items included; shape (item_num,)."""
         return np.bincount(self.histories.items[self.train_positions].numpy(), minlength=self.item_num)

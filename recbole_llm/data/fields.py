@@ -1,4 +1,4 @@
-"""Settings that name fields of a dataset: RecBole's own keys, checked with the remedy before anything is computed."""
+"""Settings that name fields of a dataset: RecBole's own keys, checked before anything is computed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def columns_of(config: Any, kind: str) -> tuple[set[str] | None, set[str]]:
     Raises
     ------
     ConfigError
-        Where ``load_col`` or ``unload_col`` names another kind of file, or both are given for this one.
+        If ``load_col`` or ``unload_col`` names an unknown kind of file, or both are given for this one.
     """
     known = [*KINDS, *_names(config, "additional_feat_suffix")]
     for key in ("load_col", "unload_col"):
@@ -48,7 +48,7 @@ def check_columns(
     unload: set[str],
     needed: Mapping[str, str],
 ) -> None:
-    """Check that an atomic file has the fields that are asked for.
+    """Check that an atomic file has the requested fields.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def check_columns(
     load, unload : set of str
         As :func:`columns_of` gives them.
     needed : dict of str to str
-        Parameter -> the field that it names, which has to be there.
+        Parameter -> the required field that it names.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def check_columns(
         if field not in header:
             raise DataError(
                 f"{path} has no field {field!r} ({key}).{nearest(str(field), header)} It has: {', '.join(header)}. "
-                f"Say which one it is with --{key}=NAME."
+                f"Name the right one with --{key}=NAME."
             )
         if load is not None and field not in load:
             raise DataError(
@@ -106,10 +106,10 @@ def check_names(config: Any) -> None:
 
 
 def check_suffixes(config: Any, folder: Path, name: str) -> None:
-    """Check that the files of ``additional_feat_suffix`` are there, and are no file that is read anyway."""
+    """Check that the files of ``additional_feat_suffix`` exist, and that none of them is read anyway."""
     for suffix in _names(config, "additional_feat_suffix"):
         if suffix in KINDS[:3]:
-            raise ConfigError(f"additional_feat_suffix={suffix!r}: the .{suffix} file is read anyway; leave it out.")
+            raise ConfigError(f"additional_feat_suffix={suffix!r}: the .{suffix} file is read anyway; remove it.")
         if not (folder / f"{name}.{suffix}").is_file():
             raise DataError(
                 f"additional_feat_suffix={suffix!r}: there is no file {str(folder / f'{name}.{suffix}')!r}."
@@ -140,7 +140,7 @@ def check_field_settings(
     Raises
     ------
     ConfigError
-        For what RecBole would refuse later without the key, or accept and misread.
+        For what RecBole would reject later without naming the key, or accept and misread.
     """
 
     def field(key: str, name: Any, allowed: Sequence[FeatureType], of: str | None = None) -> None:
@@ -151,7 +151,7 @@ def check_field_settings(
             )
         if types[name] not in allowed:
             raise ConfigError(
-                f"{key}: {name!r} is of type {types[name].value!r}, which cannot be used here; "
+                f"{key}: {name!r} is of type {types[name].value!r}, which is not supported; "
                 f"{' or '.join(kind.value for kind in allowed)} can."
             )
         kind = source_name(sources[name]).removesuffix("_id")

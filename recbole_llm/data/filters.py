@@ -14,12 +14,12 @@ Interval = tuple[str, float, float, str]
 
 
 def parse_intervals(key: str, value: object) -> list[Interval] | None:
-    """Read ``"[0,1];[3,4)"``; None is no filter.
+    """Parse ``"[0,1];[3,4)"``; None is no filter.
 
     Raises
     ------
     ConfigError
-        Where the value of ``key`` is no interval: RecBole warns and filters nothing.
+        If the value of ``key`` is not an interval: RecBole warns and filters nothing.
     """
     if value is None:
         return None
@@ -58,9 +58,9 @@ def k_core(
     codes : two numpy.ndarray of int, shape (interactions,)
         Users and items, counted from 0.
     counts : two int
-        How many there are of each.
+        Number of users and of items.
     intervals : two lists of intervals, or None
-        How many interactions a user, or an item, must have.
+        Allowed numbers of interactions of a user, or an item.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def k_core(
 def without_repeated_pairs(
     frame: pd.DataFrame, pair: Sequence[str], time: str, keep: Literal["first", "last"]
 ) -> pd.DataFrame:
-    """Keep the ``first`` or the ``last`` interaction of each user and item; of equal times, as they stand."""
+    """Keep the ``first`` or the ``last`` interaction of each user and item; equal times keep their order."""
     order = frame.sort_values(by=[time], kind="stable") if time in frame else frame
     return order.drop_duplicates(subset=list(pair), keep=keep).sort_index()
 

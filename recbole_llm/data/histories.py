@@ -1,11 +1,11 @@
-"""What users did, in one flat array: everything that a batch reads is looked up by position in it."""
+"""User histories in one flat array: everything that a batch reads is looked up by position in it."""
 
 from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 
-# Rows and items, each of shape (pairs,): which items stand in which row.
+# Rows and items, each of shape (pairs,): which items occur in which row.
 Pairs = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -140,7 +140,7 @@ class Histories:
         Returns
         -------
         row, item : torch.LongTensor, shape (pairs,)
-            ``row`` counts from 0; a repeated item stands once.
+            ``row`` counts from 0; a repeated item is listed once.
         """
         return self._between(self._starts_of(user, position), position)
 

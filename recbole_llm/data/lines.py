@@ -1,7 +1,7 @@
-"""What a line of a text file is, for every reader of atomic files.
+"""Lines of a text file, defined once for every reader of atomic files.
 
-A line ends with a line feed, or a carriage return and a line feed. Anything else is part of a field, a lone carriage
-return and the separators that Unicode knows included. A line of spaces only is skipped. A byte order mark at the start
+A line ends with a line feed, or a carriage return and a line feed. Anything else is part of a field, including a lone
+carriage return and the other Unicode line separators. A line of spaces only is skipped. A byte order mark at the start
 of the file belongs to no field.
 """
 
@@ -17,14 +17,14 @@ FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
 def read_lines(path: Path, encoding: str = "utf-8", errors: str = "strict") -> Iterator[tuple[int, str]]:
     r"""Yield the number, from 1, and the text, without its end, of every line that is not blank.
 
-    ``errors`` says what becomes of bytes that are not ``encoding``, as for :func:`open`.
+    ``errors`` says how to handle bytes that are not ``encoding``, as for :func:`open`.
 
     Raises
     ------
     ConfigError
         For an ``encoding`` that Python does not know.
     DataError
-        For a file that cannot be opened, or holds bytes that are not ``encoding``; with the line.
+        For a file that cannot be opened, or has bytes that are not ``encoding``; with the line.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def read_lines(path: Path, encoding: str = "utf-8", errors: str = "strict") -> I
         # A byte order mark is part of the text under utf-8, but not under utf-8-sig.
         codec = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
     except (LookupError, ValueError):
-        raise ConfigError(f"encoding={encoding!r} is not a text encoding that Python knows.") from None
+        raise ConfigError(f"encoding={encoding!r} is not a text encoding known to Python.") from None
     try:
         with path.open(encoding=codec, errors=errors, newline="\n") as file:
             for number, line in enumerate(file, 1):
@@ -60,7 +60,7 @@ def read_header(path: Path, separator: str, encoding: str = "utf-8", errors: str
     Raises
     ------
     DataError
-        Where line 1 is not made of ``name:type``, or names a field twice; and as :func:`read_lines`.
+        If line 1 is not made of ``name:type``, or names a field twice; also as :func:`read_lines`.
     """
     number, line = next(read_lines(path, encoding, errors), (1, ""))
     header: dict[str, str] = {}
@@ -72,7 +72,7 @@ def read_header(path: Path, separator: str, encoding: str = "utf-8", errors: str
                 f"starts with such a line, its fields separated by field_separator={separator!r}."
             )
         if name in header:
-            raise DataError(f"{path}, line 1: the field {name!r} is there twice.")
+            raise DataError(f"{path}, line 1: the field {name!r} occurs twice.")
         header[name] = kind
     return header
 

@@ -41,7 +41,7 @@ class _Batches(Sampler):
 
 
 class _Same(Dataset):
-    """Hands a batch of indices on to ``collate_fn``."""
+    """Passes a batch of indices to ``collate_fn``."""
 
     def __getitem__(self, batch: Any) -> Any:
         return batch
@@ -104,7 +104,7 @@ class _ArrayLoader:
 class TrainLoader(_ArrayLoader, TrainDataLoader):
     """Training batches under a view; RecBole's negative sampling and transforms apply.
 
-    A new epoch makes new draws. :meth:`set_epoch` says which; without it the loader counts.
+    Every epoch makes new draws. :meth:`set_epoch` sets the epoch; without it the loader counts.
     """
 
     def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = True) -> None:
@@ -131,7 +131,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
         item_costs : torch.Tensor, shape (item_num,)
             What an item adds to the length of a row, in the history or among the candidates.
         recent : int
-            Only so many of the newest items of a history count.
+            Maximum number of newest items of a history that count.
         """
         self._costs, self._recent = item_costs.cpu().long(), recent
 
@@ -143,7 +143,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
     def batches(self) -> Iterator[Any]:
         """``(position, length)`` of each batch of this epoch, or of this process's share of it.
 
-        A third tensor holds the candidates where the model has such.
+        A third tensor has the candidates, for models with candidates.
         """
         generator = self.rows.generator(self.epoch)
         first, self._first_batch = self._first_batch, 0
@@ -164,7 +164,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
             yield tuple(column[own] for column in columns)
 
     def share(self, number: int) -> float:
-        """Which part of the rows of a batch this process has, 0 to 1."""
+        """Share of the rows of a batch on this process, 0 to 1."""
         rows = min(self.step, self.sample_size - number * self.step)
         part = distributed.world().share(rows)
         return (part.stop - part.start) / rows
@@ -307,7 +307,7 @@ def _training_sampler(config: Any, dataset: HistoryDataset, train: HistoryDatase
 
 
 def train_loader(config: Any, dataset: HistoryDataset) -> TrainLoader:
-    """Training batches of a split under other settings than those that it was made with."""
+    """Training batches of a split under different settings than the split was made with."""
     return TrainLoader(config, dataset, _training_sampler(config, dataset, dataset), shuffle=config["shuffle"])
 
 
@@ -321,12 +321,12 @@ def prepare_data(
     config : Config
     dataset : HistoryDataset
     splits : list of HistoryDataset, optional
-        What ``dataset.build()`` gave, where it was called before; a dataset can be built once.
+        Result of ``dataset.build()``, if called before; a dataset can be built only once.
 
     Returns
     -------
     train, valid, test : loaders
-        ``valid`` or ``test`` is None where the split leaves it empty.
+        ``valid`` or ``test`` is None if the split leaves it empty.
     """
     splits = _controlled(config, dataset.build() if splits is None else splits)
     splits[1] = _sampled(config, splits[1])

@@ -1,4 +1,4 @@
-"""Rows of a dataset: positions in its histories, whose lists are made when they are asked for."""
+"""Rows of a dataset: positions in its histories, whose lists are built on demand."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class HistoryRows(Interaction):
 
 
 class ListColumn:
-    """A list field of all rows, gathered for the rows that are asked for."""
+    """A list field of all rows, gathered on demand for the indexed rows."""
 
     def __init__(self, rows: HistoryRows, field: str) -> None:
         self.rows, self.field = rows, field

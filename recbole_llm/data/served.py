@@ -18,9 +18,9 @@ from recbole_llm.errors import CheckpointError
 
 
 class ServedDataset(HistoryDataset):
-    """A dataset with the ids, interactions and splits of a run, whatever the files hold besides.
+    """Dataset with the ids, interactions and splits of a run, whatever else the files contain.
 
-    Rows may stand in another order, and there may be new ones. Items that the run does not know are left out.
+    Rows may be in another order, and there may be new ones. Items unknown to the run are dropped.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ class ServedDataset(HistoryDataset):
     Attributes
     ----------
     grown : HistoryDataset
-        The same ids with all interactions that the files hold now, and new users behind those of the run.
+        The same ids with all interactions now in the files, and new users after those of the run.
 
     Raises
     ------
     CheckpointError
-        If interactions of the run are gone, or stand in another order of time.
+        If interactions of the run are gone, or their order in time has changed.
     """
 
     grown: HistoryDataset
@@ -50,7 +50,7 @@ class ServedDataset(HistoryDataset):
     # ---- reading
 
     def _cut(self) -> None:
-        """Leave out items that the run does not know and, of a smoke run, what it had left out."""
+        """Drop items unknown to the run and, for a smoke run, what it had dropped."""
         trained, items = self.trained, self.inter_feat[self.iid_field]
         known = items.isin(trained.tokens[self.iid_field][1:])
         if not known.any():
@@ -73,7 +73,7 @@ class ServedDataset(HistoryDataset):
             self.item_feat = self.item_feat[rows].reset_index(drop=True)
 
     def _filter_by_inter_num(self) -> None:
-        """Items are settled; users whom the run did not have must have enough interactions with them."""
+        """Keep all known items; require enough interactions with them of new users."""
         intervals = parse_intervals("user_inter_num_interval", self.config["user_inter_num_interval"])
         if intervals:
             users = self.inter_feat[self.uid_field]
@@ -104,7 +104,7 @@ class ServedDataset(HistoryDataset):
     # ---- histories
 
     def _settled(self, times: np.ndarray) -> np.ndarray:
-        """Go back to the interactions of the run in its order."""
+        """Restore the interactions of the run in its order."""
         trained = self.trained
         places = trained.places(self.histories.users.numpy(), self.histories.items.numpy())
         self._check_complete(places)
@@ -154,7 +154,7 @@ class ServedDataset(HistoryDataset):
         self._grow()
 
     def _grow(self) -> None:
-        """Histories of :attr:`grown`: those of the run, without what its protocol took out, and new interactions."""
+        """Histories of :attr:`grown`: those of the run, without what its protocol removed, and new interactions."""
         assert self._unsettled is not None
         histories, places, times = self._unsettled
         self._unsettled = None

@@ -1,9 +1,9 @@
 """The temporal session split of Boz et al. (arXiv 2402.01339): later users are tested on what earlier ones did.
 
-A session is everything a user did. Sessions stand in the order of their last event; the last of them are tested, with
+A session is everything a user did. Sessions are sorted by their last event; the last of them are tested, with
 all items but the last as prompt and the last as target. No user is in two parts, and no test session ends before a
-training session. Items that training has not seen are taken out of test sessions, so a target, the last item that is
-left, may be older than the newest training event; ``test_targets_before_newest_training_event`` counts those.
+training session. Items unseen in training are removed from test sessions, so a target, the last remaining
+item, may be older than the newest training event; ``test_targets_before_newest_training_event`` counts those.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ class SessionSplit:
     part : numpy.ndarray of int8, shape (users,)
         ``TRAIN``, ``VALID``, ``TEST`` or ``UNUSED``.
     kept : numpy.ndarray of bool, shape (interactions,)
-        Interactions that stay: those with an item that training has not seen are taken out of the other parts.
+        Interactions to keep: those with an item unseen in training are removed from the other parts.
     counts : dict of str to int
-        Sessions, interactions and items of the parts, and what was taken out.
+        Sessions, interactions and items of the parts, and what was removed.
     """
 
     part: np.ndarray
@@ -36,7 +36,7 @@ class SessionSplit:
 
 
 def refuse_ranks(users: np.ndarray, times: np.ndarray, where: str, field: str) -> None:
-    """DataError where every user's times are ranks; asked before any filter leaves gaps in them.
+    """Raise DataError if every user's times are ranks; called before a filter leaves gaps in them.
 
     Parameters
     ----------
@@ -70,10 +70,10 @@ def split_sessions(
 ) -> SessionSplit:
     """Divide sessions into training, validation and test.
 
-    The last ``ceil(test_ratio * n)`` sessions are tested, the others train. Of those, a random share validates and is
-    not trained on. Items that no training session has are taken out of test sessions (validation sessions count as
-    training here: the authors hold them out later); items that the remaining training sessions do not have are taken
-    out of validation sessions. Sessions with fewer than two items left predict nothing and are dropped. A session of
+    The last ``ceil(test_ratio * n)`` sessions are for testing, the others for training. A random share of the latter
+    is used for validation instead. Items in no training session are removed from test sessions (validation sessions
+    count as training here: the authors hold them out later); items not in the remaining training sessions are removed
+    from validation sessions. Sessions with fewer than two items left predict nothing and are dropped. A session of
     one item is never counted.
 
     Parameters
@@ -84,13 +84,13 @@ def split_sessions(
         User ``u`` owns ``items[offsets[u]:offsets[u + 1]]``.
     test_ratio : float
     valid_ratio : float
-        Share of the training sessions, 0 for none,
+        Share of the training sessions used for validation; 0 for none.
     valid_max : int
-        and at most so many of them.
+        Maximum number of validation sessions.
     seed : int
-        Of the choice of the validation sessions.
+        Seed of the choice of validation sessions.
     fold : int, optional
-        For tuning without a look at the test sessions: the training sessions are cut into ``folds + 1`` equal bins in
+        For tuning without looking at the test sessions: the training sessions are cut into ``folds + 1`` equal bins in
         time; the first ``fold`` of them train, the next one is tested, the rest and the test sessions are left out.
     folds : int
 

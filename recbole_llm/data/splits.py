@@ -1,4 +1,4 @@
-"""Which rows train, validate and test; and whether what is left can be evaluated."""
+"""Split rows into training, validation and test, and check that the result can be evaluated."""
 
 import copy
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def leave_one_out(users: np.ndarray, mode: str) -> list[np.ndarray]:
 
 
 def with_shuffled_histories(split: "HistoryDataset", seed: int) -> "HistoryDataset":
-    """Return the same rows with the items that are visible in a history in random order; times stay where they are."""
+    """Return the same rows with the items that are visible in a history in random order; times stay in place."""
     other = copy.copy(split)
     other.histories = split.histories.shuffled(seed)
     other.inter_feat = HistoryRows(split.inter_feat.interaction, other)
@@ -69,7 +69,7 @@ def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str
     Raises
     ------
     DataError
-        Where nothing is left to test, or to validate where only that was asked for.
+        If no row is left to test, or to validate where only validation is wanted.
     """
     train, valid, test = splits
     users = int((np.diff(train.offsets) > 0).sum())
@@ -86,7 +86,7 @@ def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str
     if "LS" in config["eval_args"]["split"] and config["benchmark_filename"] is None:
         rule = " (leave-one-out tests users of 3 interactions or more, and validates those of 4 or more)"
         if len(wanted) == 1:
-            rule = " (leave-one-out takes users of 3 interactions or more)"
+            rule = " (leave-one-out needs users with 3 interactions or more)"
     if evaluated[last] == 0:
         raise DataError(
             f"Nothing to evaluate: of {users:,} users of {train.dataset_name!r}, the longest with {longest} "

@@ -48,7 +48,7 @@ class TableDataset(SequentialDataset):
     Raises
     ------
     ConfigError, DataError
-        For a missing or damaged file, a missing field, or filters that leave nothing.
+        For a missing or damaged file, a missing field, or filters that leave no rows.
     """
 
     user_feat: Any
@@ -62,7 +62,7 @@ class TableDataset(SequentialDataset):
         super().__init__(config)
 
     def _notice(self, texts: Iterable[str]) -> None:
-        """Add to what the end of a run says beside its results."""
+        """Add a notice to print after the results of a run."""
         self.config.notices += [text for text in texts if text not in self.config.notices]
 
     def _load_data(self, token: str, dataset_path: str) -> None:
@@ -74,7 +74,7 @@ class TableDataset(SequentialDataset):
             self._filter_nan_user_or_item()
 
     def _benchmark_presets(self) -> None:
-        """RecBole takes ready-made lists for granted; see :mod:`recbole_llm.data.benchmark`."""
+        """Read ready-made lists, which RecBole expects to be complete; see :mod:`recbole_llm.data.benchmark`."""
 
     def _download(self) -> None:
         url = self._get_download_url("url", allow_none=True)
@@ -208,7 +208,7 @@ class TableDataset(SequentialDataset):
                 setattr(self, f"{name}_feat", feat[~missing].reset_index(drop=True))
 
     def _filter_inter_by_user_or_item(self) -> None:
-        """Leave out interactions whose user or item the ``.user`` or ``.item`` file does not list, and say so."""
+        """Drop interactions whose user or item the ``.user`` or ``.item`` file does not list, and log it."""
         before = len(self.inter_feat)
         super()._filter_inter_by_user_or_item()
         lost = before - len(self.inter_feat)
@@ -283,7 +283,7 @@ class TableDataset(SequentialDataset):
         for _, unique in coded:
             if "\0" in "".join(unique):  # at the end of a string, NumPy drops it
                 field = str(remap_list[0][1])
-                raise DataError(f"{field!r}: an id has a NUL character. Remove it from the file.")
+                raise DataError(f"{field!r}: an id contains a NUL character. Remove it from the file.")
         merged, tokens = pd.factorize(np.concatenate([unique for _, unique in coded]))
         id_token = np.array(["[PAD]", *tokens])
         token_id = {token: i for i, token in enumerate(id_token)}
@@ -344,7 +344,7 @@ class TableDataset(SequentialDataset):
                 values = feat[field].to_numpy(np.float64) if parts is None else _concatenate(parts)
                 low, high = (values.min(), values.max()) if len(values) else (0, 0)
                 if low == high:
-                    self.logger.warning(f"All values of {field!r} are the same; normalized, they are 1.")
+                    self.logger.warning(f"All values of {field!r} are the same; normalised, they are 1.")
                 scaled = (values - low) / (high - low) if low < high else np.ones(len(values))
                 if parts is not None:
                     ends = np.cumsum([len(part) for part in parts])[:-1]

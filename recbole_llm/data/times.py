@@ -1,6 +1,6 @@
 """The rule for times, shared by a run, ``recbole-llm check`` and ``recbole-llm convert``.
 
-A time is a finite number. Nothing else is refused; what makes an order, and so the test items, doubtful is counted.
+A time must be a finite number. Anything that makes the order, and so the test items, doubtful is only counted.
 """
 
 import re
@@ -29,7 +29,7 @@ def parse_number(text: str) -> float:
 
 
 def stable_order(values: np.ndarray) -> np.ndarray:
-    """Stable argsort; whole numbers by radix, which NumPy has for 16 bits only, several times faster."""
+    """Return a stable argsort; integers by radix sort, several times faster (NumPy has it for 16 bits only)."""
     if len(values) == 0:
         return np.array([], dtype=np.int64)
     if np.all(values[1:] >= values[:-1]):
@@ -70,7 +70,7 @@ def are_ranks(times: np.ndarray, starts: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class TimeReport:
-    """What is doubtful about the times of a dataset.
+    """Problems with the times of a dataset.
 
     Attributes
     ----------
@@ -79,12 +79,12 @@ class TimeReport:
     low, high : float
         The first and the last time.
     tied_last : int
-        Users whose last two interactions have one time: which one is tested depends on the order of the file.
+        Users whose last two interactions have equal times: which one is tested depends on the file order.
     below : int
-        Interactions whose time is another unit than that of the others, or none: times come in two groups, this many
+        Interactions whose time is in a different unit than the others, or 0: times come in two groups, this many
         in the lower one.
     below_high, above_low : float
-        The greatest time of the lower group and the least of the upper one, by absolute value.
+        Largest time of the lower group and smallest of the upper one, by absolute value.
     """
 
     interactions: int
@@ -98,7 +98,7 @@ class TimeReport:
 
     @property
     def all_equal(self) -> bool:
-        """Whether there is one time only."""
+        """Whether all times are equal."""
         return self.interactions > 1 and self.low == self.high
 
     @property
@@ -107,7 +107,7 @@ class TimeReport:
         return self.below > 0
 
     def notices(self, field: str) -> list[str]:
-        """Sentences for the user about the time ``field``, with counts; none where nothing is doubtful."""
+        """Return warnings about the time ``field``, with counts; empty if there are no problems."""
         if self.all_equal:
             return [
                 f"All {self.interactions:,} interactions have the same {field} ({self.low:g}): the order of the file "
@@ -130,7 +130,7 @@ class TimeReport:
 
 
 def examine_times(users: np.ndarray, times: np.ndarray) -> TimeReport:
-    """Count what is doubtful about the times of interactions.
+    """Count problems with the times of interactions.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""What a run was trained on: raw ids and histories, kept beside its weights so that serving maps by raw id.
+"""Raw ids and histories of a run, saved next to its weights so that serving maps by raw id.
 
 Internal ids follow the order of the file, and weights follow internal ids. A dataset that is read for a finished run
-takes its ids from here instead: rows may stand in another order, the files may have grown or moved. The interactions
-that the run was trained on are found again one by one, so that splits, counts and histories are exactly those of the
-run; what is new counts as history when the run is put to use.
+takes its ids from this file instead: rows may be in another order, the files may have grown or moved. The training
+interactions are matched one by one, so that splits, counts and histories are exactly those of the run; new ones count
+as history in serving.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class TrainedData:
         return cls(tokens, items, np.diff(offsets), dataset.newest_time, texts)
 
     def save(self, folder: Path) -> None:
-        """Write ``ids.npz``: text as UTF-8 bytes, nothing pickled; it appears whole or not at all."""
+        """Write ``ids.npz``: text as UTF-8 bytes, nothing pickled, replaced atomically."""
         groups: dict[int, list[str]] = {}
         for field, values in self.tokens.items():
             groups.setdefault(id(values), []).append(field)
@@ -118,7 +118,7 @@ class TrainedData:
         return cls(tokens, items, lengths, newest, texts)
 
     def same_ids(self, dataset: Any, fields: Iterable[str] | None = None) -> bool:
-        """Whether every internal id, of all fields or of some, stands for the same raw id in a dataset."""
+        """Whether every internal id, of all fields or of some, has the same raw id in a dataset."""
         return all(
             field in dataset.field2id_token
             and field in self.tokens
@@ -133,7 +133,7 @@ class TrainedData:
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys of all interactions, ascending, and where each stands among them."""
+        """Keys of all interactions, ascending, and the position of each."""
         users = np.repeat(np.arange(len(self.lengths)), self.lengths)
         keys = self._keys(users, self.items)
         order = np.argsort(keys, kind="stable")
@@ -144,9 +144,9 @@ class TrainedData:
         return np.where(items < width, users.astype(np.int64) * width + items, -1)
 
     def places(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """Where interactions stand among those of the run, -1 for new ones; shape (n,).
+        """Positions of interactions among those of the run, -1 for new ones; shape (n,).
 
-        The k-th time that a user has an item is the k-th time in the run.
+        The k-th occurrence of a (user, item) pair matches the k-th in the run.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""What one training row is: every prefix, a random segment, or a whole sequence.
+"""Training views: a row per prefix, per random segment, or per whole sequence.
 
 A view turns a training split into pairs (position of the target, length of the history before it). All draws of an
 epoch are made at once, in the main process, from the seed and the epoch number alone: the same whatever the number of
@@ -41,7 +41,7 @@ class TrainRows:
         every position; every training interaction that has one before it is a target once.
     seed : int
     per_user : int, optional
-        ``prefix`` only: the newest so many rows of every user.
+        ``prefix`` only: number of newest rows to keep per user.
     windows : {'all', 'original', 'newest'}
         ``sequence`` only; L is the longest history. ``newest``: one row per user, whose targets are the newest L
         training items, as the code of arXiv 2402.01339 trains. ``original``: the windows of LRURec's code. Of fewer
@@ -103,7 +103,7 @@ class TrainRows:
         return len(self._first) if self.view in ("segment", "p5") else len(self._position)
 
     def generator(self, epoch: int) -> torch.Generator:
-        """Random numbers of one epoch: a function of the seed and the epoch, not of what was drawn before."""
+        """Random numbers of one epoch: a function of the seed and the epoch only."""
         state = np.random.SeedSequence([self.seed % 2**32, epoch]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state) >> 1)
 

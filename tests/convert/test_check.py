@@ -118,7 +118,7 @@ def test_ids_and_times_that_a_run_cannot_hold(tmp_path, rows, finding, text):
         ("", "line 1: '' is not `name:type`"),
         ("user_id\titem_id\n", "line 1: 'user_id' is not `name:type`"),
         ("user_id:text\n", "line 1: 'user_id:text' is not"),
-        ("user_id:token\tuser_id:token\n", "'user_id' is there twice"),
+        ("user_id:token\tuser_id:token\n", "'user_id' occurs twice"),
         ("user:token\titem_id:token\ttimestamp:float\n", r"no field 'user_id' \(USER_ID_FIELD\); .* --USER_ID_FIELD="),
         (HEAD, "no usable interaction"),
         (HEAD + "a\tb\tsoon\n", r"no usable interaction: .* 1 values of timestamp:float are not .* line 2"),

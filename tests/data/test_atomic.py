@@ -156,7 +156,7 @@ def test_a_last_line_that_was_cut(inter, tmp_path, last):
         (HEADER + "u\ta\t0x10\n", r"line 2, column 'timestamp': '0x10'"),
         (HEADER + "u\ta\t١\n", r"line 2, column 'timestamp'"),
         ("item_id:token\tv:float_seq\na\t1 2\nb\t3 x\n", r"line 3, column 'v': 'x' is not a finite number"),
-        ("a:token\tb:float\ta:token\n", r"line 1: the field 'a' is there twice"),
+        ("a:token\tb:float\ta:token\n", r"line 1: the field 'a' occurs twice"),
         (HEADER.encode() + b"u\ta\t1\nu\t\xff\t1\n", r"line 3: not utf-8 text"),
     ],
 )

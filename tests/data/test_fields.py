@@ -165,7 +165,7 @@ def test_interactions_that_the_item_file_does_not_list_are_counted(gifts, make_d
 @pytest.mark.parametrize(
     ("inter", "item", "message"),
     [
-        ("u\ta\0\t1\nu\ta\t2\nu\tb\t3\n", "", "'item_id': an id has a NUL character"),
+        ("u\ta\0\t1\nu\ta\t2\nu\tb\t3\n", "", "'item_id': an id contains a NUL character"),
         ("u\ta\t1e300\nu\tb\t2\nu\tc\t3\n", "", "'timestamp' has numbers beyond 3.4e38"),
         ("u\ta\t1\nu\tb\t2\nu\tc\t3\n", "a\t\nb\t\nc\t\n", "'price' of the .item data has no value at all"),
     ],

@@ -16,8 +16,8 @@ def users(atomic, *lengths):
     ("lengths", "split", "message"),
     [
         ((2, 2, 1), {"LS": "valid_and_test"}, "Nothing to evaluate: of 3 users of 'shop', the longest with 2 .* test"),
-        ((2, 2), {"LS": "test_only"}, "none has a test item .leave-one-out takes users of 3"),
-        ((2, 2), {"LS": "valid_only"}, "none has a validation item .leave-one-out takes users of 3"),
+        ((2, 2), {"LS": "test_only"}, "none has a test item .leave-one-out needs users with 3"),
+        ((2, 2), {"LS": "valid_only"}, "none has a validation item .leave-one-out needs users with 3"),
         ((2, 2), {"RS": [0.8, 0.1, 0.1]}, "none has a test item. Use more data"),
     ],
 )

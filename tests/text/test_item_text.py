@@ -154,7 +154,7 @@ def test_duplicate_ids_keep_the_first_row(item_file, caplog):
         ("item_id\ttitle\n1\tx\n", "line 1: 'item_id' is not `name:type`"),
         ("item_id:token\ttitle:string\n", "'title:string' is not `name:type`"),
         ("item_id:token,title:token\n1,x\n", "field_separator"),
-        ("item_id:token\ta:token\ta:token\n", "'a' is there twice"),
+        ("item_id:token\ta:token\ta:token\n", "'a' occurs twice"),
         ("itemid:token\ttitle:token\n1\tx\n", "no column 'item_id'.*Did you mean 'itemid'"),
         ("item_id:token\ttitle:token\n1\tx\n\n2\tx\ty\n", "line 4: 3 fields instead of the 2"),
         ("item_id:token\ttitle:token\n1\n", "line 2: 1 fields"),
