@@ -175,7 +175,8 @@ def load_run_dataset(tmp_path, control):
 def test_a_control_that_does_nothing_is_an_error(tmp_path, model, more):
     write_cycle(tmp_path / "data")
     more = {**more, "llm": "tiny-random-t5", "rec_llm": "tiny-random-t5"} if model == "LiteLLM4Rec" else more
-    with pytest.raises(ConfigError, match=f"control='{more['control']}' has no effect: {model} has no (precomputed )?item"):
+    expected = f"control='{more['control']}' has no effect: {model} has no (precomputed )?item"
+    with pytest.raises(ConfigError, match=expected):
         run(model, "cycle", config_dict=settings(tmp_path, epochs=0, **more))
     assert not list((tmp_path / "saved").iterdir())
 
