@@ -165,7 +165,7 @@ def test_init_from(shop, tiny, isolated):
     first = run("SASRec", "shop", config_dict=tiny)
     second = run("SASRec", "shop", config_dict={**tiny, "epochs": 0, "init_from": first["run_dir"]})
     assert second["test_result"] == first["test_result"]
-    with pytest.raises(CheckpointError, match="init_from='nowhere' is no run directory"):
+    with pytest.raises(CheckpointError, match="init_from='nowhere' is not a run directory"):
         run("SASRec", "shop", config_dict={**tiny, "init_from": "nowhere"})
 
 
@@ -213,7 +213,7 @@ def test_resume_true_takes_the_newest_unfinished_run_with_these_settings(shop, t
 
 def test_resume_refuses(shop, tiny, monkeypatch, isolated):
     settings = {**tiny, "epochs": 2}
-    with pytest.raises(CheckpointError, match="nowhere is no run directory"):
+    with pytest.raises(CheckpointError, match="nowhere is not a run directory"):
         run("SASRec", "shop", config_dict={**settings, "resume": "nowhere"})
     finished = run("SASRec", "shop", config_dict=settings)["run_dir"]
     with pytest.raises(CheckpointError, match="is finished; its results are in"):

@@ -172,10 +172,12 @@ def make_plan(
 
 
 def check_baselines(baselines: Sequence[str] | None, labels: Sequence[str]) -> None:
-    """ConfigError for a baseline that is no row."""
+    """ConfigError for a baseline that is not a row."""
     for name in baselines or []:
         if name not in labels:
-            raise ConfigError(f"baselines: {name!r} is no row.{nearest(str(name), labels)} Rows: {', '.join(labels)}.")
+            raise ConfigError(
+                f"baselines: {name!r} is not a row.{nearest(str(name), labels)} Rows: {', '.join(labels)}."
+            )
 
 
 # ---- rows
@@ -254,7 +256,7 @@ def _share_out(dotted: Mapping[str, Any], entries: Sequence[_Entry]) -> None:
         ]
         if not rows:
             labels = [entry.label for entry in entries]
-            raise ConfigError(f"--{name}: {owner!r} is no row.{nearest(owner, labels)} Rows: {', '.join(labels)}.")
+            raise ConfigError(f"--{name}: {owner!r} is not a row.{nearest(owner, labels)} Rows: {', '.join(labels)}.")
         for entry in rows:
             entry.arguments[key] = value
 

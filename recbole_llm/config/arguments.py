@@ -32,7 +32,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        For what is no setting, a text without its value, or a key that is given twice with different values.
+        For an argument that is not a setting, a setting without its value, or a key with two different values.
     """
     settings, rest = split_arguments(arguments)
     if rest:
@@ -46,7 +46,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Split a command line into settings and the rest, such as run directories.
 
-    Unlike RecBole, a value may contain ``=``, and what is not understood is an error, not silence.
+    Unlike in RecBole, a value may contain ``=``, and nothing is silently ignored.
     """
     settings: dict[str, Any] = {}
     rest: list[str] = []
@@ -65,7 +65,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]
 
 
 def _name(argument: str) -> tuple[str, str, str]:
-    """``--key=value`` -> key, "=" and value; the key is empty for what is no option."""
+    """Split ``--key=value`` into key, "=" and value; the key is empty if it is not an option."""
     if argument.startswith("--"):
         return argument[2:].partition("=")
     key, equals, text = argument[1:].partition("=")
@@ -73,7 +73,7 @@ def _name(argument: str) -> tuple[str, str, str]:
 
 
 def _is_value_of(key: str, text: str) -> bool:
-    """Whether what follows ``--key`` is its value: not another option, and of a switch only True or False."""
+    """Whether the next argument is the value of ``--key``: not an option, and True or False for a switch."""
     if text.startswith("=") or (text.startswith("-") and not isinstance(parse_value(text), (int, float))):
         return False
     return text in _TRUTH if _kinds(key) >= {bool} and str not in _kinds(key) else True
@@ -81,7 +81,7 @@ def _is_value_of(key: str, text: str) -> bool:
 
 @cache
 def _kinds(key: str) -> frozenset[Any]:
-    """Kinds of value that a setting has; none for a key that no section declares."""
+    """Return the types of a setting's values; none for a key that no section declares."""
     key = key.rpartition(".")[2]  # --SASRec.data_path=...: for one row of a comparison
     return frozenset(unwrap(member)[0] for kind in types_by_key().get(key, ()) for member in members(kind))
 

@@ -1,8 +1,8 @@
-"""Which settings apply, in which order, and what they may be.
+"""RecBole's ``Config`` with our precedence of settings and strict checks.
 
 ``command line > dictionary > user's files > our props > RecBole's defaults``. Values are parsed without ``eval``, an
 unknown key is reported with the nearest known one, and ``sys.argv`` is read only by the command line
-(:mod:`recbole_llm.cli`), never here: RecBole's own ``Config`` takes the arguments of whatever program runs it.
+(:mod:`recbole_llm.cli`), never here: RecBole's own ``Config`` parses the arguments of any program that uses it.
 """
 
 import copy
@@ -42,22 +42,22 @@ class Config(RecBoleConfig):
     Parameters
     ----------
     model : str or class
-        Name of one of our models or of a RecBole sequential model, or a class of the user's own.
+        Name of one of our models or of a RecBole sequential model, or a user-defined class.
     dataset : str
         Name of the dataset: ``data_path/<dataset>/<dataset>.inter``.
     config_file_list : list of str or dict
-        The user's YAML files, or what such a file holds; later ones win.
+        YAML files, or mappings with their content; later ones win.
     config_dict : dict
-        The user's dictionary; wins over files.
+        Dictionary of settings; wins over files.
     arguments : dict
         Parsed command line (:func:`parse_arguments`); wins over everything.
 
     Attributes
     ----------
     merged : dict
-        Every setting before RecBole derives others from it: what ``config.yaml`` of a run directory holds.
+        All settings before RecBole derives others from them, as in ``config.yaml`` of a run directory.
     model_keys : set of str
-        What the property files of the model have.
+        Keys in the property files of the model.
     notices : list of str
         Warnings about the settings; also written into ``results.json``.
     """
@@ -80,10 +80,10 @@ class Config(RecBoleConfig):
         for notice in self.notices:
             logging.getLogger().warning(notice)
 
-    # What RecBole's constructor calls, in its order.
+    # Methods that RecBole's constructor calls, in its order.
 
     def compatibility_settings(self) -> None:
-        """RecBole puts aliases into the numpy module here; what needed them is overridden instead."""
+        """Do nothing: RecBole adds aliases to numpy here, whose users are overridden instead."""
 
     def _init_parameters_category(self) -> None:
         super()._init_parameters_category()
@@ -108,9 +108,9 @@ class Config(RecBoleConfig):
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
         if model is None:
-            raise ConfigError(f"No model is given: add --model=NAME, one of {', '.join(known_models())}.")
+            raise ConfigError(f"No model is given: pass --model=NAME, one of {', '.join(known_models())}.")
         if dataset is None:
-            raise ConfigError("No dataset is given: add --dataset=NAME (ml-100k comes with RecBole).")
+            raise ConfigError("No dataset is given: pass --dataset=NAME (ml-100k comes with RecBole).")
         model_class = get_model(model) if isinstance(model, str) else adapt(require_sequential(model, model))
         return model_class.__name__, model_class, str(dataset)
 
@@ -123,12 +123,12 @@ class Config(RecBoleConfig):
     def _get_final_config_dict(self) -> dict[str, Any]:
         final = layers.merge(self.model, self.dataset, self.defaults, self.given)
         if not self._samples_negatives(final) and "train_neg_sample_args" not in self.external_config_dict:
-            final["train_neg_sample_args"] = None  # RecBole's default is to sample them and then to refuse
+            final["train_neg_sample_args"] = None  # RecBole samples them by default and then raises an error
         self.merged = {**copy.deepcopy(final), "model": reference_of(self.model_class)}  # for other processes
         return {**final, "MODEL_TYPE": self.internal_config_dict["MODEL_TYPE"]}
 
     def _samples_negatives(self, final: Mapping[str, Any]) -> bool:
-        """Whether training rows come with sampled negatives where the user says nothing about them."""
+        """Whether training rows have sampled negatives by default."""
         kind = self.model_class.input_type
         if final.get("loss_type") == "CE":
             return False
@@ -142,7 +142,7 @@ class Config(RecBoleConfig):
         folder = dataset_folder(str(final["data_path"]), self.dataset)
         default_path = self.internal_config_dict["data_path"]
         if final["data_path"] != default_path and folder.parent != Path(str(final["data_path"])).expanduser():
-            self._notice(f"There is no {self.dataset} in data_path={final['data_path']!r}; RecBole's copy is used.")
+            self._notice(f"There is no {self.dataset} in data_path={final['data_path']!r}; using RecBole's copy.")
         final["data_path"] = str(folder)
         kind = self.model_class.input_type
         if kind is None and final.get("loss_type") is not None:
@@ -176,8 +176,8 @@ class Config(RecBoleConfig):
             gpus = [str(number) for number in range(wanted)]  # RecBole's default names the first only
         elif len(gpus) != wanted:
             self._notice(
-                f"gpu_id={gpu_id!r} names {len(gpus)} device(s) for {wanted} process(es), each of which takes one: "
-                "--nproc says how many."
+                f"gpu_id={gpu_id!r} names {len(gpus)} device(s) for {wanted} process(es), which use one device "
+                "each: set the number with --nproc."
             )
         gpu = gpus[here.local_rank] if here.local_rank < len(gpus) else "none"
         if not gpu.isdigit() or int(gpu) >= torch.cuda.device_count():
@@ -191,7 +191,7 @@ class Config(RecBoleConfig):
             torch.cuda.set_device(final["device"])
 
     def _processes(self) -> distributed.World:
-        """Which process of how many this is; RecBole's keys are checked, :func:`quick_start.run` acts on them."""
+        """Return this process's place; check RecBole's keys, which :func:`quick_start.run` acts on."""
         final = self.final_config_dict
         if final.get("local_rank") is not None:
             raise ConfigError("local_rank cannot be set: give nproc, or start the processes with torchrun.")
@@ -200,8 +200,8 @@ class Config(RecBoleConfig):
         size = count if final["world_size"] == -1 else final["world_size"]
         if size < offset + count:
             raise ConfigError(
-                f"world_size={size} is too small for nproc={count} processes from group_offset={offset} on: it counts "
-                "the processes of all machines, and group_offset those of the machines before this one."
+                f"world_size={size} is too small for nproc={count} processes from group_offset={offset} on: it is the "
+                "number of processes of all machines, and group_offset that of the machines before this one."
             )
         final["world_size"] = size
         here = distributed.launched()
@@ -209,12 +209,12 @@ class Config(RecBoleConfig):
             return distributed.World()
         if size > 1 and (size, count) != (here.size, here.local_size):
             self._notice(
-                f"nproc={count} and world_size={size} have no effect: {here.size} processes have been started already."
+                f"nproc={count} and world_size={size} have no effect: {here.size} processes are already running."
             )
         return here
 
     def no_effect(self, key: str) -> str | None:
-        """Why setting a parameter would change nothing, with the nearest name; None for one that is read."""
+        """Say why a parameter would have no effect, with the nearest name; None for one that is used."""
         if key in self.model_class.config_keys:
             return None
         return layers.no_effect(key, self.model, self.defaults, self.external_config_dict)
@@ -226,7 +226,7 @@ class Config(RecBoleConfig):
     def _notice(self, text: str) -> None:
         self.notices.append(text)
 
-    # What is shown.
+    # Display.
 
     def __str__(self) -> str:
         """RecBole's long listing, without secrets."""
@@ -258,6 +258,6 @@ class Config(RecBoleConfig):
 
 
 def _declares(model_class: type) -> str:
-    """Name of the class whose section of the schema a class has: its own, or that of what it derives from."""
+    """Return the name of the class whose schema section applies: the class itself or its nearest base."""
     names = [part.__name__ for part in model_class.__mro__]
     return next((name for name in names if name in MODELS), model_class.__name__)

@@ -1,7 +1,7 @@
-"""Which settings apply and whether they may: ``command line > dictionary > user's files > our props > RecBole's``.
+"""Precedence and checks of settings: ``command line > dictionary > user's files > our props > RecBole's``.
 
-Nothing here needs torch or RecBole's code, so that a mistake is said in a fraction of a second.
-:class:`recbole_llm.config.Config` hands the outcome to RecBole.
+Nothing here needs torch or RecBole's code, so that mistakes are reported within a fraction of a second.
+:class:`recbole_llm.config.Config` passes the result to RecBole.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ from recbole_llm.config.types import Share
 from recbole_llm.config.values import load_yaml, nearest, parse_value, plain, without_code_keys
 from recbole_llm.errors import ConfigError
 
-# What RecBole's batch transforms read where `transform` names one, and what each cannot do without.
+# Keys that RecBole's batch transforms read, and the one that each requires.
 TRANSFORM_TYPES: dict[str, Any] = dict.fromkeys(("mask_ratio", "ft_ratio", "eta", "beta"), Share)
 TRANSFORM_NEEDS = {"mask_itemseq": "mask_ratio", "crop_itemseq": "eta", "reorder_itemseq": "beta"}
 LEAVE_ONE_OUT = {"LS": "valid_and_test"}
@@ -34,7 +34,7 @@ NEGATIVES = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic"
 
 @dataclass
 class Given:
-    """What the user set, by where it was said; later ones win.
+    """The user's settings by source; later sources win.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Given:
         Raises
         ------
         ConfigError
-            For a file that cannot be read, a key that is no name, or a value that is nested without end.
+            For a file that cannot be read, a key that is not a string, or a value that is nested too deeply.
         """
         parsed = {
             key: parse_value(value) if isinstance(value, str) and not is_text(str(key)) else value
@@ -76,18 +76,18 @@ class Given:
             given.files.update(without_code_keys(content, dropped))
         for key in dict.fromkeys(key for key in dropped if key not in {**given.dictionary, **given.arguments}):
             given.notices.append(
-                f"{key} lets a model repository run code and does not count from a settings file: give --{key}=True "
-                "on the command line, or in a dictionary, if you trust the repository."
+                f"{key} lets a model repository run code and is ignored in settings files: if you trust the "
+                f"repository, pass --{key}=True on the command line or set it in a dictionary."
             )
         return given
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All of them, the stronger ones on top."""
+        """All settings, merged by precedence."""
         return {**self.files, **self.dictionary, **self.arguments}
 
     def strength(self, key: str) -> int:
-        """0 for a key that is not set, 1 in a file, 2 in a dictionary, 3 on the command line."""
+        """Return 0 for a key that is not set, 1 for one in a file, 2 in a dictionary, 3 on the command line."""
         return max(
             (i for i, each in enumerate((self.files, self.dictionary, self.arguments), 1) if key in each), default=0
         )
@@ -96,24 +96,24 @@ class Given:
 def _plain(settings: Mapping[Any, Any]) -> dict[str, Any]:
     for key in settings:
         if not isinstance(key, str):
-            raise ConfigError(f"The key {key!r} of a dictionary of settings is not a name.")
+            raise ConfigError(f"The key {key!r} of a dictionary of settings is not a string.")
     return {key: plain(value, key) for key, value in settings.items()}
 
 
 @dataclass
 class Defaults:
-    """What applies where the user says nothing.
+    """Default settings of a run.
 
     Attributes
     ----------
     values : dict
         Every setting of the run.
     model_keys : set of str
-        Those that the property files of the model name.
+        Keys in the property files of the model.
     types : dict
         Types of all settings.
     section : type, optional
-        Section of the schema that the model has.
+        Section of the schema for the model.
     """
 
     values: dict[str, Any]
@@ -131,7 +131,7 @@ class Defaults:
         of_model : dict
             Settings of the model with their defaults.
         declares : str, optional
-            Model whose section of the schema applies, where it is another: what a class of the user's derives from.
+            Model whose schema section applies, for a user-defined class that derives from it.
         """
         theirs, ours = recbole_root() / "properties", props_dir()
         files = (
@@ -149,7 +149,7 @@ class Defaults:
                 values.update(of_model)
             elif path.is_file():
                 values.update(property_file(path))
-        # RecBole's `load_col` names two ids and no time: a default that suits no sequential model, so not a choice.
+        # RecBole's `load_col` names two ids and no time, which suits no sequential model: not a user's choice.
         own_dataset = ours / "dataset" / f"{dataset}.yaml"
         if not own_dataset.is_file() or "load_col" not in property_file(own_dataset):
             values["load_col"] = None
@@ -157,18 +157,18 @@ class Defaults:
 
 
 def no_effect(key: str, model: str, defaults: Defaults, given: Mapping[str, Any]) -> str | None:
-    """Say why setting a parameter would change nothing, with the nearest name; None for one that is read."""
+    """Say why a parameter would have no effect, with the nearest name; None for one that is used."""
     known = {*defaults.values, *defaults.types, *(TRANSFORM_TYPES if given.get("transform") else ())}
     if key in known:
         return None
     elsewhere = keys_of_models()
     if key in elsewhere:
         if not defaults.model_keys:
-            return None  # a class of the user's own, which may well read it
+            return None  # a user-defined class, which may read it
         others = sorted(elsewhere[key])
         text = f"The parameter {key!r} has no effect on {model}; it belongs to {', '.join(others[:4])}"
         return text + (" and others." if len(others) > 4 else ".")
-    # A key that this model reads is the better guess.
+    # Prefer a key that this model uses.
     hint = nearest(key, known) or nearest(key, elsewhere)
     if not defaults.model_keys:
         return (
@@ -179,7 +179,7 @@ def no_effect(key: str, model: str, defaults: Defaults, given: Mapping[str, Any]
 
 
 def keys_of_models() -> dict[str, list[str]]:
-    """Every parameter of every model's property file, with the models that have it."""
+    """Return the parameters of all models' property files, with the models that have them."""
     keys: dict[str, list[str]] = {}
     for name in known_models():
         for key in property_file(model_file(name)):
@@ -195,9 +195,9 @@ def check(model: str, defaults: Defaults, given: Given, declared: Iterable[str] 
     model : str
     defaults : Defaults
     given : Given
-        Gets notices about keys that other models have.
+        Notices about keys of other models are added to it.
     declared : iterable of str
-        Keys that a class of the user's own reads.
+        Keys that a user-defined class reads.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def check(model: str, defaults: Defaults, given: Given, declared: Iterable[str] 
             continue
         if "is not known" in text and settings.get("allow_unknown_keys") is not True:
             raise ConfigError(
-                f"{text} (`recbole-llm help` lists the parameters; --allow_unknown_keys=True ignores this.)"
+                f"{text} (`recbole-llm help` lists the parameters; --allow_unknown_keys=True makes this a warning.)"
             )
         given.notices.append(text)
     types = {**TRANSFORM_TYPES, **defaults.types}
@@ -227,7 +227,7 @@ def check_value(key: str, value: Any, types: Mapping[str, Any], settings: Mappin
 
 
 def merge(model: str, dataset: str, defaults: Defaults, given: Given) -> dict[str, Any]:
-    """Every setting of the run, before RecBole derives others from them."""
+    """Return all settings of the run, before RecBole derives others from them."""
     settings = given.settings
     final = {**defaults.values, **settings}
     final.pop("config_files", None)
@@ -253,10 +253,10 @@ def merge(model: str, dataset: str, defaults: Defaults, given: Given) -> dict[st
 
 
 def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str, Any]:
-    """Load what is read and nothing else: ids, time, and the item fields that a feature model names.
+    """Return the columns to load: ids, time, and the item fields that a feature model names.
 
-    Of files that the user speaks of otherwise, everything: what ``unload_col`` takes from, those of
-    ``additional_feat_suffix``, and interactions split beforehand, which may have no time.
+    All columns are loaded of files in ``unload_col`` or ``additional_feat_suffix``, and of interactions that are
+    already split, which may have no time.
     """
     item, user = final["ITEM_ID_FIELD"], final["USER_ID_FIELD"]
     columns: dict[str, Any] = {"inter": [user, item, final["TIME_FIELD"]]}
@@ -273,9 +273,9 @@ def _default_columns(final: Mapping[str, Any], model_keys: set[str]) -> dict[str
 
 
 def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: Sequence[str] = ()) -> None:
-    """Fill in what mappings and lists leave out, and check settings against one another; ``final`` is changed.
+    """Complete mappings and lists in place, and check settings against one another.
 
-    ``figures`` of the model may be named by ``valid_metric``, beside the metrics.
+    ``valid_metric`` may also be one of the model's ``figures``.
 
     Raises
     ------
@@ -288,8 +288,8 @@ def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: S
     computed = [f"{metric}@{k}" for metric in final["metrics"] for k in final["topk"]]
     if str(final["valid_metric"]).lower() not in [name.lower() for name in [*computed, *figures]]:
         raise ConfigError(
-            f"valid_metric={final['valid_metric']!r} is not among what metrics and topk ask for: "
-            f"{', '.join(computed)}. Choose one of these, or add to metrics or topk."
+            f"valid_metric={final['valid_metric']!r} is not among the metrics that metrics and topk define: "
+            f"{', '.join(computed)}. Choose one of these, or extend metrics or topk."
         )
     final["eval_args"] = _evaluation_arguments(final["eval_args"])
     negatives = final.get("train_neg_sample_args")
@@ -297,26 +297,28 @@ def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: S
         if final.get("loss_type") == "CE" and "train_neg_sample_args" in given.settings:
             raise ConfigError(
                 f"train_neg_sample_args={negatives!r} contradicts loss_type='CE', which uses every item: drop it, or "
-                "set loss_type=BPR where the model has it."
+                "set loss_type=BPR if the model supports it."
             )
         final["train_neg_sample_args"] = {**NEGATIVES, **negatives}
     _check_protocol(final, defaults, given)
     needed = TRANSFORM_NEEDS.get(final["transform"])
     if needed is not None and final.get(needed) is None:
-        raise ConfigError(f"transform={final['transform']!r} needs {needed}, a share from 0 to 1: add --{needed}=0.2.")
+        raise ConfigError(
+            f"transform={final['transform']!r} needs {needed}, a share from 0 to 1: pass --{needed}=0.2, for example."
+        )
     text = defaults.section.contradiction(final) if defaults.section else None
     if text is not None:
         raise ConfigError(f"{text}.")
     same = given.strength("warmup_ratio") == given.strength("warmup_updates") > 0
     if same and final["warmup_updates"] and final["warmup_ratio"]:
         raise ConfigError(
-            f"warmup_ratio={final['warmup_ratio']!r} and warmup_updates={final['warmup_updates']!r} both say how long "
-            "the warm-up is: drop one of them."
+            f"warmup_ratio={final['warmup_ratio']!r} and warmup_updates={final['warmup_updates']!r} both set the "
+            "length of the warm-up: drop one of them."
         )
 
 
 def _evaluation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """``eval_args`` with what is left out filled in."""
+    """Return ``eval_args`` with defaults for missing entries."""
     full: dict[str, Any] = {
         "split": dict(LEAVE_ONE_OUT),
         "order": "TO",
@@ -334,7 +336,7 @@ def _check_protocol(final: dict[str, Any], defaults: Defaults, given: Given) -> 
     protocol, split = final["protocol"], final["eval_args"]["split"]
     if protocol == "loo" and split != LEAVE_ONE_OUT:
         raise ConfigError(
-            f"protocol=loo contradicts eval_args.split={split!r}: drop one of them (protocol=eval_args takes the "
+            f"protocol=loo contradicts eval_args.split={split!r}: drop one of them (protocol=eval_args uses the "
             "split of eval_args)."
         )
     if protocol != "temporal_session":
@@ -344,7 +346,7 @@ def _check_protocol(final: dict[str, Any], defaults: Defaults, given: Given) -> 
         return
     if split != LEAVE_ONE_OUT:
         raise ConfigError(
-            f"protocol=temporal_session makes a split of its own, and eval_args.split={split!r} asks for another: "
+            f"protocol=temporal_session defines the split itself, and eval_args.split={split!r} contradicts it: "
             "leave split out of eval_args, or set protocol=eval_args."
         )
     fold, folds = final["temporal_session_fold"], final["temporal_session_folds"]
@@ -357,7 +359,7 @@ def _check_protocol(final: dict[str, Any], defaults: Defaults, given: Given) -> 
 
 
 def is_comparison(arguments: Mapping[str, Any]) -> bool:
-    """Whether a command line asks for several runs: models, seeds, or a file with a list of either."""
+    """Whether a command line requests several runs: models, seeds, or a file with a list of either."""
     if "," in str(arguments.get("model") or "") or {"models", "seeds"} & set(arguments):
         return True
     check_value("config_files", arguments.get("config_files"), Files.types())
@@ -370,7 +372,7 @@ def precheck(
     dictionary: Mapping[str, Any] | None,
     arguments: Mapping[str, Any] | None,
 ) -> None:
-    """Check the settings of a run without importing torch; what needs a class is left to :class:`Config`.
+    """Check the settings of a run without importing torch; checks that need the class are left to :class:`Config`.
 
     Raises
     ------
@@ -389,7 +391,7 @@ def precheck(
 
 
 def _check_dataset(final: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a dataset without a folder, with the nearest one that there is."""
+    """Raise ConfigError for a dataset without a folder, suggesting the nearest existing name."""
     name, data_path = str(final["dataset"]), str(final["data_path"])
     folder = dataset_folder(data_path, name)
     if folder.is_dir():
@@ -398,5 +400,5 @@ def _check_dataset(final: Mapping[str, Any]) -> None:
     known = sorted({entry.name for place in places if place.is_dir() for entry in place.iterdir() if entry.is_dir()})
     raise ConfigError(
         f"There is no dataset {name!r}: no folder {str(folder)!r}.{nearest(name, known)} Set data_path to the folder "
-        "that holds it, or make it with `recbole-llm convert`; ml-100k comes with RecBole."
+        "that contains it, or create it with `recbole-llm convert`; ml-100k comes with RecBole."
     )

@@ -1,7 +1,7 @@
-"""What is said about settings: ``recbole-llm help KEY``, ``recbole-llm models`` and the page ``docs/settings.md``.
+"""Reference of the settings: ``recbole-llm help KEY``, ``recbole-llm models`` and the page ``docs/settings.md``.
 
-``python -m recbole_llm.config.reference docs/settings.md`` writes the page. Types come from the schema, defaults and
-words from the property files and their comments.
+``python -m recbole_llm.config.reference docs/settings.md`` writes the page. Types come from the schema, defaults
+and descriptions from the property files and their comments.
 """
 
 import re
@@ -107,12 +107,12 @@ def _explain_model(name: str) -> str:
     for key, value in _of_model(name).items():
         text = f"{key} = {_shown(value)}  {comments(model_file(name)).get(key, '')}"
         lines.append(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent=" " * 6))
-    lines.append("\nEvery run has the settings of `recbole-llm help` besides.")
+    lines.append("\nThe settings of every run apply as well: see docs/settings.md.")
     return "\n".join(lines) + "\n"
 
 
 def models_table() -> str:
-    """Names for ``--model`` with their papers, what they need and how far they have been checked."""
+    """Return the table of models with their papers, requirements and status."""
     about = property_file(props_dir() / "models.yaml")
     rows = [("model", "paper", "needs", "status")]
     for name in own_models():
@@ -134,11 +134,11 @@ def settings_page() -> str:
         "",
         "Written by `python -m recbole_llm.config.reference docs/settings.md`; do not edit it.",
         "",
-        "Any setting can stand in a YAML file (`--config_files`), in a dictionary, or on the command line as",
+        "Set any of these in a YAML file (`--config_files`), in a dictionary, or on the command line as",
         "`--key=value` or `--key value`; the command line wins over the dictionary, the dictionary over the files,",
-        "and the files over the defaults. Every value is checked before any work, and a key that is not known stops",
-        "the run (`--allow_unknown_keys` makes it a warning). `recbole-llm help KEY` says the same in the terminal.",
-        "`~` is blank.",
+        "and the files over the defaults. All values are checked before a run starts, and an unknown key is an error",
+        "(a warning with `--allow_unknown_keys`). `recbole-llm help KEY` shows the same in the terminal.",
+        "`~` is YAML's null: not set.",
     ]
     for title, sections in (("Every run: RecBole's settings", RECBOLE), ("Every run: our settings", None)):
         lines += ["", f"## {title}"]

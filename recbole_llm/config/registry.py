@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @functools.cache
 def recbole_root() -> Path:
-    """Return the folder of RecBole, found without importing it."""
+    """Return the folder of RecBole without importing it."""
     spec = importlib.util.find_spec("recbole")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("recbole is not installed: pip install --no-deps recbole==1.2.1", name="recbole")
     return Path(spec.submodule_search_locations[0])
 
 
-# Packages whose classes keep no settings beside their modules.
+# Packages whose classes have no settings files beside their modules.
 FOREIGN = frozenset({"builtins", "torch", "recbole", "recbole_llm"})
 
 
 def props_dir() -> Path:
-    """Folder of the property files: inside the installed package, or the checkout's ``props/``."""
+    """Return the folder of the property files: inside the installed package, or the checkout's ``props/``."""
     package = Path(__file__).parents[1]
     # An editable install does not see the package_dir mapping of setup.cfg, so it falls back to the checkout.
     for folder in (package / "props", package.parent / "props"):
@@ -42,9 +42,9 @@ def props_dir() -> Path:
 
 
 def property_file(path: Path) -> dict[str, Any]:
-    """One of the property files that ship with RecBole or with us; each is parsed once per process.
+    """Read a property file of RecBole or of this package; each is parsed once per process.
 
-    ``include: [item_loss]`` in one of ours takes over ``props/common/item_loss.yaml``; what the file itself has wins.
+    ``include: [item_loss]`` in one of ours adds ``props/common/item_loss.yaml``; the file itself takes precedence.
     """
     return copy.deepcopy(_parsed_property_file(path))
 
@@ -66,7 +66,7 @@ def included_files(path: Path) -> tuple[Path, ...]:
 
 
 def own_models() -> list[str]:
-    """Names of the models of this package: those with a property file and a module of the lower-case name."""
+    """Return the names of our models: those with a property file and a module of the lower-case name."""
     package = Path(__file__).parents[1] / "model"
     return sorted(
         path.stem for path in (props_dir() / "model").glob("*.yaml") if (package / f"{path.stem.lower()}.py").is_file()
@@ -74,7 +74,7 @@ def own_models() -> list[str]:
 
 
 def stock_models() -> list[str]:
-    """Names of RecBole's sequential models."""
+    """Return the names of RecBole's sequential models."""
     folder = recbole_root() / "model" / "sequential_recommender"
     modules = {path.stem for path in folder.glob("*.py")}
     return sorted(
@@ -83,12 +83,12 @@ def stock_models() -> list[str]:
 
 
 def known_models() -> list[str]:
-    """Names that ``--model`` may have, ours first."""
+    """Return the names that ``--model`` accepts, ours first."""
     return own_models() + stock_models()
 
 
 def model_file(name: str) -> Path:
-    """Property file of a model by name: ours, or RecBole's.
+    """Return the property file of a model by name: ours, or RecBole's.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def model_file(name: str) -> Path:
     hint = f" Did you mean '{module}:{part}'?" if dot else nearest(name, known_models())
     raise ConfigError(
         f"model={name!r} is not known.{hint} Ours: {', '.join(own_models())}. RecBole's: "
-        f"{', '.join(stock_models())}. A class of your own is given as package.module:Class."
+        f"{', '.join(stock_models())}. For your own class, use package.module:Class."
     )
 
 
@@ -123,7 +123,7 @@ def get_model(name: str) -> "type[LLMRecommender]":
     ------
     ConfigError
         For an unknown name (with the nearest one), a RecBole model that is not sequential, or a class that cannot be
-        imported or is no sequential recommender.
+        imported or is not a sequential recommender.
     """
     from recbole_llm.model.base import adapt
 
@@ -156,8 +156,8 @@ def _import_class(reference: str) -> type:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"model={reference!r}: importing {module_name} fails ({error}).") from error
         raise ConfigError(
-            f"model={reference!r}: there is no module {error.name!r} on Python's path or in {Path.cwd()}. Start from "
-            "the folder that holds it, or add that folder to PYTHONPATH."
+            f"model={reference!r}: there is no module {error.name!r} on Python's path or in {Path.cwd()}. Start in "
+            "the folder that contains it, or add that folder to PYTHONPATH."
         ) from error
     except Exception as error:
         raise ConfigError(
@@ -173,15 +173,15 @@ def _import_class(reference: str) -> type:
 
 
 def _refuse_code_of_a_run(reference: str, package: str) -> None:
-    """Refuse a module that lies in a run directory: a run that someone else made must not bring code along."""
+    """Refuse a module that lies in a run directory: a run from someone else must not execute code."""
     spec = importlib.util.find_spec(package) if package not in sys.modules else None
     places = [spec.origin, *(spec.submodule_search_locations or ())] if spec else []
     for place in places:
         for folder in Path(place or "").resolve().parents:
             if (folder / "config.yaml").is_file() and (folder / "model.safetensors").is_file():
                 raise ConfigError(
-                    f"model={reference!r}: {package!r} lies in the run directory {folder}, and what a run directory "
-                    "brings along is not run. If you trust it, copy it to a folder of your own."
+                    f"model={reference!r}: {package!r} lies in the run directory {folder}, and code in run "
+                    "directories is never executed. If you trust it, copy it to another folder."
                 )
 
 
@@ -191,7 +191,7 @@ def require_sequential(found: Any, name: Any) -> type:
 
     if not isinstance(found, type) or getattr(found, "type", None) != ModelType.SEQUENTIAL:
         raise ConfigError(
-            f"model={name!r} is neither a name nor a subclass of recbole_llm's LLMRecommender or RecBole's "
+            f"model={name!r} is neither a model name nor a subclass of recbole_llm's LLMRecommender or RecBole's "
             "SequentialRecommender."
         )
     return found
@@ -209,8 +209,8 @@ def reference_of(cls: type) -> str:
 def default_settings(cls: type) -> dict[str, Any]:
     """Return the settings of a model class with their defaults.
 
-    Ours and RecBole's have a property file. A class of one's own has those of the classes that it derives from, then
-    ``<module>.yaml`` or ``<Class>.yaml`` beside its module, then its class attribute ``defaults``.
+    Ours and RecBole's have a property file. A user-defined class has the settings of its base classes, updated by
+    ``<module>.yaml`` or ``<Class>.yaml`` beside its module, and by its class attribute ``defaults``.
     """
     if _property_name(cls) is not None:
         return _property_settings(cls)
@@ -232,7 +232,7 @@ def _property_settings(cls: type) -> dict[str, Any]:
 
 
 def _property_name(cls: type) -> str | None:
-    """Name of the property file of a class of ours or RecBole's; None for others."""
+    """Return the name of the property file of a class of ours or RecBole's; None for others."""
     package, _, module = cls.__module__.rpartition(".")
     packages = ("recbole_llm.model", "recbole.model.sequential_recommender")
     return cls.__name__ if package in packages and module == cls.__name__.lower() else None
@@ -248,9 +248,9 @@ def _own_settings(cls: type) -> dict[str, Any]:
 
 
 def listed_files(value: Any) -> list[Path]:
-    """``--config_files="a.yaml b.yaml"`` as RecBole's scripts take it.
+    """Split ``--config_files="a.yaml b.yaml"`` as RecBole's scripts do.
 
-    A bare name that is no file here is looked up in ``props/preset`` and ``props/paper``.
+    A bare name without such a file in the current folder is looked up in ``props/preset`` and ``props/paper``.
     """
     names = value.split() if isinstance(value, str) else list(value or [])
     files = []
@@ -264,7 +264,7 @@ def listed_files(value: Any) -> list[Path]:
 
 
 def dataset_folder(data_path: str, dataset: str) -> Path:
-    """``data_path/<dataset>``; for ml-100k the copy inside RecBole where that folder does not exist."""
+    """Return ``data_path/<dataset>``; RecBole's bundled copy if that folder does not exist."""
     folder = Path(data_path).expanduser() / dataset
     bundled = recbole_root() / "dataset_example" / dataset
     if not folder.exists() and bundled.is_dir():

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from recbole_llm.config.values import nearest
 
-# Whole numbers from here on fit no 64 bits, which numpy, torch and files count in.
+# Integers from here on do not fit into 64 bits, as numpy, torch and files need.
 LARGEST = 2**63
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -28,7 +28,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of a number. Infinity is refused unless ``infinite`` is set, NaN always."""
+    """Limits of a number. NaN is never allowed, infinity only with ``infinite``."""
 
     ge: float | None = None
     gt: float | None = None
@@ -55,7 +55,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Rule:
-    """A further condition on a value, and what to give instead where it does not hold."""
+    """A further condition on a value, and what to give instead if it is not met."""
 
     holds: Callable[[Any], bool]
     give: str
@@ -63,20 +63,20 @@ class Rule:
 
 
 def one_of(options: tuple[str, ...]) -> Rule:
-    """Return the rule that text is one of these, whatever its case."""
+    """Return the rule that text is one of these options, ignoring case."""
     return Rule(lambda value: str(value).lower() in options, f"one of {', '.join(options)}", options)
 
 
 @dataclass(frozen=True)
 class Note:
-    """What to say besides when a value is refused."""
+    """Extra text for the message about an invalid value."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Verbatim:
-    """Mark text that is never parsed: it stays text where it looks like a number or a mapping."""
+    """Mark text that is never parsed, even if it looks like a number or a mapping."""
 
 
 def _is_interval(value: str) -> bool:
@@ -91,14 +91,14 @@ NonNegative = Annotated[float, Bounds(ge=0)]
 AboveZero = Annotated[float, Bounds(gt=0)]
 Share = Annotated[float, Bounds(ge=0, le=1)]
 Dropout = Annotated[float, Bounds(ge=0, lt=1)]
-Name = Annotated[str, Rule(lambda value: bool(str(value).strip()), "text that is not blank")]
+Name = Annotated[str, Rule(lambda value: bool(str(value).strip()), "non-empty text")]
 Text = Annotated[str, Verbatim()]
 TextName = Annotated[Name, Verbatim()]
 Interval = Annotated[Text, Rule(_is_interval, 'an interval such as "[5,inf)", or several: "[0,1];[3,4)"')]
 
 
 def shown(value: Any) -> str:
-    """Return a short ``repr``: of what a user typed, however long or deep."""
+    """Return a short ``repr`` of a value, however long or deeply nested."""
     try:
         text = _SHORT.repr(value)
         return text if len(text) <= 200 else f"{text[:197]}..."
@@ -112,22 +112,22 @@ def unwrap(kind: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def members(kind: Any) -> tuple[Any, ...]:
-    """Return the alternatives of a type: of ``X | None`` two, of ``X`` itself."""
+    """Return the alternatives of a type: two for ``X | None``, only ``X`` for ``X``."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def is_optional(kind: Any) -> bool:
-    """Return whether a value may be left blank."""
+    """Return whether a value may be None."""
     return NoneType in members(kind)
 
 
 def is_verbatim(kind: Any) -> bool:
-    """Return whether what is typed on the command line is the value as it stands."""
+    """Return whether text on the command line is taken literally."""
     return any(isinstance(extra, Verbatim) for member in members(kind) for extra in unwrap(member)[1])
 
 
 def problem(value: Any, kind: Any, path: str) -> str | None:
-    """Say what is wrong with a value, in one line; None for a value of this type.
+    """Return one line about what is wrong with a value; None for a value of this type.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def problem(value: Any, kind: Any, path: str) -> str | None:
     kind : type
         An annotation; see the module's docstring.
     path : str
-        What the value is called: ``epochs``, ``eval_args.mode``.
+        Name of the value: ``epochs``, ``eval_args.mode``.
     """
     bare, extras = unwrap(kind)
     if bare is Any:
@@ -225,7 +225,7 @@ def _within(value: Any, extras: tuple[Any, ...]) -> bool:
 
 
 def _invalid(value: Any, kind: Any, path: str) -> str:
-    text = f"invalid value for {path}: {'blank' if value is None else shown(value)} ({instruction(kind)})"
+    text = f"invalid value for {path}: {'null' if value is None else shown(value)} ({instruction(kind)})"
     alternatives = [kind, *members(unwrap(kind)[0])]
     options = [str(option) for member in alternatives for option in _options(member)]
     notes = "".join(f"; {extra.text}" for extra in unwrap(kind)[1] if isinstance(extra, Note))
@@ -242,17 +242,17 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 
 def instruction(kind: Any) -> str:
-    """Say in words what to give: ``choose from 'a', 'b'``, ``give a number above 0``."""
+    """Return what to give instead: ``choose from 'a', 'b'``, ``give a number above 0``."""
     words = describe(kind)
     return words if words.startswith("choose from") else f"give {words}"
 
 
 def describe(kind: Any) -> str:
-    """Describe a type in words, for messages and for the reference."""
+    """Describe a type for messages and for the reference."""
     bare, extras = unwrap(kind)
     if len(members(bare)) > 1:
         parts = [describe(member) for member in members(bare) if member is not NoneType]
-        parts += ["~ (blank)"] if NoneType in members(bare) else []
+        parts += ["~ (null)"] if NoneType in members(bare) else []
         return f"{', '.join(parts[:-1])} or {parts[-1]}" if len(parts) > 1 else parts[0]
     rules = [extra.give for extra in extras if isinstance(extra, Rule)]
     if rules:
@@ -275,5 +275,5 @@ def _noun(kind: Any) -> str:
     if origin is dict:
         entry = get_args(kind)[1]
         return "a mapping" if entry is Any else f"a mapping of names to {describe(entry)}"
-    nouns = {bool: "True or False", int: "a whole number", float: "a number", str: "text", NoneType: "~ (blank)"}
+    nouns = {bool: "True or False", int: "a whole number", float: "a number", str: "text", NoneType: "~ (null)"}
     return nouns.get(kind, str(kind))

@@ -1,4 +1,4 @@
-"""Values that a user typed or wrote: parsed without ``eval``, checked with a message that names the remedy."""
+"""Parsing of values from command line and files: no ``eval``, and messages that name the remedy."""
 
 import ast
 import difflib
@@ -13,11 +13,11 @@ from recbole_llm.errors import ConfigError
 
 # Never printed or written.
 SECRETS = frozenset({"llm_token", "rec_llm_token"})
-# They let a model repository run code: they count from the command line or a dictionary, never from a file.
+# They let a model repository run code: accepted on the command line or in a dictionary, never from a file.
 CODE_KEYS = frozenset({"llm_trust_remote_code", "rec_llm_trust_remote_code"})
-# Of a list or mapping: far beyond any use, far below what Python's stack and a computer's memory bear.
+# Limits of a list or mapping: far above any real use, far below the limits of Python's stack and of memory.
 DEEPEST, MOST_VALUES = 30, 100_000
-# What PyYAML raises for a tag whose value is none, `!!bool maybe` or `!!timestamp x`, beside its own errors.
+# What PyYAML raises, besides its own errors, for invalid tagged values such as `!!bool maybe` or `!!timestamp x`.
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -53,7 +53,7 @@ class ParameterLoader(yaml.SafeLoader):
         return self.construct_sequence(node, deep=True)
 
 
-# Not generators, as SafeLoader's are: a node that contains itself is then found out.
+# Not generators, unlike SafeLoader's, so that a node that contains itself is detected.
 ParameterLoader.add_constructor("tag:yaml.org,2002:map", ParameterLoader._mapping)
 ParameterLoader.add_constructor("tag:yaml.org,2002:seq", ParameterLoader._sequence)
 ParameterLoader.yaml_implicit_resolvers = {}
@@ -78,7 +78,7 @@ for _tag, _pattern, _first in (
 
 
 class ParameterDumper(yaml.SafeDumper):
-    """Writes what :class:`ParameterLoader` reads back: it quotes ``None`` and ``1e-3`` where they are text."""
+    """Dumper whose output :class:`ParameterLoader` reads back: it quotes text such as ``None`` and ``1e-3``."""
 
     yaml_implicit_resolvers = {
         char: ParameterLoader.yaml_implicit_resolvers.get(char, [])
@@ -88,7 +88,7 @@ class ParameterDumper(yaml.SafeDumper):
 
 
 def parse_value(text: str) -> Any:
-    """Turn what a user typed into a value, without evaluating code.
+    """Parse what a user typed into a value, without evaluating code.
 
     Python literals first (``None``, ``(0,1)``, ``['a']``), then YAML's numbers, truth values, lists and mappings
     (``true``, ``1e-3``, ``{LS: valid_and_test}``), else the text itself: ``[0,inf)``, ``{movie_title}``, ``a: b # c``.
@@ -115,7 +115,7 @@ def parse_value(text: str) -> Any:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one settings file; ConfigError names the file, and the line where YAML gives one."""
+    """Read one settings file; ConfigError names the file and, for invalid YAML, the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -129,7 +129,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
             f"The settings file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}"
         ) from error
     except (RecursionError, *_MALFORMED) as error:
-        what = "is nested too deeply" if isinstance(error, RecursionError) else f"has a value that is none: {error}"
+        what = "is nested too deeply" if isinstance(error, RecursionError) else f"has an invalid value: {error}"
         raise ConfigError(f"The settings file {str(path)!r} {what}.") from error
     if content is None:
         return {}
@@ -139,18 +139,18 @@ def load_yaml(path: Path) -> dict[str, Any]:
         )
     for key in content:
         if not isinstance(key, str):
-            raise ConfigError(f"The settings file {str(path)!r} has the key {key!r}, which is no name; quote it.")
+            raise ConfigError(f"The settings file {str(path)!r} has the key {key!r}, which is not a string; quote it.")
     return {key: plain(value, f"{key} in {str(path)!r}") for key, value in content.items()}
 
 
 def plain(value: Any, name: str) -> Any:
-    """Copy a value that a user gave, numpy's numbers as Python's.
+    """Copy a user's value, converting numpy scalars to Python's.
 
     Raises
     ------
     ConfigError
-        For a list or mapping that contains itself, is nested deeply, or holds more values than anybody writes (a few
-        lines of YAML aliases can stand for billions).
+        For a list or mapping that contains itself, is nested deeply, or holds far too many values (a few lines of
+        YAML aliases can expand to billions).
     """
     return _plain(value, name, DEEPEST, [MOST_VALUES])
 
@@ -171,7 +171,7 @@ def _plain(value: Any, name: str, levels: int, left: list[int]) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"``, or nothing where no known name is close; a difference of case is closest."""
+    """Return ``" Did you mean 'x'?"``, or "" if no known name is close; names that differ in case come first."""
     known = list(known)
     same = [other for other in known if other.lower() == name.lower()]
     close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -179,7 +179,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def choice(config: Any, key: str, allowed: Sequence[Any]) -> Any:
-    """``config[key]``, or ConfigError with the allowed values."""
+    """Return ``config[key]``; raise ConfigError with the allowed values for any other."""
     value = config[key]
     if value not in allowed:
         hint = nearest(str(value), [str(option) for option in allowed])

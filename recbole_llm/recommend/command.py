@@ -113,7 +113,7 @@ def recommend_main(argv: Sequence[str]) -> int:
         + (f", written to {out}" if out is not None else "")
     )
     if total is not None and lists < total:
-        logging.getLogger().warning(f"{total - lists} users have no item left that could be recommended.")
+        logging.getLogger().warning(f"{total - lists} users have no item left to recommend.")
     return 0
 
 
@@ -219,8 +219,8 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpar
         if key not in SETTINGS:
             options = [name.removeprefix("--") for action in parser._actions for name in action.option_strings]
             raise ConfigError(
-                f"--{key} has no place here.{nearest(key, [*SETTINGS, *options])} A run keeps the settings that it "
-                f"was trained with; {parser.prog} --help lists what can be given."
+                f"--{key} is not an option here.{nearest(key, [*SETTINGS, *options])} A run keeps the settings it was "
+                f"trained with; {parser.prog} --help lists the options."
             )
     return given, settings
 

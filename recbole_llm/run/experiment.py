@@ -186,7 +186,7 @@ def _experiment(
     logger.debug(config)
     weights = Path(config["init_from"]) / checkpoint.WEIGHTS if config["init_from"] else None
     if weights is not None and not weights.is_file():
-        raise CheckpointError(f"init_from={config['init_from']!r} is no run directory: there is no {weights}.")
+        raise CheckpointError(f"init_from={config['init_from']!r} is not a run directory: it has no {weights}.")
     controls.refuse_without_text(config)
     _check_timing(config)
     with meter.phase("model"):

@@ -78,7 +78,7 @@ def write_settings(file: Path, settings: Mapping[str, Any], comment: str = "") -
 def settings_of(run_dir: Path) -> dict[str, Any]:
     """Read the settings of a run directory from its ``config.yaml``."""
     if not (run_dir / "config.yaml").is_file():
-        raise CheckpointError(f"{run_dir} is no run directory: there is no config.yaml in it.")
+        raise CheckpointError(f"{run_dir} is not a run directory: it has no config.yaml in it.")
     return load_yaml(run_dir / "config.yaml")
 
 

@@ -164,7 +164,9 @@ class StudyOptions:
         if self.tool != "Ray":
             for key in ("ray_address", "parallel", "cpus_per_trial", "gpus_per_trial"):
                 if getattr(self, key) is not None:
-                    raise ConfigError(f"{key}={getattr(self, key)!r} is for trials under Ray: add --tool=Ray.")
+                    raise ConfigError(
+                        f"{key}={getattr(self, key)!r} applies to trials under Ray only: add --tool=Ray."
+                    )
 
     @classmethod
     def names(cls) -> list[str]:

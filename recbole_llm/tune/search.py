@@ -115,7 +115,7 @@ def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
 def _check_names(options: Mapping[str, Any]) -> None:
     for key in options:
         if key not in StudyOptions.names():
-            raise ConfigError(f"{key!r} is no option of a study.{nearest(key, StudyOptions.names())}")
+            raise ConfigError(f"{key!r} is not an option of a study.{nearest(key, StudyOptions.names())}")
 
 
 def _study(model: str | type, base: Config, space: list[Parameter], options: StudyOptions) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def _open(folder: Path, notes: dict[str, Any]) -> None:
 def _read_notes(folder: Path) -> dict[str, Any]:
     file = folder / "study.json"
     if not file.is_file():
-        raise CheckpointError(f"{folder} is no study: there is no study.json in it.")
+        raise CheckpointError(f"{folder} is not a study: it has no study.json in it.")
     try:
         notes = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -259,7 +259,7 @@ def _parse(name: str, kind: str, text: str, where: str) -> Parameter:
     whole |= kind == "qloguniform" and step >= 1 and step.is_integer()
     parameter = Parameter(name, kind, (), low, high, step, whole, where)
     if parameter.ends[0] > parameter.ends[1]:
-        raise ConfigError(f"{where}: there is no multiple of {words[2]} between the bounds.")
+        raise ConfigError(f"{where}: no multiple of {words[2]} between the bounds.")
     return parameter
 
 

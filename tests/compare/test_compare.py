@@ -183,9 +183,9 @@ def test_finished_runs(here, monkeypatch):
 
     with pytest.raises(ConfigError, match="--epochs has no effect on finished runs"):
         compare_runs(paths, {"epochs": 3})
-    with pytest.raises(ConfigError, match="'LRU' is no row. Did you mean 'LRURec'"):
+    with pytest.raises(ConfigError, match="'LRU' is not a row. Did you mean 'LRURec'"):
         compare_runs(paths, {"baselines": ["LRU"]})
-    with pytest.raises(CheckpointError, match="is no run directory"):
+    with pytest.raises(CheckpointError, match="is not a run directory"):
         compare_runs([*paths, "saved"])
 
 

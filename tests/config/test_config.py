@@ -312,9 +312,9 @@ def test_keys_that_only_code_reads_are_known():
         ({"model": "SASRek"}, "model='SASRek' is not known. Did you mean 'SASRec'?"),
         ({"model": "sasrec"}, "Did you mean 'SASRec'?"),
         ({"model": "BPR"}, "model='BPR' is not a sequential recommender"),
-        ({"model": 5}, "model=5 is neither a name nor a subclass"),
-        ({"model": dict}, "is neither a name nor a subclass"),
-        ({"dataset": 1.5}, "invalid value for dataset: 1.5 (give text"),
+        ({"model": 5}, "model=5 is neither a model name nor a subclass"),
+        ({"model": dict}, "is neither a model name nor a subclass"),
+        ({"dataset": 1.5}, "invalid value for dataset: 1.5 (give non-empty text"),
         ({"metrics": ["Recal"]}, "invalid value for metrics[0]: 'Recal' (give one of recall, mrr"),
         ({"metrics": 5}, "invalid value for metrics: 5 (give one of recall"),
         ({"metrics": []}, "a list of names"),
@@ -360,7 +360,7 @@ def test_errors_name_key_value_and_what_is_allowed(settings, says):
 
 
 def test_missing_model_or_dataset():
-    with pytest.raises(ConfigError, match="No model is given: add --model=NAME"):
+    with pytest.raises(ConfigError, match="No model is given: pass --model=NAME"):
         Config(dataset="ml-100k")
     with pytest.raises(ConfigError, match="No dataset is given"):
         Config("SASRec")
@@ -371,10 +371,10 @@ def test_missing_model_or_dataset():
     [
         ("a: [1", "not valid YAML"),
         ("- a\n- b\n", "must hold `key: value` lines, not a list"),
-        ("1: 2\n", "has the key 1, which is no name"),
+        ("1: 2\n", "has the key 1, which is not a string"),
         (
             "llm_revision: 1234567\n",
-            "invalid value for llm_revision: 1234567 (give text that is not blank or ~ (blank)); quote what",
+            "invalid value for llm_revision: 1234567 (give non-empty text or ~ (null)); quote what",
         ),
         (b"a: \xff\xfe", "cannot be read"),
     ],

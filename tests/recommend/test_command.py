@@ -111,7 +111,7 @@ def test_new_users_from_a_file(trained, capsys):
         (["--out=top.xlsx"], "must end in one of .csv"),
         (["--out=/proc/nothing/top.csv"], "cannot be written"),
         (["--userz=all"], "Did you mean 'users'"),
-        (["--epochs=3"], "--epochs has no place here"),
+        (["--epochs=3"], "--epochs is not an option here"),
         (["--allow=i77"], "leave no item"),
         (["--histories=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--histories=x", "--users=u1"], "drop --users"),
@@ -125,7 +125,7 @@ def test_errors(arguments, says, trained, capsys):
 
 def test_a_run_that_is_none(capsys):
     assert main(["recommend", "nowhere"]) == 2
-    assert "nowhere is no run directory" in capsys.readouterr().err
+    assert "nowhere is not a run directory" in capsys.readouterr().err
 
 
 def test_a_failure_leaves_no_file_behind(trained, monkeypatch):

@@ -142,7 +142,7 @@ def test_training_that_has_not_ended(shop, tiny, isolated, capsys):
     assert main(["evaluate", str(run_dir)]) == 2
     assert "its training has not ended. Continue it with" in capsys.readouterr().err
     assert main(["evaluate", "nowhere"]) == 2
-    assert "nowhere is no run directory" in capsys.readouterr().err
+    assert "nowhere is not a run directory" in capsys.readouterr().err
 
 
 # ---- what killed runs leave

@@ -181,7 +181,7 @@ def test_load_run_refuses_other_data_and_unfinished_runs(finished, tmp_path):
     (run_dir / "results.json").unlink()
     with pytest.raises(CheckpointError, match="is not finished.*recbole-llm --resume="):
         load_run(run_dir)
-    with pytest.raises(CheckpointError, match="is no run directory"):
+    with pytest.raises(CheckpointError, match="is not a run directory"):
         load_run(tmp_path / "nowhere")
 
 

@@ -162,7 +162,7 @@ def test_any_range_gives_settings_inside_its_bounds(kind, low, width, step, seed
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("dropout quniform 0.1,0.9,1", "there is no multiple of 1 between the bounds"),
+        ("dropout quniform 0.1,0.9,1", "no multiple of 1 between the bounds"),
         ("dropout uniform", "a.test, line 2: 'dropout uniform' is not `name kind values`"),
         ("dropout unifrom 0,1", "line 2: 'unifrom' is not a kind. Did you mean 'uniform'?"),
         ("dropout uniform 0", "uniform takes 2 numbers"),

@@ -461,7 +461,7 @@ def test_a_folder_holds_one_study(settings, shop):
             config_dict={**settings, "epochs": 0},
             study="mine",
         )
-    with pytest.raises(CheckpointError, match="is no study"):
+    with pytest.raises(CheckpointError, match="is not a study"):
         resume_study("saved/nothing")
     file = shop / "shop.inter"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -530,7 +530,7 @@ def test_the_command_line(settings, capsys):
         ),
         (["--max_evals=0"], "max_evals=0 must be a whole number of at least 1"),
         (["--prune_keep=2"], "prune_keep=2 must be a share"),
-        (["--parallel=2"], "parallel=2 is for trials under Ray: add --tool=Ray"),
+        (["--parallel=2"], "parallel=2 applies to trials under Ray only: add --tool=Ray"),
         (["--output_file=a.result"], "a study writes study.csv"),
         (["--model=SASRec,GRU4Rec"], "a study searches the settings of one model"),
         (["--hidden_size=8"], "hidden_size is searched, but hidden_size=8 is given as well"),

@@ -1,4 +1,4 @@
-"""Every setting, declared once: its type, its range, its choices.
+"""Declarations of all settings: type, range, choices.
 
 What is checked, the help and the reference page come from these declarations. Defaults and comments stand in the
 property files under ``props/``, which the tests compare with the declarations.
@@ -61,7 +61,7 @@ def _declared(model: str | None) -> dict[str, Any]:
 
 @cache
 def types_by_key() -> dict[str, list[Any]]:
-    """Every setting, also of every model, with its types: they may differ between models."""
+    """Return the types of every setting, including all models' settings: they may differ between models."""
     types: dict[str, list[Any]] = {}
     sections: list[type[Section]] = [*general_sections(), Comparison, *MODELS.values()]
     for each in (*(section.types() for section in sections), STOCK_MODELS):
@@ -72,14 +72,14 @@ def types_by_key() -> dict[str, list[Any]]:
 
 
 def is_text(key: str) -> bool:
-    """Return whether a setting's value is text as it stands, also where it looks like a number or a mapping."""
+    """Return whether a setting is literal text, even if it looks like a number or a mapping."""
     return any(is_verbatim(kind) for kind in types_by_key().get(key, ()))
 
 
 def value_problem(
     key: str, value: Any, types: Mapping[str, Any], settings: Mapping[str, Any] | None = None
 ) -> str | None:
-    """Say in one line what is wrong with a value, also inside the settings of an inner model; None if nothing is.
+    """Return one line about what is wrong with a value, also in an inner model's settings; None if nothing is.
 
     Parameters
     ----------

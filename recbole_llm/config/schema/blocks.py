@@ -20,7 +20,7 @@ from recbole_llm.config.types import (
 
 Radius = Annotated[float, Bounds(gt=0, lt=1)]
 AtLeastTwo = Annotated[int, Bounds(ge=2)]
-SomeTexts = Annotated[list[Name], Rule(bool, "a list of texts, one at least")]
+SomeTexts = Annotated[list[Name], Rule(bool, "a non-empty list of texts")]
 Initial = Literal["pretrained", "scratch"]
 Pooling = Literal["auto", "mean", "mean_no_eos", "mean_padded", "cls", "pooler", "last", "sentence"]
 Reduction = Literal["none", "pca", "random_projection", "lda", "autoencoder"]
@@ -35,7 +35,7 @@ Decay = Literal[
     "harmonic_squared",
 ]
 InnerModel = TextName | Annotated[dict[str, Any], InnerSettings("LLMSeqSim")]
-Grid = Share | Annotated[list[Share], Rule(bool, "a list of numbers from 0 to 1, one at least")] | None
+Grid = Share | Annotated[list[Share], Rule(bool, "a non-empty list of numbers from 0 to 1")] | None
 # What trains nothing.
 NoNegatives = Annotated[None, Note("there is nothing to train")]
 
@@ -64,7 +64,7 @@ class ItemText(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Reduced(ItemText):
-    """Fewer columns for the text vectors."""
+    """Dimension reduction of text vectors."""
 
     dim_reduction: Reduction
     reduced_dim: Positive | None
@@ -75,7 +75,7 @@ class Reduced(ItemText):
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptor(Section):
-    """From a text vector to the width of the model."""
+    """Adaptor from text vectors to the model's width."""
 
     adaptor: Literal["none", "linear", "mlp", "moe"] | None
     adaptor_hidden_size: Positive | None
@@ -86,7 +86,7 @@ class Adaptor(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RecLLM(Section):
-    """A second language model; what is blank or absent is that of ``llm``."""
+    """A second language model; missing settings default to those of ``llm``."""
 
     rec_llm: TextName | None
     rec_llm_init: Initial
@@ -113,7 +113,7 @@ class LoRA(Section):
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """Weights of 4 bits that are to learn."""
+        """Report 4-bit weights with full fine-tuning."""
         if settings["tuning"] == "full" and settings["load_in_4bit"]:
             return "load_in_4bit=True: weights of 4 bits cannot be trained. Use tuning=lora"
         return super().contradiction(settings)

@@ -23,7 +23,7 @@ Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(Section):
-    """What is trained and tested on, and how results are counted."""
+    """Data split, ranking protocol and metrics."""
 
     protocol: Literal["eval_args", "loo", "temporal_session"]
     temporal_session_test_ratio: Annotated[float, Bounds(gt=0, lt=1)]
@@ -46,7 +46,7 @@ class Protocol(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Section):
-    """What is read, and what one training row is."""
+    """Data files, item texts and training rows."""
 
     encoding: Name | None
     cold_items: Annotated[float, Bounds(ge=0, lt=1)]
@@ -63,7 +63,7 @@ class Data(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel(Section):
-    """The language model that reads item texts: which one, from where and in which type."""
+    """The language model that reads item texts: name, source and dtype."""
 
     llm: TextName
     llm_revision: TextName | None
@@ -78,7 +78,7 @@ class LanguageModel(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Section):
-    """Optimisation beyond RecBole's keys, and what a run starts from."""
+    """Optimisation settings that RecBole lacks, initial weights and resuming."""
 
     amp: Literal["bf16", "fp16"] | None
     accumulate_grad_batches: Positive
@@ -95,7 +95,7 @@ class Training(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Processes(Section):
-    """Several processes, a device each."""
+    """Distributed training: several processes with one device each."""
 
     nproc: Positive
     world_size: Literal[-1] | Positive
@@ -110,7 +110,7 @@ class Processes(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Smoke(Section):
-    """A run with few users and a tiny random language model: does a configuration work?"""
+    """Quick check of a configuration with few users and a tiny random language model."""
 
     smoke: bool
     smoke_users: Positive
@@ -120,7 +120,7 @@ class Smoke(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Section):
-    """Which settings files are read, and what becomes of keys that nothing reads."""
+    """Settings files and unknown keys."""
 
     config_files: Text | list[Any] | None
     allow_unknown_keys: bool

@@ -1,4 +1,4 @@
-"""Settings of our models: one section a model, named after it.
+"""Settings of our models: one section per model, named after it.
 
 Defaults and comments: ``props/model/<Model>.yaml`` and, for shared blocks, ``props/common/``.
 """
@@ -67,7 +67,7 @@ class TextTable(Reduced, Adaptor, ItemLoss):
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
         """Report the authors' padding in RecBole's network."""
         if settings["paper_unmasked_padding"] and settings["backbone"] != "paper":
-            return "paper_unmasked_padding=True is the authors' network's: it needs backbone=paper"
+            return "paper_unmasked_padding=True needs the authors' network: set backbone=paper"
         return super().contradiction(settings)
 
 
@@ -102,7 +102,7 @@ class LLM2BERT4Rec(LLM2SASRec):
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """No copy of a sequence at all."""
+        """Report settings that leave no training sequence."""
         if settings["n_mask_copies"] == settings["n_last_copies"] == 0:
             return "n_mask_copies=0 and n_last_copies=0 leave nothing to train on"
         return super().contradiction(settings)
@@ -133,7 +133,7 @@ class LRURec(ItemLoss):
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """Radii of a ring without an inside."""
+        """Report r_min that is not below r_max."""
         if not settings["r_min"] < settings["r_max"]:
             return f"r_min={settings['r_min']} must be below r_max={settings['r_max']}"
         return super().contradiction(settings)
@@ -208,7 +208,7 @@ class LlamaRec(LoRA):
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """Fewer negatives than candidates, or candidates that are not retrieved."""
+        """Report a pool smaller than the candidates, and sampled evaluation."""
         pool, candidates = settings["negative_pool"], settings["n_candidates"]
         if settings["train_negatives"] == "retriever" and pool < candidates:
             return f"negative_pool={pool} must be at least n_candidates={candidates}"
@@ -217,7 +217,7 @@ class LlamaRec(LoRA):
 
 @dataclass(frozen=True, kw_only=True)
 class LLMSeqPrompt(LoRA, RecLLM, ItemText):
-    """A causal language model that writes titles."""
+    """A causal language model that generates titles."""
 
     variant: Literal["genitem", "genlist", "classify", "rank"]
     list_length: Positive
@@ -261,7 +261,7 @@ class LLMSeqPrompt(LoRA, RecLLM, ItemText):
 
 @dataclass(frozen=True, kw_only=True)
 class Generative(Section):
-    """A T5 that writes the code of an item: P5, POD and LightLM."""
+    """A T5 that generates item codes: P5, POD and LightLM."""
 
     valid_figures = ("loss",)
 
@@ -282,7 +282,7 @@ class Generative(Section):
     target_prefix: str | None
     templates: SomeTexts
     test_template: Count | Name
-    separators: Annotated[list[str], Rule(bool, "a list of texts, one at least")]
+    separators: Annotated[list[str], Rule(bool, "a non-empty list of texts")]
     topn_templates: SomeTexts
     topn_test_template: Count | Name
     soft_prompts: Count
@@ -310,7 +310,7 @@ class Generative(Section):
         """Report lists longer than the beams can fill."""
         beams, longest = settings["beams"], max(settings["topk"])
         if settings["head"] == "decoder" and settings["decoding"] != "exact" and beams < longest:
-            return f"beams={beams} give no list of topk={longest} items; set beams={longest} or more"
+            return f"beams={beams} cannot fill a list of topk={longest} items; set beams={longest} or more"
         return super().contradiction(settings)
 
 

@@ -255,7 +255,7 @@ STOCK_EXCEPTIONS: dict[tuple[str, str], Any] = {
 
 
 def derived_types(defaults: Mapping[str, Any], stock_model: str | None = None) -> dict[str, Any]:
-    """Types of settings that no section declares, from their defaults.
+    """Infer the types of settings that no section declares from their defaults.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a section of the schema is: a dataclass whose annotations are the types of settings."""
+"""Sections of the schema: dataclasses whose annotations are the types of settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ SectionT = TypeVar("SectionT", bound="Section")
 class Section:
     """Settings that belong together, by the names that files and the command line use.
 
-    Defaults and their comments stand in ``props/``; here is what a value may be.
+    Defaults and their comments are in ``props/``; types are declared here.
 
     >>> @dataclass(frozen=True, kw_only=True)
     ... class Optimizer(Section):
@@ -33,7 +33,7 @@ class Section:
 
     @classmethod
     def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
-        """Say which settings contradict one another; None if none do."""
+        """Return a message about settings that contradict one another; None if none do."""
         return None
 
     @classmethod

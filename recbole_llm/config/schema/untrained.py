@@ -1,4 +1,4 @@
-"""Settings of our models that are not trained, one section a model, named after it."""
+"""Settings of our models without training: one section per model, named after it."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -58,9 +58,9 @@ class EmbeddingEnsemble(Untrained):
     second_model: InnerModel
     ensemble_mode: Literal["rank", "confidence"]
     cutoff: Count
-    cutoff_grid: Count | Annotated[list[Count], Rule(bool, "a list of whole numbers, one at least")] | None
+    cutoff_grid: Count | Annotated[list[Count], Rule(bool, "a non-empty list of whole numbers")] | None
     confidence: Annotated[float, Bounds(ge=-1, le=1)]
-    confidence_grid: Annotated[list[float], Rule(bool, "a list of numbers, one at least")] | float | None
+    confidence_grid: Annotated[list[float], Rule(bool, "a non-empty list of numbers")] | float | None
     confidence_kind: Literal["score", "quantile"]
     list_length: Positive
 
