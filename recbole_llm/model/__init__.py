@@ -1,4 +1,4 @@
-"""One model a file, readable next to its paper: ``from recbole_llm.model import LLM2SASRec``."""
+"""One model per file, readable next to its paper: ``from recbole_llm.model import LLM2SASRec``."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""The model contract: everything that the rest of the package may ask of a model, with a default for each.
+"""The model contract: everything that the rest of the package may use of a model, with a default for each.
 
-A model of one's own subclasses :class:`LLMRecommender` and overrides what differs; ``docs/add-a-model.md`` is the
-check-list and :func:`recbole_llm.testing.check_model` the test suite. RecBole's own models meet the contract through
+A custom model subclasses :class:`LLMRecommender` and overrides what differs; ``docs/add-a-model.md`` is the
+checklist and :func:`recbole_llm.testing.check_model` the test suite. RecBole's own models meet the contract through
 :func:`adapt`, which derives a class and leaves RecBole untouched.
 """
 
@@ -26,7 +26,7 @@ TRAIN_STAGE = "train"
 
 
 class LLMRecommender(SequentialRecommender):
-    """Base class of the models of this package, and of one's own.
+    """Base class of the models of this package and of custom models.
 
     A model scores in one of two ways. Either it sets ``scores_are_products = True`` and gives :meth:`user_vectors` and
     :meth:`catalogue_vectors`; scores, :meth:`predict` and serving by vectors follow. Or it overrides
@@ -51,10 +51,10 @@ class LLMRecommender(SequentialRecommender):
     """Settings of the model and their default values; over those of a YAML file beside its module."""
 
     config_keys: ClassVar[Sequence[str]] = ()
-    """Further keys that the model reads and that have no default; they are then not reported as unknown."""
+    """Additional keys that the model reads, without default; they are not reported as unknown."""
 
     input_type: ClassVar[InputType | None] = InputType.POINTWISE
-    """POINTWISE: no negatives are sampled unless ``train_neg_sample_args`` asks for them. PAIRWISE: every training row
+    """POINTWISE: no negatives are sampled unless ``train_neg_sample_args`` enables them. PAIRWISE: every training row
     comes with a sampled negative item, as RecBole's BPR models read it. None: ``loss_type`` decides, as in RecBole."""
 
     train_view: ClassVar[str] = "prefix"
@@ -76,7 +76,7 @@ class LLMRecommender(SequentialRecommender):
         raise ConfigError(f"{type(self).__name__} has nothing to train: set epochs=0.")
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
-        """Return how many targets the mean of :meth:`calculate_loss` was over; by default one a row.
+        """Return how many targets :meth:`calculate_loss` averaged over; by default one per row.
 
         Gradients of several processes and accumulated batches are weighted by it. It is called after
         :meth:`calculate_loss` of the same batch.
@@ -87,7 +87,7 @@ class LLMRecommender(SequentialRecommender):
     """Number of tokens that a language model has read so far, for the pace in the log; 0: not counted."""
 
     def batch_costs(self) -> tuple[torch.Tensor, int] | None:
-        """Return what makes rows long, so that batches hold rows of similar length; None: batch in any order.
+        """Return the cost of items in a row, so that rows of similar length are batched; None: batch in any order.
 
         Returns
         -------
@@ -106,17 +106,17 @@ class LLMRecommender(SequentialRecommender):
     are among the model's :attr:`defaults`."""
 
     stages_start_afresh: ClassVar[bool] = False
-    """Whether the best validation score of one stage does not have to be beaten by the next."""
+    """Whether the next stage starts with a fresh best validation score."""
 
     learned_earlier: Sequence[str] = ()
     """Prefixes of the names of parameters that an earlier stage learned and a later one keeps frozen: they belong to
     the checkpoint, unlike other frozen parameters."""
 
     def start_stage(self, name: str) -> None:
-        """Change into a stage of training; the weights are those that the stage starts from."""
+        """Enter a stage of training; the weights are those that the stage starts from."""
 
     def stage_config(self, name: str) -> Any | None:
-        """Return the settings of a stage, with batches, optimizer and view of its own; None: those of the run."""
+        """Return the settings of a stage, with its own batches, optimizer and view; None: those of the run."""
         return None
 
     # ---- Evaluation
@@ -152,7 +152,7 @@ class LLMRecommender(SequentialRecommender):
     ``recbole_llm.evaluator.mask.EXCLUDED`` with the items that it must not choose."""
 
     def start_evaluation(self) -> None:
-        """Reset what :meth:`evaluation_counts` counts; called before every evaluation."""
+        """Reset the counts of :meth:`evaluation_counts`; called before every evaluation."""
 
     def evaluation_counts(self) -> dict[str, int]:
         """Return counts since :meth:`start_evaluation`; the trainer adds up those of all processes."""
@@ -174,22 +174,22 @@ class LLMRecommender(SequentialRecommender):
         raise UnsupportedError(f"{type(self).__name__} has no settings to choose from.")
 
     def choose(self, index: int) -> None:
-        """Take one of :attr:`choices`."""
+        """Use one of :attr:`choices`."""
         raise UnsupportedError(f"{type(self).__name__} has no settings to choose from.")
 
     def describe(self, setting: Any) -> dict[str, Any]:
-        """Return one of :attr:`choices` in the words of the property file."""
+        """Describe one of :attr:`choices` in terms of the property file."""
         raise UnsupportedError(f"{type(self).__name__} has no settings to choose from.")
 
     members: Sequence[Any] = ()
     """Finished models that this one combines (:class:`recbole_llm.model.hybrid.Member`); evaluated beside it."""
 
     def prepare(self, interaction: Interaction) -> Any:
-        """Return what :meth:`scores_of` reads, such as prompts; putting it together is not part of inference time."""
+        """Return the input of :meth:`scores_of`, such as prompts; preparing it does not count as inference time."""
         return interaction
 
     def scores_of(self, prepared: Any, interaction: Interaction) -> torch.Tensor:
-        """Return :meth:`full_sort_predict` of a batch, from what :meth:`prepare` gave."""
+        """Return :meth:`full_sort_predict` of a batch, from the result of :meth:`prepare`."""
         return self.full_sort_predict(interaction)
 
     def input_length(self, interaction: Interaction) -> int:
@@ -212,26 +212,26 @@ class LLMRecommender(SequentialRecommender):
         Raises
         ------
         UnsupportedError
-            If there are none.
+            If the model has none.
         """
         raise UnsupportedError(f"{type(self).__name__} has no vectors of items that could be compared.")
 
     def catalogue_bias(self) -> torch.Tensor | None:
-        """Return what is added to each item's score, shape (n_items,); None: nothing."""
+        """Return the bias of each item's score, shape (n_items,); None: no bias."""
         return None
 
     accepts_new_items: ClassVar[bool] = False
     """Whether :meth:`append_items` is defined."""
 
     def append_items(self, texts: Sequence[str]) -> None:
-        """Grow the catalogue by items that are known by their texts alone; nothing is trained.
+        """Add items to the catalogue by their texts alone, without training.
 
         Raises
         ------
         UnsupportedError
             If the model knows items by their ids only.
         ConfigError
-            If it could, under other settings.
+            If the model could under other settings.
         """
         raise UnsupportedError(f"{type(self).__name__} learns an item from its interactions.")
 
@@ -242,9 +242,9 @@ class LLMRecommender(SequentialRecommender):
 
     @classmethod
     def find_language_models(cls, config: Any) -> None:
-        """Fail early where a language model cannot be had: called before any data is read.
+        """Fail early if a language model is not available; called before any data is read.
 
-        By default, for models with :attr:`needs_item_text`, the keys ``llm`` and, where the model has it, ``rec_llm``.
+        By default checks ``llm`` and, if the model has it, ``rec_llm`` of models with :attr:`needs_item_text`.
         ``auto`` is left to the model's constructor.
 
         Raises
@@ -267,19 +267,19 @@ class LLMRecommender(SequentialRecommender):
         Raises
         ------
         CheckpointError
-            If adapters would be put on another base model.
+            If adapters would be loaded onto another base model.
         """
 
     def provenance(self) -> Mapping[str, Any] | None:
-        """Return what a result must say about language models, texts and vectors; None: there are none."""
+        """Return what a result must report about language models, texts and vectors; None: the model has none."""
         return None
 
     def save_adapter(self, folder: Path) -> None:
-        """Write adapters in PEFT's format into a folder, where the model has any."""
+        """Write adapters in PEFT's format into a folder, if the model has any."""
 
 
 class Reranker(LLMRecommender):
-    """Base class of models that put the candidates of another model, the retriever, into a new order.
+    """Base class of models that rerank the candidates of another model, the retriever.
 
     The candidates of a split are computed once and come with the batches, in the field
     ``recbole_llm.data.candidates.CANDIDATES``: LongTensor of shape (B, ``reranks``), 0 at the end where there are
@@ -302,30 +302,30 @@ class Reranker(LLMRecommender):
         raise NotImplementedError
 
     def retriever_key(self) -> str:
-        """Return a name of the retriever's weights; kept candidates are reused where it is the same."""
+        """Return a key of the retriever's weights; stored candidates are reused while it is unchanged."""
         raise NotImplementedError
 
     def reranks_retrieved_only(self, phase: str) -> bool:
-        """Whether rows whose target is not among the candidates are left to the retriever in a phase."""
+        """Whether to leave rows whose target is not among the candidates to the retriever in a phase."""
         return False
 
 
 class AdaptedRecommender(LLMRecommender):
-    """What a class that knows nothing of the contract says about itself; see :func:`adapt`."""
+    """Defaults of the contract for a class that does not implement it; see :func:`adapt`."""
 
     adapts: ClassVar[type]
-    """The class as it was."""
+    """The original class."""
 
     input_type: ClassVar[InputType | None] = None
     scores_are_products: bool | None = None
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
-        """Return the number of masked positions, which BERT4Rec's loss is a mean over, or one a row."""
+        """Return the number of masked positions, which BERT4Rec's loss averages over, or one per row."""
         masked = vars(self).get("MASK_INDEX")
         return (interaction[masked] > 0).sum() if masked in interaction else len(interaction)
 
     def user_vectors(self, interaction: Interaction) -> torch.Tensor:
-        """Return what the network makes of the histories, shape (B, d)."""
+        """Return the network's output vectors of the histories, shape (B, d)."""
         if list(inspect.signature(self.forward).parameters) != ["item_seq", "item_seq_len"]:
             return super().user_vectors(interaction)
         return self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
@@ -340,8 +340,8 @@ class AdaptedRecommender(LLMRecommender):
 def adapt(cls: type) -> type[LLMRecommender]:
     """Return a class that meets the contract: the class itself, or one derived from it and the defaults.
 
-    What the class defines goes before every default. Name, module, ``state_dict`` and results are those of the class,
-    which is not changed.
+    Definitions of the class take precedence over defaults. Name, module, ``state_dict`` and results are those of the
+    class, which is not modified.
 
     Examples
     --------

@@ -3,7 +3,7 @@
     rank        the first c items of model 1, then the list of model 2
     confidence  the items of model 1 with a score of at least t, then the list of model 2
 
-Repeated items stand once, where they stand first. Both models usually are two settings of LLMSeqSim.
+Repeated items are kept at their first place. Both models usually are two settings of LLMSeqSim.
 """
 
 import math
@@ -38,7 +38,7 @@ class EmbeddingEnsemble(Hybrid):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or a bound on scores that have none.
+        For an invalid value, or a threshold on unbounded scores.
     CheckpointError
         For a run directory on other data or another split.
     """
@@ -61,12 +61,12 @@ class EmbeddingEnsemble(Hybrid):
         elif mode == "confidence" and not _scores_are_cosines(self.members[0].model):
             raise ConfigError(
                 "confidence_kind=score needs scores between -1 and 1 of first_model: LLMSeqSim, similarity=cosine. "
-                "With others take confidence_kind=quantile."
+                "With others use confidence_kind=quantile."
             )
 
     @torch.no_grad()
     def _score_quantiles(self, dataset: HistoryDataset, quantiles: torch.Tensor) -> torch.Tensor:
-        """Scores of the first model that these shares of its lists on training sessions lie below."""
+        """Quantiles of the first model's list scores on training sessions."""
         position = dataset.inter_feat[POSITION]
         last = torch.full((dataset.user_num,), -1).scatter_reduce(
             0, dataset.inter_feat[dataset.uid_field], position, "amax"

@@ -59,7 +59,7 @@ class GenerativeRecommender(LLMRecommender):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or a language model that is no T5.
+        For an invalid value, or a language model that is not a T5.
     """
 
     needs_item_text = True
@@ -142,7 +142,7 @@ class GenerativeRecommender(LLMRecommender):
     # ---- tasks: what the subclasses differ in
 
     def train_tasks(self, config: Any) -> list[str]:
-        """Return the tasks that training takes in turn, each with soft prompts of its own: the evaluated one alone."""
+        """Return the tasks that training takes in turn, each with its own soft prompts: only the evaluated one."""
         return [self.task]
 
     def templates_of(self, config: Any) -> dict[str, list[str]]:
@@ -151,11 +151,11 @@ class GenerativeRecommender(LLMRecommender):
         return {task: list(config[keys[task]]) for task in self.tasks}
 
     def test_template_of(self, config: Any, key: str) -> int | str:
-        """Return the template that is used in evaluation: the number of one, or a text."""
+        """Return the evaluation template: its number, or its text."""
         return config[key]
 
     def n_negatives(self, config: Any) -> int:
-        """Return how many items that a user has not had a training row comes with; 0: none."""
+        """Return the number of unseen items that come with a training row; 0: none."""
         return self.settings.topn_negatives if "topn" in self.tasks and self.task != "topn" else 0
 
     def _negatives(self, config: Any, dataset: Any) -> UnseenNegatives | None:
@@ -178,7 +178,7 @@ class GenerativeRecommender(LLMRecommender):
         return {name: value for name, value in options.items() if value is not None}
 
     def _redraw_digits(self, bound: float) -> None:
-        """Embeddings of number tokens start anew from U(-bound, bound) (LightLM)."""
+        """Reinitialise embeddings of number tokens from U(-bound, bound) (LightLM)."""
         pieces = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
         numbers = [token for token, piece in enumerate(pieces) if piece and piece.lstrip("\u2581").isdigit()]
         table = self.t5.get_input_embeddings().weight
@@ -248,7 +248,7 @@ class GenerativeRecommender(LLMRecommender):
     def prompts(self, interaction: Interaction, task: str | None = None) -> WordPrompts:
         """Return prompts of a batch: a random template each in training, ``test_template`` in evaluation.
 
-        The top-N task shows its candidates, the others the history. ``task``: default the evaluated one.
+        The top-N task shows its candidates, the others the history. ``task`` defaults to the evaluated one.
         """
         task = task or self.task
         if task == "topn":
@@ -280,7 +280,7 @@ class GenerativeRecommender(LLMRecommender):
         ----------
         prompts : WordPrompts
         task : str, optional
-            Whose soft prompts stand before them; default the evaluated one's.
+            Task whose soft prompts come first; default: the evaluated one.
 
         Returns
         -------
@@ -343,7 +343,7 @@ class GenerativeRecommender(LLMRecommender):
         return self._loss(*self.forward(prompts, task), labels, interaction, task)
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
-        """Return how many tokens, or rows, the mean of :meth:`calculate_loss` was over."""
+        """Return how many tokens, or rows, :meth:`calculate_loss` averaged over."""
         return self._weight
 
     def _weight_of(self, labels: torch.Tensor) -> torch.Tensor | float:
@@ -373,7 +373,7 @@ class GenerativeRecommender(LLMRecommender):
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items).
 
-        Items that no beam reached lie far below those that one did, in a seeded order of the user's own; padding and,
+        Items that no beam reached score far below the others, in a seeded order per user; padding and,
         in the top-N task, everything but the candidates is ``-inf``.
         """
         return self.scores_of(self.prepare(interaction), interaction)
@@ -428,7 +428,7 @@ class GenerativeRecommender(LLMRecommender):
         self._loss_weight += weight
 
     def start_evaluation(self) -> None:
-        """Count anew what beams turn out to be."""
+        """Reset the counts of beams."""
         self.counts = DecodingCounts()
         self._loss_sum, self._loss_weight = 0.0, 0.0
 
@@ -440,7 +440,7 @@ class GenerativeRecommender(LLMRecommender):
     def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Rates of invalid, repeated and already-seen beams and of list places by their origin, and the mean ``loss``.
 
-        The loss is there where ``valid_metric`` names it.
+        The loss is included if ``valid_metric`` names it.
         """
         rates = DecodingCounts(dict(counts)).rates() if counts.get("beams") else {}
         weight = counts.get("loss_weight", 0)

@@ -1,4 +1,4 @@
-"""What hybrids share: finished models as members, and settings that are chosen on validation data, not learned.
+"""Base of hybrids: finished models as members, and settings chosen on validation data rather than learned.
 
 A hybrid trains nothing. Its members are run directories, or models that need no training; its weights file holds the
 members' hashes and the chosen setting.
@@ -44,7 +44,7 @@ class Member:
     Raises
     ------
     ConfigError
-        For what is neither, or a model that would have to be trained.
+        For an unknown source, or a model that would have to be trained.
     CheckpointError
         For a run on other data, with another split or with other items; hashes of differing files are named.
     """
@@ -184,7 +184,7 @@ class Hybrid(LLMRecommender):
     sources : list
         Of the members, see :class:`Member`.
     choices : list of list of float
-        Settings to choose from on validation data; of one, that one is taken. A setting is what :meth:`combine` takes.
+        Settings to choose from on validation data; a single one is used as is. :meth:`combine` takes a setting.
     """
 
     reads_excluded = True
@@ -221,13 +221,13 @@ class Hybrid(LLMRecommender):
     # ---- choosing
 
     def full_sort_choices(self, interaction: Interaction) -> Iterator[torch.Tensor]:
-        """Scores (B, n_items) under each of ``choices`` in turn; the members score once."""
+        """Yield scores (B, n_items) under each of ``choices`` in turn; the members score once."""
         parts = self.parts(interaction)
         for setting in self.choices:
             yield self.combine(parts, setting)
 
     def choose(self, index: int) -> None:
-        """Take one of ``choices``."""
+        """Use one of ``choices``."""
         self.setting.copy_(self.choices[index])
 
     # ---- RecBole's interface
@@ -291,7 +291,7 @@ class Hybrid(LLMRecommender):
 
 
 def compose(top: TopList, items: torch.Tensor, chosen: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """Scores of lists that start with chosen items and go on in the order of ``base``.
+    """Scores of lists that start with chosen items and continue in the order of ``base``.
 
     Excluded items stand above as many chosen items as have a smaller score in the model of ``top``, so that a ranking
     without history mask is what that model would give.
@@ -300,7 +300,7 @@ def compose(top: TopList, items: torch.Tensor, chosen: torch.Tensor, base: torch
     ----------
     top : TopList
     items : torch.LongTensor, shape (B, k)
-        The items of ``top`` in the order they shall stand in.
+        The items of ``top`` in the desired order.
     chosen : torch.BoolTensor, shape (B, k)
         Which of ``items``.
     base : torch.Tensor, shape (B, n_items)
@@ -333,7 +333,7 @@ def numbers(
     Raises
     ------
     ConfigError
-        For what is no number between ``low`` and ``high``.
+        For a value that is not a number between ``low`` and ``high``.
     """
     name, values = (key, [config[key]]) if config[grid_key] is None else (grid_key, config[grid_key])
     values = values if isinstance(values, (list, tuple)) else [values]
@@ -341,14 +341,14 @@ def numbers(
     for value in values:
         if type(value) not in allowed or not low <= value <= high:
             kind = "whole number" if whole else "number"
-            raise ConfigError(f"{name}={config[name]!r}: {value!r} is no {kind} between {low} and {high}.")
+            raise ConfigError(f"{name}={config[name]!r}: {value!r} is not a {kind} between {low} and {high}.")
     if not values:
-        raise ConfigError(f"{name}=[] holds nothing to choose from.")
+        raise ConfigError(f"{name}=[] has nothing to choose from.")
     return [[float(value)] for value in values]
 
 
 def session_popularity(dataset: HistoryDataset) -> torch.Tensor:
-    """Share of the training sessions that hold each item, shape (n_items,)."""
+    """Share of the training sessions that contain each item, shape (n_items,)."""
     sessions = dataset.inter_matrix(form="csr")
     sessions.data[:] = 1
     n_sessions = max(1, int((np.diff(sessions.indptr) > 0).sum()))

@@ -7,9 +7,9 @@
     loss = cross-entropy over all items, one target a sequence                    Eq. 6
 
 What the paper leaves open is a switch in props/model/LiteLLM4Rec.yaml; none of it was checked against the authors'
-code. Where H comes from is the business of :mod:`recbole_llm.layer.item_source`.
+code. :mod:`recbole_llm.layer.item_source` computes H.
 
-Ours, beyond the paper: ``rec_llm_attention: causal`` lets a position read those before it only, as a decoder does.
+Beyond the paper: with ``rec_llm_attention: causal`` a position attends only to those before it, as in a decoder.
 Then one pass gives h_u of every prefix, ``train_strategy: all`` trains on whole sequences with a target at every
 position, and the mean of Eq. 4 is a running one. ``head: tied`` scores against H itself (as HLLM does, arXiv
 2409.12740), so that items without interactions are scored and the head costs no weights.
@@ -62,7 +62,7 @@ class LiteLLM4Rec(LLMRecommender):
     Attributes
     ----------
     item_source : ItemSource
-        H; a table of its own in the second stage.
+        H; a separate table in the second stage.
     rec_llm : transformers encoder
         With ``fix_rec_llm`` it is a fixed function: frozen weights, and no dropout inside.
     W_proj : torch.nn.Linear or None
@@ -71,7 +71,7 @@ class LiteLLM4Rec(LLMRecommender):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or switches that contradict each other.
+        For an invalid value, or settings that contradict each other.
     """
 
     needs_item_text = True
@@ -137,7 +137,7 @@ class LiteLLM4Rec(LLMRecommender):
         if self.task == "topn" and (self.causal or self.tied):
             raise ConfigError("task=topn needs the paper's rec_llm_attention=bidirectional and head=projection.")
         if self.tied and config["fix_head"]:
-            raise ConfigError("fix_head=True contradicts head=tied, which has no weights of its own.")
+            raise ConfigError("fix_head=True contradicts head=tied, which has no separate weights.")
         if self.tied and self.item_llm_mode.startswith("joint"):
             raise ConfigError(
                 f"head=tied with item_llm_mode={self.item_llm_mode!r} would run the whole catalogue through the Item "
@@ -187,11 +187,11 @@ class LiteLLM4Rec(LLMRecommender):
         if decoder and not self.causal:
             raise ConfigError(
                 f"rec_llm_attention=bidirectional: {self.rec_resolved.name} is a decoder, which reads from left to "
-                "right. Set rec_llm_attention=causal, or take an encoder as rec_llm."
+                "right. Set rec_llm_attention=causal, or use an encoder as rec_llm."
             )
         if self.causal and reads_ahead(self.rec_llm, self.hidden_size, self.causal_mask):
             raise ConfigError(
-                f"rec_llm_attention=causal: {self.rec_resolved.name} does not heed a causal mask. Take a T5, a "
+                f"rec_llm_attention=causal: {self.rec_resolved.name} does not honour a causal mask. Use a T5, a "
                 "BERT-type encoder or a decoder as rec_llm."
             )
 
@@ -322,7 +322,7 @@ class LiteLLM4Rec(LLMRecommender):
         return functional.cross_entropy(logits, (candidates == target[:, None]).long().argmax(1))
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
-        """Return how many targets the mean of :meth:`calculate_loss` was over."""
+        """Return how many targets :meth:`calculate_loss` averaged over."""
         following = NEXT + self.ITEM_SEQ
         return (interaction[following] > 0).sum() if following in interaction else len(interaction)
 
@@ -338,12 +338,12 @@ class LiteLLM4Rec(LLMRecommender):
 
     @torch.no_grad()
     def append_items(self, texts: Sequence[str]) -> None:
-        """Grow the catalogue by items known by their texts: their vectors are inputs and, as at the start, head rows.
+        """Add items to the catalogue by their texts: their vectors are inputs and, as at the start, head rows.
 
         Raises
         ------
         ConfigError
-            If a head row has nothing to do with the item's vector, or the way from text to vector is gone.
+            If head rows do not depend on item vectors, or texts can no longer be encoded.
         """
         if self.W_proj is not None and self.head_init != "items":
             raise ConfigError(
@@ -358,7 +358,7 @@ class LiteLLM4Rec(LLMRecommender):
         self.W_proj.weight = nn.Parameter(torch.cat([self.W_proj.weight, rows.to(self.W_proj.weight)]))
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapters of the Recommendation LLM in PEFT's format, where it has any."""
+        """Write the adapters of the Recommendation LLM in PEFT's format, if it has any."""
         if self.lora:
             save_adapters(self.rec_llm, {"tuning": "lora"}, folder)
 
@@ -368,13 +368,13 @@ class LiteLLM4Rec(LLMRecommender):
         Raises
         ------
         CheckpointError
-            If its weights are not among those that were saved, and others than then.
+            If its weights were not saved with the run and have changed since.
         """
         if self.lora or self.fix_rec_llm:
             check_base(self.rec_resolved, {"tuning": "lora"}, known["rec_llm"], known["rec_llm_revision"], "rec_llm")
 
     def provenance(self) -> dict[str, Any]:
-        """Return what a result must say about the language models and the texts."""
+        """Return what a result must report about the language models and the texts."""
         return {
             **self.item_source.provenance,
             "rec_llm": self.rec_resolved.label(),

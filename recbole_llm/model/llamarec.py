@@ -1,12 +1,12 @@
-"""LlamaRec (Yue et al., arXiv 2311.02089): a retriever names candidates, a causal language model ranks them.
+"""LlamaRec (Yue et al., arXiv 2311.02089): a retriever selects candidates, a causal language model ranks them.
 
-    c      = first 20 items of the retriever, the user's history left out               Sec. 3.1
+    c      = first 20 items of the retriever, the user's history excluded               Sec. 3.1
     prompt = instruction, titles of the newest 20 items of the history, (A) c_1 ... (T) c_20
     l_i    = logit of letter i behind the prompt, in one pass                            Sec. 3.2.3
     result = the retriever's ranking with c in the order of l
 
 Trained on prompts with the next item among 19 random ones, by cross-entropy on the letter and the end token. Stages:
-``retriever`` (left out where a finished run is given) and ``ranker``.
+``retriever`` (skipped if a finished run is given) and ``ranker``.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ PREFERRED = "meta-llama/Llama-2-7b-hf"
 
 
 class LlamaRec(Reranker):
-    """A retriever and a language model that re-ranks what it finds, as one model.
+    """A retriever and a language model that reranks its candidates, as one model.
 
     Until the stage ``ranker`` begins, the model is its retriever and the language model is not loaded.
 
@@ -81,7 +81,7 @@ class LlamaRec(Reranker):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or a model that cannot rank.
+        For an invalid value, or a model that cannot rank.
     """
 
     train_view = "prefix"
@@ -112,7 +112,7 @@ class LlamaRec(Reranker):
 
     @classmethod
     def find_language_models(cls, config: Any) -> None:
-        """Fail early where the language model cannot be had."""
+        """Fail early if the language model is not available."""
         cls.resolve_llm(config)
 
     @staticmethod
@@ -136,7 +136,7 @@ class LlamaRec(Reranker):
             self.retriever_config = self.retriever.config
             if not np.array_equal(self.retriever.item_tokens, dataset.field2id_token[dataset.iid_field]):
                 raise CheckpointError(
-                    f"retriever={name!r} numbers its items in another way than this run. Train it again with the same "
+                    f"retriever={name!r} numbers its items differently from this run. Train it again with the same "
                     "files and filters."
                 )
             if self.settings.retriever_settings:
@@ -164,7 +164,7 @@ class LlamaRec(Reranker):
     @staticmethod
     def _refuse(inner: Any) -> None:
         if inner.model_class is LlamaRec:
-            raise LlamaRec._not_here("LlamaRec", "has a retriever of its own")
+            raise LlamaRec._not_here("LlamaRec", "has its own retriever")
         if submodel.has_pretraining(inner):
             raise LlamaRec._not_here(inner["model"], "is itself trained in stages")
         if "item" in (inner["load_col"] or {}):
@@ -173,11 +173,11 @@ class LlamaRec(Reranker):
     @staticmethod
     def _not_here(name: str, why: str) -> ConfigError:
         return ConfigError(
-            f"retriever={name!r} {why}. Train it in a run of its own and set retriever to its run directory."
+            f"retriever={name!r} {why}. Train it in a separate run and set retriever to its run directory."
         )
 
     def stage_config(self, name: str) -> Any:
-        """How a stage trains: the retriever as its own property file says, the ranker as ours."""
+        """Return the settings of a stage: the retriever's own property file, or ours for the ranker."""
         return self.retriever_config if name == RETRIEVER else None
 
     def start_stage(self, name: str) -> None:
@@ -198,7 +198,7 @@ class LlamaRec(Reranker):
         )
 
     def train(self, mode: bool = True) -> "LlamaRec":
-        """As ``nn.Module.train``; a retriever that is not trained any more stays in evaluation mode."""
+        """Set the mode as ``nn.Module.train``; a retriever that is no longer trained stays in evaluation mode."""
         super().train(mode)
         if self.ranker is not None:
             self.retriever.eval()
@@ -310,16 +310,16 @@ class LlamaRec(Reranker):
 
     @property
     def reranks(self) -> int:
-        """How many candidates are put into another order."""
+        """Number of candidates to rerank."""
         return self.n_candidates if self.ranker is not None else 0
 
     def reranks_retrieved_only(self, phase: str) -> bool:
-        """Whether users are left out whose target, which this reads, is not among the candidates."""
+        """Whether to skip users whose target, which this reads, is not among the candidates."""
         when = self.settings.skip_users_without_target
         return when == "always" or when == phase
 
     def retriever_key(self) -> str:
-        """Names the retriever's weights, for what is kept of its results."""
+        """Return a key of the retriever's weights, for its stored candidates."""
         return fingerprint(self.retriever)
 
     @torch.no_grad()
@@ -333,8 +333,7 @@ class LlamaRec(Reranker):
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores of the whole catalogue, shape (B, n_items): the retriever's, the candidates' in the ranker's order.
 
-        Candidates come with the batch. Where they do not, they are the retriever's first items that may be
-        recommended.
+        Candidates come with the batch; otherwise they are the retriever's first recommendable items.
         """
         scores = self.retriever_scores(interaction)
         if self.ranker is None:
@@ -374,7 +373,7 @@ class LlamaRec(Reranker):
         Returns
         -------
         torch.Tensor, shape (B, C)
-            Larger is better; ``-inf`` where there is none.
+            Larger is better; ``-inf`` at padding.
         """
         here = candidates > 0
         orders, weight = self.settings.permutations, self.settings.retriever_weight
@@ -396,13 +395,13 @@ class LlamaRec(Reranker):
         return int(prompts.length.max())
 
     def _order(self, number: int, history: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """In which order the candidates are shown, (B, C): a function of row, number and seed, not of the batch."""
+        """Return the order of the candidates in the prompt, (B, C): depends on row, number and seed, not the batch."""
         if number == 0 and not self.settings.shuffle_candidates:
             return torch.arange(candidates.shape[1], device=candidates.device).expand_as(candidates)
         return shuffled(candidates, history, int(self.config["seed"]) * 1_000_003 + number)
 
     def _letter_logits(self, history: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """Logits of the letters, (B, C); ``-inf`` where there is no candidate. Prompts go by length."""
+        """Logits of the letters, (B, C); ``-inf`` where there is no candidate. Prompts are batched by length."""
         prompts = self.composer(history, length, candidates)
         result = torch.empty(candidates.shape, device=candidates.device)
         self.tokens_read += int(prompts.length.sum())
@@ -418,7 +417,7 @@ class LlamaRec(Reranker):
     # ---- what a run keeps
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format, where there is one."""
+        """Write the adapter in PEFT's format, if there is one."""
         if self.ranker is not None:
             save_adapters(self.ranker, self.config, folder)
 
@@ -428,7 +427,7 @@ class LlamaRec(Reranker):
         Raises
         ------
         CheckpointError
-            An adapter on another base model gives other scores.
+            If the adapter would be on another base model, which changes the scores.
         """
         check_base(self.resolved, self.config, known["llm"], known["llm_revision"], "llm")
 

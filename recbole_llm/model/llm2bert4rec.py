@@ -8,7 +8,7 @@
 
 Network, parameter names and initial weights are those of RecBole's BERT4Rec; the sequences that it is trained on are
 not: every batch masks whole sequences anew on the device, ``n_mask_copies`` of each with every item masked with
-probability ``mask_ratio`` and ``n_last_copies`` with the last one alone, and no masked position is passed over.
+probability ``mask_ratio`` and ``n_last_copies`` with only the last one, and no masked position is skipped.
 ``backbone: paper`` is the authors' network: neither LayerNorm nor dropout on the input, positions counted from the
 end, and a dense output layer with the activation of the blocks.
 """
@@ -39,7 +39,7 @@ class LLM2BERT4Rec(LLM2Sequential):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or two that contradict each other.
+        For an invalid value, or two that contradict each other.
     """
 
     has_mask_token = True
@@ -81,7 +81,7 @@ class LLM2BERT4Rec(LLM2Sequential):
         return run_transformer(self.trm_encoder, x, packing, causal=False)
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Through the output layer; (N, d) -> (N, d)."""
+        """Apply the output layer; (N, d) -> (N, d)."""
         if not self.has_head:
             return hidden
         if self.paper:
@@ -91,7 +91,7 @@ class LLM2BERT4Rec(LLM2Sequential):
     def appended(
         self, item_seq: torch.Tensor, length: torch.Tensor, item: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Histories with one more item at the end; what stands too far from it leaves at the front.
+        """Append an item to every history; drop the oldest items beyond the maximum length.
 
         Parameters
         ----------
@@ -111,7 +111,7 @@ class LLM2BERT4Rec(LLM2Sequential):
         return item_seq.gather(1, place), length + 1 - gone
 
     def history_vector(self, table: torch.Tensor, interaction: Interaction) -> torch.Tensor:
-        """Output vector of a mask token behind the history, shape (B, d)."""
+        """Output vector of a mask token after the history, shape (B, d)."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         return self.last(table, *self.appended(item_seq, length, torch.full_like(length, self.mask_token)))
 
@@ -130,11 +130,11 @@ class LLM2BERT4Rec(LLM2Sequential):
         return self.loss_of(table, self.output(hidden[masked]), target)
 
     def loss_weight(self, interaction: Interaction) -> int:
-        """How many masked positions the last :meth:`calculate_loss` was a mean over."""
+        """Return how many masked positions the last :meth:`calculate_loss` averaged over."""
         return self.n_masked
 
     def draw_masks(self, packing: Packing, real: torch.Tensor | None, last_only: torch.Tensor) -> torch.Tensor:
-        """Which positions to mask, bool (N,): at least one a row.
+        """Draw the positions to mask, bool (N,): at least one per row.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class LLM2BERT4Rec(LLM2Sequential):
         real : torch.Tensor, bool, shape (N,), optional
             Positions that are items; default: all.
         last_only : torch.Tensor, bool, shape (B,)
-            Rows whose last position alone is masked.
+            Rows of which only the last position is masked.
         """
         row, end = packing.row(), packing.last()
         masked = (torch.rand(len(row), device=row.device) < self.mask_ratio) & ~last_only[row]

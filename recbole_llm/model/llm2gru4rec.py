@@ -36,7 +36,7 @@ class LLM2GRU4Rec(LLM2Sequential):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or two that contradict each other.
+        For an invalid value, or two that contradict each other.
     """
 
     recbole_has_head = True
@@ -80,7 +80,7 @@ class LLM2GRU4Rec(LLM2Sequential):
             nn.init.zeros_(self.dense.bias)
 
     def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """States of the GRU at every position, shape (N, hidden_size); rows stand in order of length."""
+        """States of the GRU at every position, shape (N, hidden_size); rows are in order of length."""
         x = dropout(functional.embedding(items, table), self.dropout_rate, self.training)
         if x.device.type == "cpu":
             # Step by step over the rows that are long enough: no step for padding.
@@ -93,7 +93,7 @@ class LLM2GRU4Rec(LLM2Sequential):
         return dropout(states, self.dropout_rate, self.training) if self.paper else states
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Through the dense layer; (N, hidden_size) -> (N, embedding_size)."""
+        """Apply the dense layer; (N, hidden_size) -> (N, embedding_size)."""
         if not self.has_head:
             return hidden
         return self.head_act(self.dense(hidden)) if self.paper else self.dense(hidden)

@@ -36,7 +36,7 @@ class LLM2SASRec(LLM2Sequential):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or two that contradict each other.
+        For an invalid value, or two that contradict each other.
     """
 
     def build(self, config: Config) -> None:
@@ -66,5 +66,5 @@ class LLM2SASRec(LLM2Sequential):
         return run_transformer(self.trm_encoder, x, packing, causal=True, pre_norm=self.paper)
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Through the dense layer, where there is one; (N, d) -> (N, d)."""
+        """Apply the dense layer, if there is one; (N, d) -> (N, d)."""
         return self.head_act(self.output_dense(hidden)) if self.has_head else hidden

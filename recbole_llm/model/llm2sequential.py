@@ -1,7 +1,7 @@
 """What LLM2SASRec, LLM2BERT4Rec and LLM2GRU4Rec share: item table, packed batches, output layer, scores.
 
-Only the initial value of the item table tells them from SASRec, BERT4Rec and GRU4Rec (Boz et al., arXiv 2402.01339);
-with ``llm_init: False`` nothing does.
+They differ from SASRec, BERT4Rec and GRU4Rec only in the initial value of the item table (Boz et al., arXiv
+2402.01339); with ``llm_init: False`` in nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ class LLM2Sequential(LLMRecommender):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or two that contradict each other.
+        For an invalid value, or two that contradict each other.
     """
 
     needs_item_text = True
@@ -155,7 +155,7 @@ class LLM2Sequential(LLMRecommender):
         return self._eval_table
 
     def train(self, mode: bool = True) -> "LLM2Sequential":
-        """As ``nn.Module.train``; what was kept of an evaluation ends with it."""
+        """Set the mode as ``nn.Module.train``; drop what an evaluation cached."""
         self._eval_table = None
         return super().train(mode)
 
@@ -190,7 +190,7 @@ class LLM2Sequential(LLMRecommender):
     # ---- training
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """Mean loss over the targets of the batch: one at every position, or one a row in other views."""
+        """Mean loss over the targets of the batch: one at every position, or one per row in other views."""
         table = self.table()
         if NEXT + self.ITEM_SEQ not in interaction:
             return self.loss_of(table, self.history_vector(table, interaction), interaction[self.POS_ITEM_ID])
@@ -202,7 +202,7 @@ class LLM2Sequential(LLMRecommender):
         return self.loss_of(table, self.output(hidden), real.pack(following))
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | int:
-        """How many targets :meth:`calculate_loss` was a mean over: what several processes weigh their gradients by."""
+        """Return how many targets :meth:`calculate_loss` averaged over: the weight of the gradients of a process."""
         length = interaction[self.ITEM_SEQ_LEN]
         return length.sum() if NEXT + self.ITEM_SEQ in interaction else len(length)
 
@@ -225,9 +225,9 @@ class LLM2Sequential(LLMRecommender):
         return self.output_bias
 
     def append_items(self, texts: Sequence[str]) -> None:
-        """Grow the catalogue by items known by their texts, each with the vector that it would have started from."""
+        """Add items to the catalogue by their texts, each with the vector that it would have started from."""
         if self.text is None:
-            raise ConfigError("llm_init=False: this model knows items by their ids only, and a new one by nothing.")
+            raise ConfigError("llm_init=False: this model knows items only by their ids and cannot add new ones.")
         self.item_embedding.append(torch.from_numpy(self.text.encode(texts)))
         if self.output_bias is not None:
             self.output_bias = nn.Parameter(functional.pad(self.output_bias.detach(), (0, len(texts))))
@@ -254,7 +254,7 @@ def transformer_encoder(settings: schema.LLM2SASRec) -> TransformerEncoder:
 
 
 def initialise_transformer(model: nn.Module, std: float, paper: bool) -> None:
-    """Weights as RecBole's SASRec and BERT4Rec draw them, or as Keras does for the authors; biases are 0."""
+    """Initialise weights as RecBole's SASRec and BERT4Rec, or as Keras for the authors' networks; biases are 0."""
     for module in model.modules():
         if isinstance(module, (nn.Embedding, TiedItemTable)):
             assert module.weight is not None

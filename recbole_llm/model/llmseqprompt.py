@@ -5,7 +5,7 @@
     loss     = -mean log p(token of the answer | prompt, tokens before it), LoRA
     list     = items of the sampled answers: by exact name, then by the nearest text embedding or spelling
 
-Behind the list come the other items in the order of LLMSeqSim, which also gives GenList's and Rank's training answers
+After the list come the other items in the order of LLMSeqSim, which also gives GenList's and Rank's training answers
 and Rank's candidates. The papers fine-tune paid models; here any causal language model is.
 """
 
@@ -65,7 +65,7 @@ USUAL_TITLE = 0.9
 
 
 class LLMSeqPrompt(LLMRecommender):
-    """A causal language model that is asked for titles.
+    """A causal language model prompted for titles.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class LLMSeqPrompt(LLMRecommender):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or a model that cannot write.
+        For an invalid value, or a model that cannot generate text.
     """
 
     train_view = "prefix"
@@ -116,7 +116,7 @@ class LLMSeqPrompt(LLMRecommender):
 
     @classmethod
     def find_language_models(cls, config: Any) -> None:
-        """Fail early where the model that writes, or the encoder, cannot be had."""
+        """Fail early if the generating model or the encoder is not available."""
         encoder = LLMSpec.from_config(config, preferred=STAND_IN_LLM)
         if not config["item_vectors"] and encoder.name != "auto":
             resolve_llm(encoder)
@@ -124,7 +124,7 @@ class LLMSeqPrompt(LLMRecommender):
 
     @staticmethod
     def resolve_llm(config: Any) -> Any:
-        """Return the files of the language model that writes."""
+        """Return the files of the generating language model."""
         spec = LLMSpec.from_config(
             {**config.final_config_dict, "llm": None}, key="rec_llm", preferred=STAND_IN_CAUSAL_LM
         )
@@ -181,7 +181,7 @@ class LLMSeqPrompt(LLMRecommender):
         return NearestItems(vectors, encode, self.device)
 
     def _build_clusters(self, config: Any) -> None:
-        """Classify: clusters of the item vectors, and an item that stands for each."""
+        """Cluster the item vectors and choose an item to represent each cluster (Classify)."""
         if self.variant != "classify":
             return
         from sklearn.cluster import KMeans
@@ -275,7 +275,7 @@ class LLMSeqPrompt(LLMRecommender):
     # ---- what is asked and answered
 
     def _similar(self, interaction: Interaction) -> torch.Tensor:
-        """Scores of LLMSeqSim, (B, n_items): ``-inf`` what cannot be named or may not be recommended.
+        """Scores of LLMSeqSim, (B, n_items): ``-inf`` for items that cannot be named or may not be recommended.
 
         Rank never chooses among items of the history, also where they may be recommended.
         """
@@ -284,10 +284,10 @@ class LLMSeqPrompt(LLMRecommender):
         return without(scores, interaction[self.ITEM_SEQ]) if self.variant == "rank" else scores
 
     def teacher(self, interaction: Interaction) -> torch.Tensor:
-        """Answers that training teaches, item ids of shape (B, 1) or (B, list_length); 0 at the end is none.
+        """Answers that training teaches, item ids of shape (B, 1) or (B, list_length); 0-padded at the end.
 
         GenItem: the target. Classify: representatives of the clusters nearest to it. GenList, Rank: LLMSeqSim's first
-        items with the target at rank 1, from where it stood or in the place of the last.
+        items with the target moved to rank 1, or replacing the last item.
         """
         target = interaction[self.POS_ITEM_ID][:, None]
         if self.single:
@@ -361,7 +361,7 @@ class LLMSeqPrompt(LLMRecommender):
         return self._scores(lists, interaction)
 
     def generate(self, interaction: Interaction, candidates: torch.Tensor | None = None) -> list[list[str]]:
-        """Texts that the model answers with, as many to a row as are sampled; prompts of similar length together."""
+        """Generate answers, as many per row as are sampled; prompts of similar length are batched."""
         history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         prompts = self.prompts(history, length, candidates)
         self.tokens_read += int(prompts.length.sum())
@@ -379,7 +379,7 @@ class LLMSeqPrompt(LLMRecommender):
     def _items(
         self, answers: list[list[str]], interaction: Interaction, candidates: torch.Tensor | None
     ) -> list[list[int]]:
-        """Items of answers, best first, and what is counted on the way."""
+        """Return the items of answers, best first, and their counts."""
         left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
         out = [set(row) - {0} for row in left_out.tolist()]
         shown = interaction[self.ITEM_SEQ].tolist()
@@ -433,7 +433,7 @@ class LLMSeqPrompt(LLMRecommender):
     # ---- what is reported
 
     def start_evaluation(self) -> None:
-        """Count anew what answers turn out to be."""
+        """Reset the counts of answers."""
         self.counts: dict[str, int] = {}
         self.writer.tokens = 0
 
@@ -448,7 +448,7 @@ class LLMSeqPrompt(LLMRecommender):
     # ---- what a run keeps
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format, where there is one."""
+        """Write the adapter in PEFT's format, if there is one."""
         save_adapters(self.lm, self.config, folder)
 
     def check_base(self, known: Mapping[str, Any]) -> None:
@@ -457,7 +457,7 @@ class LLMSeqPrompt(LLMRecommender):
         Raises
         ------
         CheckpointError
-            Adapters on another base model answer otherwise.
+            If the adapter would be on another base model, which changes the answers.
         """
         check_base(self.resolved, self.config, known["rec_llm"], known["rec_llm_revision"], "rec_llm")
 

@@ -4,7 +4,7 @@
     s      = sum_r w(r) e_r / sum_r w(r), or the last item's vector   (B, d)
     y_i    = similarity(s, e_i)                                      (B, n_items)
 
-r counts the items of the history from its end, 1 = the last. Items of the history are left out by ``mask_history``.
+r counts the items of the history from its end, 1 = the last. ``mask_history`` excludes items of the history.
 """
 
 from collections.abc import Callable, Sequence
@@ -139,7 +139,7 @@ class LLMSeqSim(LLMRecommender):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or a reduction without what it is fitted on.
+        For an invalid value, or a reduction without the data that it is fitted on.
     """
 
     needs_item_text = True
@@ -222,7 +222,7 @@ class LLMSeqSim(LLMRecommender):
         return functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
 
     def append_items(self, texts: Sequence[str]) -> None:
-        """Grow the catalogue by items known by their texts; the reduction stays as it was fitted."""
+        """Add items to the catalogue by their texts; the fitted reduction stays unchanged."""
         new = self._reduced(self._encode(texts))
         self.item_vectors = torch.cat([self.item_vectors, new.to(self.item_vectors)])
         self.n_items += len(texts)

@@ -1,4 +1,4 @@
-"""LLMSeqSim&Popularity (Boz et al., arXiv 2402.01339): similar items, without the unpopular and, if wanted, the alike.
+"""LLMSeqSim&Popularity (Boz et al., arXiv 2402.01339): similar items, filtered by popularity and diversity.
 
 the 100 items that LLMSeqSim likes best
 less those below the q-quantile of popularity, the least popular first, while more than 20 remain
@@ -21,14 +21,14 @@ from recbole_llm.model.llmseqsim import LLMSeqSim
 
 # Pairs of items whose similarities give the quantile of the diversity step, where a catalogue has more.
 PAIRS = 2_000_000
-# Rows whose candidates' vectors are held at once.
+# Rows whose candidates' vectors are in memory at once.
 ROWS = 64
 
 
 class LLMSeqSimPopularity(Hybrid):
-    """LLMSeqSim's list with unpopular items taken out.
+    """LLMSeqSim's list with unpopular items removed.
 
-    Those taken out are put back behind the others, as far as lists would else be too short. The authors' code does not
+    Removed items are put back at the end where lists would otherwise be too short. The authors' code does not
     say in which order it removes: here the least popular item goes first, of equally popular ones the one lower in the
     list, and what stays keeps its order. Items left out for diversity follow those that stay.
 
@@ -42,7 +42,7 @@ class LLMSeqSimPopularity(Hybrid):
     Raises
     ------
     ConfigError
-        For a value that is not allowed.
+        For an invalid value.
     CheckpointError
         For a run directory on other data or another split.
     """
@@ -85,7 +85,7 @@ class LLMSeqSimPopularity(Hybrid):
         return compose(top, items, kept, scores)
 
     def _removed(self, items: torch.Tensor, there: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
-        """Candidates taken out for their popularity, bool of shape (B, candidates)."""
+        """Candidates removed for their popularity, bool of shape (B, candidates)."""
         popularity = self.popularity[items].masked_fill(~there, torch.inf)
         # From the end of the list, so that a stable sort removes the lower of equally popular items first.
         order = popularity.flip(1).argsort(dim=1, stable=True)
@@ -96,7 +96,7 @@ class LLMSeqSimPopularity(Hybrid):
         return (popularity < threshold) & (turn.flip(1) < can_go)
 
     def _varied(self, items: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """Greedily, from the top: kept candidates less similar than the threshold to all that were taken before."""
+        """Select greedily from the top: keep candidates less similar than the threshold to all those kept before."""
         too_similar = torch.cat(  # (B, candidates, candidates)
             [
                 (vectors := self.unit_vectors[rows]) @ vectors.transpose(1, 2) >= self.diversity

@@ -33,7 +33,7 @@ class LLMSeqSimSequential(Hybrid):
     Raises
     ------
     ConfigError
-        For a value that is not allowed.
+        For an invalid value.
     CheckpointError
         For a run directory on other data or another split.
     """
@@ -52,7 +52,7 @@ class LLMSeqSimSequential(Hybrid):
         self.start_evaluation()
 
     def start_evaluation(self) -> None:
-        """Forget how many users each model served."""
+        """Reset the number of users that each model served."""
         self._served = torch.zeros(2, dtype=torch.long)
 
     def evaluation_counts(self) -> dict[str, int]:
@@ -81,7 +81,7 @@ class LLMSeqSimSequential(Hybrid):
         return torch.where(self.after_popular(interaction, setting)[:, None], popular, unpopular)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """As of the base, but each model scores only the rows that it serves."""
+        """Score as the base class, but each model scores only the rows that it serves."""
         after_popular = self.after_popular(interaction, self.setting)
         scores = torch.empty(len(after_popular), self.n_items, device=after_popular.device)
         for number, (member, rows) in enumerate(zip(self.members, (after_popular, ~after_popular), strict=True)):

@@ -39,7 +39,7 @@ class LRURec(LLMRecommender):
     Raises
     ------
     ConfigError
-        For a value that is not allowed.
+        For an invalid value.
     """
 
     train_view = "sequence"
@@ -85,7 +85,7 @@ class LRURec(LLMRecommender):
         items : torch.LongTensor, shape (B, L), or (N,) with a packing
             From left to right; what follows a position does not change it.
         state : torch.Tensor, complex, shape (B, n_layers, H), optional
-            Where earlier items left off.
+            State after the earlier items.
         packing : Packing, optional
             Which positions of a padded batch the items are.
 
@@ -136,7 +136,7 @@ class LRURec(LLMRecommender):
         return self.item_loss(hidden, self.item_embedding.weight, target, self.item_bias)
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | int:
-        """How many targets :meth:`calculate_loss` was a mean over: what several processes weigh their gradients by."""
+        """Return how many targets :meth:`calculate_loss` averaged over: the weight of the gradients of a process."""
         length = interaction[self.ITEM_SEQ_LEN]
         if NEXT + self.ITEM_SEQ not in interaction:
             return len(length)
@@ -167,7 +167,7 @@ class LRURec(LLMRecommender):
         return torch.stack([functional.pad(states, (0, 0, 1, 0))[row, item_seq_len] for states in layers], dim=1)
 
     def step(self, item: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One more item each, at a cost that does not depend on the length of the history.
+        """Append an item to each history, at a cost independent of the length of the history.
 
         Parameters
         ----------

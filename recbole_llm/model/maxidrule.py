@@ -17,7 +17,7 @@ from recbole_llm.prompt.item_index import Histories, build_item_index
 
 
 class MaxIdRule(LLMRecommender):
-    """Scores items by how soon their number follows the largest number of the history.
+    """Score items by how soon their number follows the largest number of the history.
 
     Parameters
     ----------
@@ -42,6 +42,6 @@ class MaxIdRule(LLMRecommender):
         self.to(self.device)
 
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
-        """Minus the distance from the largest number of the history, going up and round; shape (B, n_items)."""
+        """Minus the distance from the largest number of the history, upwards with wrap-around; shape (B, n_items)."""
         top = self.rank[interaction[self.ITEM_SEQ]].amax(1, keepdim=True)
         return self.mask_padding(-((self.rank - top - 1) % (self.n_items - 1)).float())

@@ -2,13 +2,13 @@
 
 Prompts are sentences with item codes in plain words, and a T5 writes the answer (Sec. 3, appendix):
 
-* 2-1 to 2-6: the history; the answer is the code of the next item. 2-13 is held out of training: the unseen prompt.
+* 2-1 to 2-6: the history; the answer is the code of the next item. 2-13 is excluded from training: the unseen prompt.
 * 2-7 to 2-10: the history and candidates to choose from; the answer is the next item's code.
 * 2-11 and 2-12: the history and an item; the answer is yes or no.
 
 Whole-word embeddings number the words (Sec. 3.2); a training row is drawn as the released code draws it
-(``train_view: p5``). The other task families of the paper (rating, explanation, review, direct) are left out, so that
-a row is not the multi-task model of its tables.
+(``train_view: p5``). The other task families of the paper (rating, explanation, review, direct) are not implemented,
+so results are not those of the multi-task model in its tables.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ class P5(GenerativeRecommender):
 
     @staticmethod
     def _weights(config: Any) -> dict[str, float]:
-        """Share of each kind of prompt in training; kinds without any are left out."""
+        """Share of each kind of prompt in training; kinds with share 0 are omitted."""
         given = dict(config["prompt_weights"])
         unknown = sorted(set(given) - set(KINDS))
         weights = {kind: float(given.get(kind, 0)) for kind in KINDS}
@@ -72,16 +72,16 @@ class P5(GenerativeRecommender):
         return templates
 
     def test_template_of(self, config: Any, key: str) -> int | str:
-        """Return the template that is used in evaluation; ``unseen`` is the one that training never shows."""
+        """Return the evaluation template; ``unseen`` is the one not used in training."""
         chosen = super().test_template_of(config, key)
         return str(config["unseen_template"]) if chosen == UNSEEN else chosen
 
     def n_negatives(self, config: Any) -> int:
-        """Return how many items beside the target there are to choose from, or to ask about."""
+        """Return how many items besides the target there are to choose from, or to ask about."""
         return max(int(config["choice_candidates"]) - 1 if "choice" in self.kinds else 0, int("yes_no" in self.kinds))
 
     def training_rows(self, interaction: Interaction, task: str) -> tuple[WordPrompts, torch.Tensor]:
-        """Return prompts of a random kind each, and the tokens of their answers, (B, T), -100 behind their end."""
+        """Return prompts, each of a random kind, and the tokens of their answers, (B, T), -100 after their end."""
         if len(self.kinds) == 1:
             return super().training_rows(interaction, task)
         target = interaction[self.POS_ITEM_ID]

@@ -1,9 +1,9 @@
 """POD (Li, Zhang and Chen, CIKM 2023): prompt distillation, its sequential and top-N tasks.
 
-Trained vectors stand before the words of a prompt, each task with its own; discrete templates are mixed in during
+Trained vectors precede the words of a prompt, separate ones for each task; discrete templates are mixed in during
 training, and only the bare form, ``user_1 item_2 item_3``, is left at test time. Batches alternate between the tasks.
 Whole-word embeddings number users and items, all pieces of one alike. A training row is a random segment of a history
-(``train_view: segment``). Explanations are left out.
+(``train_view: segment``). Explanations are not implemented.
 """
 
 from typing import Any
@@ -30,8 +30,7 @@ class POD(GenerativeRecommender):
         tasks = list(dict.fromkeys(config["train_tasks"] or [self.task]))
         if self.task not in tasks:
             raise ConfigError(
-                f"train_tasks={tasks!r} leaves out the task that is evaluated: add {self.task}, or set task to one of "
-                "them."
+                f"train_tasks={tasks!r} lacks the evaluated task: add {self.task}, or set task to one of them."
             )
         return tasks
 

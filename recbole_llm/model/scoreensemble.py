@@ -2,7 +2,7 @@
 
     y = sum_m w_m norm(y_m)                     (B, n_items)
 
-EnsRec was read as far as its abstract; norms, weights and how they are chosen are ours.
+Only the abstract of EnsRec was available; norms, weights and their selection are ours.
 """
 
 import itertools
@@ -80,7 +80,7 @@ class ScoreEnsemble(Hybrid):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or members that are none.
+        For an invalid value, or invalid members.
     CheckpointError
         For members that were trained on other data or another split.
     """
@@ -148,5 +148,5 @@ def _weights(config: Config, count: int) -> list[list[float]]:
                 + "."
             )
     if not rows:
-        raise ConfigError("weights_grid=[] holds no weights to choose from.")
+        raise ConfigError("weights_grid=[] has no weights to choose from.")
     return [list(map(float, row)) for row in rows]

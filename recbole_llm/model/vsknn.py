@@ -4,7 +4,7 @@
     sim    = p S^T, over |p| |s| for the cosine                                         (B, n_sessions), sparse
     y      = (the largest k of sim, times the sequential weight) S, times idf           (B, n_items)
 
-S holds a 1 for every item of every training session. All products are sparse; a batch costs what its items occur.
+S holds a 1 for every item of every training session. All products are sparse; the cost depends on item counts.
 """
 
 import numpy as np
@@ -23,9 +23,9 @@ CHUNK = 4096
 
 
 class VSKNN(LLMRecommender):
-    """Recommend what the training sessions most like the history hold.
+    """Recommend the items of the training sessions most similar to the history.
 
-    Items that no neighbour has stand below all others, by popularity. A user's own training session is no neighbour.
+    Items that no neighbour has rank below all others, by popularity. A user's own training session is no neighbour.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class VSKNN(LLMRecommender):
     Raises
     ------
     ConfigError
-        For a value that is not allowed.
+        For an invalid value.
     """
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
@@ -76,7 +76,7 @@ class VSKNN(LLMRecommender):
         return place
 
     def _collect_followers(self, dataset: HistoryDataset) -> None:
-        """(session, item) -> the item after it; the last time, where an item stands more than once."""
+        """(session, item) -> the item after it; the last one if an item occurs more than once."""
         previous = []
         lists, lengths = dataset.inter_feat[self.ITEM_SEQ], dataset.inter_feat[self.ITEM_SEQ_LEN]
         for rows in torch.arange(len(lengths)).split(CHUNK):
@@ -152,7 +152,7 @@ class VSKNN(LLMRecommender):
         )
 
     def _most_recent_shared(self, recency: sparse.csr_matrix, row: np.ndarray, session: np.ndarray) -> np.ndarray:
-        """Place from the end of the newest history item that a session has too, for pairs that share one."""
+        """Place from the end of the newest history item that a session shares, for pairs that share one."""
         n = self.sessions.shape[0]
         item = recency.indices
         count = np.diff(self.by_item.indptr)[item]

@@ -390,7 +390,7 @@ def test_lightlm_with_the_history_has_templates_of_its_own(settings):
         ("P5", {"head": "projection"}, "contradicts head=projection"),
         ("P5", {"choice_templates": ["{history} and?"]}, r"choice_templates: .* must hold \{candidates\}"),
         ("P5", {"yes_no_templates": ["{history} and?"]}, r"yes_no_templates: .* must hold \{item\}"),
-        ("POD", {"train_tasks": ["topn"]}, "leaves out the task that is evaluated: add sequential"),
+        ("POD", {"train_tasks": ["topn"]}, "lacks the evaluated task: add sequential"),
         ("LightLM", {"with_history": True, "history_test_template": 7}, "test_template=7 is neither"),
     ],
 )

@@ -504,7 +504,7 @@ def test_a_retriever_with_other_item_numbers_is_refused(settings, monkeypatch):
 
     monkeypatch.setattr(submodel, "load_trained", renumbered)
     more = {key: value for key, value in settings.items() if not key.startswith("retriever")}
-    with pytest.raises(CheckpointError, match="numbers its items in another way"):
+    with pytest.raises(CheckpointError, match="numbers its items differently"):
         prepare(more, "retriever", retriever=first["run_dir"])
 
 
@@ -625,7 +625,7 @@ def test_learns_what_the_text_decides_and_nothing_where_it_is_shuffled(settings,
             {"retriever": "LiteLLM4Rec", "retriever_settings": {"llm": "tiny-random-t5"}},
             "'LiteLLM4Rec' is itself trained in stages",
         ),
-        ({"retriever": "LlamaRec", "retriever_settings": {}}, "'LlamaRec' .*(stages|retriever of its own)"),
+        ({"retriever": "LlamaRec", "retriever_settings": {}}, "'LlamaRec' .*(stages|its own retriever)"),
         ({"retriever": "SASrec"}, "retriever='SASrec' is not known.*Did you mean 'SASRec'"),
         ({"retriever": "nosuch"}, "^retriever='nosuch' is not known.*run directory"),
         ({"max_prompt_length": 2047}, "beyond the 2048 positions of small.*set it to 2046"),
