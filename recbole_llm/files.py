@@ -7,6 +7,9 @@ ends: what nobody holds is a left-over, and the next one who writes the same fil
 import os
 import secrets
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +17,9 @@ from pathlib import Path
 import filelock
 
 from recbole_llm.errors import DataError
+
+#: What reading a damaged ``.npz`` may raise, wherever the damage is.
+DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager

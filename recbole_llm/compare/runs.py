@@ -11,6 +11,7 @@ import numpy as np
 
 from recbole_llm.config.registry import stock_models
 from recbole_llm.errors import CheckpointError
+from recbole_llm.files import DAMAGED_ARCHIVE
 from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
 from recbole_llm.run.results import read_results
 
@@ -107,23 +108,26 @@ def load_finished(run_dir: str | Path) -> FinishedRun:
     if not file.is_file():
         raise CheckpointError(f"{run_dir} has no test_ranks.npz: the run was not evaluated on a test set.")
     try:
-        with np.load(file) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             ranks = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+        order = np.lexsort((ranks["target"], ranks["user"]))
+    except DAMAGED_ARCHIVE as error:
         raise CheckpointError(f"{file} is damaged ({error}).") from error
-    order = np.lexsort((ranks["target"], ranks["user"]))
     return FinishedRun(run_dir, results, _curve(run_dir / "history.csv"), {k: v[order] for k, v in ranks.items()})
 
 
 def _curve(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    return [
-        {key: value if key == "stage" else float(value) if value else None for key, value in row.items()}
-        for row in rows
-    ]
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+        return [
+            {key: value if key == "stage" else float(value) if value else None for key, value in row.items()}
+            for row in rows
+        ]
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        raise CheckpointError(f"{file} is damaged ({error}).") from error
 
 
 def check_same_test(runs: Sequence[FinishedRun]) -> None:

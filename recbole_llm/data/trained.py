@@ -9,8 +9,6 @@ as history in serving.
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_llm.errors import CheckpointError
+from recbole_llm.files import DAMAGED_ARCHIVE
 
 FILE = "ids.npz"
 
@@ -111,7 +110,7 @@ class TrainedData:
                 newest = float(arrays["newest"])
             if lengths.sum() != len(items):
                 raise ValueError("its histories do not have the lengths that it names")
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except DAMAGED_ARCHIVE as error:
             raise CheckpointError(
                 f"{path} is damaged ({error}). Restore the file from a copy, or train again."
             ) from error

@@ -201,12 +201,30 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+class _Record(dict[str, Any]):
+    """An object of a JSON file that was written whole: reading a key that is missing is a CheckpointError."""
+
+    file = ""
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"{self.file} is damaged or of another version: {key!r} is missing.")
+
+
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON file of a run directory; CheckpointError if it is damaged."""
+    """Read a JSON object of a run directory; CheckpointError if it is damaged, also when a missing key is read."""
+
+    def record(content: dict[str, Any]) -> _Record:
+        found = _Record(content)
+        found.file = str(file)
+        return found
+
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"), object_hook=record)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged ({error}).") from error
+    if not isinstance(content, _Record):
+        raise CheckpointError(f"{file} is damaged (it holds no JSON object).")
+    return content
 
 
 def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> None:

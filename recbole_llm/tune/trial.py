@@ -2,7 +2,6 @@
 
 import csv
 import gc
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.run import experiment
 from recbole_llm.run.folder import create_run_dir, write_settings
 from recbole_llm.run.logging import Console, LogFile, log_to_console, logging_into
+from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.trainer import RunTrainer
 
@@ -167,7 +167,7 @@ def _run_trial(
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
-    report = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    report = read_results(run_dir)
     score = report["best_valid_score"]
     if score is None or not np.isfinite(score):
         return failed(f"The validation score is {score}; is there validation data?")

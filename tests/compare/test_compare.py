@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -187,6 +188,26 @@ def test_finished_runs(here, monkeypatch):
         compare_runs(paths, {"baselines": ["LRU"]})
     with pytest.raises(CheckpointError, match="is not a run directory"):
         compare_runs([*paths, "saved"])
+
+    first = Path(paths[0])
+    content = (first / "test_ranks.npz").read_bytes()
+    directory = content.index(b"PK\x01\x02")  # of the archive: its first entry begins there
+    flipped = bytes([*content[: directory + 10], content[directory + 10] ^ 0x42, *content[directory + 11 :]])
+    for name, damaged in (
+        ("test_ranks.npz", b""),
+        ("test_ranks.npz", content[: len(content) // 2]),
+        ("test_ranks.npz", flipped),  # the method of compression
+        ("history.csv", b"stage,epoch\ntrain,x\n"),
+        ("history.csv", b"stage,epoch\ntrain,1,2\n"),
+        ("history.csv", b"\xff\n1\n"),
+        ("results.json", b"{}"),
+        ("results.json", (first / "results.json").read_bytes().replace(b'"dataset"', b'"dbtaset"')),
+    ):
+        kept = (first / name).read_bytes()
+        (first / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"{re.escape(name)} is damaged"):
+            compare_runs(paths)
+        (first / name).write_bytes(kept)
 
 
 def test_other_targets_are_not_compared(here, isolated):

@@ -13,6 +13,7 @@ from recbole_llm.config.values import SECRETS
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.metrics import mrr, ndcg
 from recbole_llm.quick_start import load_run, run
+from recbole_llm.run.evaluate import evaluate_run
 from recbole_llm.run.folder import LOCK, create_run_dir, find_resumable, is_running, run_lock
 from recbole_llm.run.identity import plain, same_experiment
 from recbole_llm.run.logging import log_to_console
@@ -178,6 +179,11 @@ def test_load_run_refuses_other_data_and_unfinished_runs(finished, tmp_path):
     (run_dir / "results.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="is damaged"):
         load_run(run_dir)
+    for damaged in ("[]", "3", "{}", '{"dbtaset": {}}', '{"dataset": {"filfs": {}}}'):
+        (run_dir / "results.json").write_text(damaged, encoding="utf-8")
+        for read in (load_run, evaluate_run):
+            with pytest.raises(CheckpointError, match=r"results\.json is damaged"):
+                read(run_dir)
     (run_dir / "results.json").unlink()
     with pytest.raises(CheckpointError, match="is not finished.*recbole-llm --resume="):
         load_run(run_dir)
