@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""Result of an evaluation."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class Evaluation:
     Attributes
     ----------
     masked, unmasked : OrderedDict
-        Metrics, unrounded, with the users' whole history left out of the lists, and with it.
+        Metrics, unrounded, with the users' whole history excluded from the lists, and included.
     ranks : Ranks, optional
         Of every row; None on processes other than the main one.
     report : dict, optional

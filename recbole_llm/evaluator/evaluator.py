@@ -31,7 +31,7 @@ Collected = list[dict[str, np.ndarray]]
 
 
 class Evaluator:
-    """Computes the configured metrics of a model.
+    """Evaluator of the configured metrics of a model.
 
     Scores are made and compared in 32 bits. Models are evaluated without mixed precision, whatever ``amp`` says,
     except those with ``evaluates_in_amp``, which take their last product out of it.
@@ -39,11 +39,11 @@ class Evaluator:
     Parameters
     ----------
     config : Config
-        ``metrics``, ``topk``, ``mask_history``, ``amp`` and what else an evaluation depends on.
+        ``metrics``, ``topk``, ``mask_history``, ``amp`` and other settings of evaluation.
     train_counts : numpy.ndarray, shape (item_num,), optional
         Training interactions per item, for popularity metrics.
     phase : callable, optional
-        Gives the context of a named phase, see :class:`recbole_llm.trainer.meter.Meter`; retrieval is one of its own.
+        Context of a named phase, see :class:`recbole_llm.trainer.meter.Meter`; retrieval is a separate phase.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class Evaluator:
     def evaluate_members(
         self, members: Sequence[Any], data: FullSortEvalDataLoader, show_progress: bool = False
     ) -> list[dict[str, Any]]:
-        """Metrics of the models that a hybrid is made of, and the seconds that each took."""
+        """Return the metrics of a hybrid's members, and the seconds that each took."""
         results = []
         for member in members:
             start = time.perf_counter()
@@ -137,17 +137,17 @@ class Evaluator:
     def choose(
         self, model: Any, data: Any, metric: str, bigger: bool = True, show_progress: bool = False
     ) -> list[dict[str, Any]]:
-        """Let a model take the best of its ``choices``, the first of equals; returns them all with their scores.
+        """Make a model use the best of its ``choices``, the first if tied; return them all with their scores.
 
         Raises
         ------
         ConfigError
-            Without a validation split, or where it ranks sampled items.
+            Without a validation split, or if it ranks sampled items.
         """
         if not isinstance(data, FullSortEvalDataLoader):
             raise ConfigError(
                 f"{self.config['model']} chooses among {len(model.choices)} settings by validation: that needs a "
-                "validation split with full ranking (eval_args); or give one setting."
+                "validation split with full ranking (eval_args); or set a single one."
             )
         results = self.evaluate_choices(model, data, show_progress)
         scores = [calculate_valid_score(result, metric) for result in results]

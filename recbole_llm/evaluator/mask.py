@@ -35,8 +35,8 @@ def exclude_from_choice(interaction: Interaction, history: Pairs, mask_history: 
 def excluded(interaction: Interaction, history_field: str, mask_history: bool) -> torch.Tensor:
     """Items that a model must not choose, padded with 0; shape (B, W).
 
-    A batch of this package's loaders says it. One made by hand, without :data:`EXCLUDED`, has no history but that of
-    ``history_field``, which is excluded under ``mask_history``.
+    Batches of this package's loaders have it. For others, without :data:`EXCLUDED`, the items of ``history_field`` are
+    excluded under ``mask_history``.
 
     Parameters
     ----------

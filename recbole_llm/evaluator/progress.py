@@ -1,4 +1,4 @@
-"""How far a pass over batches has come: a bar on a terminal, a line now and then in a log."""
+"""Progress of a pass over batches: a bar on a terminal, occasional lines in a log."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +20,9 @@ def progress(data: Any, label: str, show: bool, done: int = 0, tokens: Callable[
     Parameters
     ----------
     data : loader
-        Its length is the number of batches, those that are ``done`` included.
+        Its length is the number of batches, including those ``done``.
     label : str
-        What is being done.
+        Label of the pass.
     show : bool
         Whether to show a bar.
     done : int

@@ -14,7 +14,7 @@ from recbole_llm.evaluator.topk import top_items
 CPU_SCORES = 2**17
 # Rank of a target that cannot be recommended: no list is long enough to hold it.
 NEVER = 2**31 - 1
-# From here on the share of tied targets is said beside the figures: their order decides these.
+# From this share on, tied targets are reported next to the metrics: their order decides them.
 MANY_TIES = 0.05
 
 
@@ -24,7 +24,7 @@ class ScoreError(RecBoleLLMError, ArithmeticError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the targets of an evaluation stand. All arrays have shape (rows,), in the order of the data.
+    """Ranks of the targets of an evaluation. All arrays have shape (rows,), in the order of the data.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Ranks:
         excluded.
     history_length : distinct items the user had before the target.
     masked_lists, unmasked_lists : recommended items, shape (rows, k), where they were asked for.
-    tied : share of targets with the same score as another item that could stand in their place.
+    tied : share of targets with the same score as another item that could take their place.
     among : rank of the target among the items of a group, history excluded, where there is one; 0 for other targets.
     """
 
@@ -88,7 +88,7 @@ class Ranks:
 
 
 class RankCollector:
-    """Collects ranks batch by batch on the device; nothing is synchronised before :meth:`collected`.
+    """Collector of ranks, batch by batch on the device; nothing is synchronised before :meth:`collected`.
 
     Equal scores are ordered by internal id, smaller first: a total order, so that a recommended list and a rank never
     disagree. The share of tied targets is reported, since such an order is arbitrary.
@@ -96,7 +96,7 @@ class RankCollector:
     Parameters
     ----------
     list_length : int
-        Keep the first so many recommended items of every row; 0 keeps none.
+        Number of top recommended items to keep per row; 0 keeps none.
     group : torch.LongTensor, optional
         Internal ids of items among which their targets are also ranked apart, ascending.
     """

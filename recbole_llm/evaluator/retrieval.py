@@ -1,4 +1,4 @@
-"""Candidates of a two-step model: what its retriever puts first, once per split, kept in the run directory."""
+"""Candidates of a two-step model: its retriever's top items, computed once per split, stored in the run directory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FOLDER = "candidates"
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What a retriever gives the rows of a split.
+    """Candidates that a retriever selects for the rows of a split.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 """Inference time as the LiteLLM4Rec paper measures it (arXiv 2402.09543, Sec. 3.2): batches of 32 users.
 
-A batch goes from the model's input, on the device, to its list of items. Loading data, encoding item texts, putting
-together prompts and metrics stay outside.
+A batch goes from the model's input, on the device, to its list of items. Loading data, encoding item texts, building
+prompts and metrics are not included.
 """
 
 import statistics
@@ -34,12 +34,12 @@ def inference_times(
     model : LLMRecommender
         In evaluation mode.
     loader : FullSortLoader
-        Its batch size plays no part.
+        Its batch size is ignored.
     device : torch.device
     k : int
         Length of the lists.
     batches : int, optional
-        At most so many batches; default: all. Those that are not full are left out, unless there is no other.
+        Maximum number of batches; default: all. Incomplete batches are skipped unless there are no others.
     warmup : int
         Batches before the clock starts.
     show_progress : bool

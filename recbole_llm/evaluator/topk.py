@@ -58,7 +58,7 @@ def top_k_of_products(
     excluded: tuple[torch.Tensor, torch.Tensor] | None = None,
     scores_at_once: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`top_k` of ``users @ items.T``, a block of items at a time: the (B, n) scores are never held.
+    """:func:`top_k` of ``users @ items.T``, a block of items at a time: the (B, n) scores are never in memory at once.
 
     After the first block only scores above a row's k-th best so far are looked at. Blocks run through the items in
     order, so an equal score that comes later belongs behind and needs no look either.

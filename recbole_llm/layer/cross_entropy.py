@@ -10,7 +10,7 @@ AT_ONCE = {"cpu": 2**20, "gpu": 2**26}
 
 
 def at_once(tensor: torch.Tensor) -> int:
-    """Of :data:`AT_ONCE`, what holds where a tensor is."""
+    """Return the value of :data:`AT_ONCE` for the device of a tensor."""
     return AT_ONCE["cpu" if tensor.device.type == "cpu" else "gpu"]
 
 
@@ -24,8 +24,8 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """Mean of ``cross_entropy(hidden @ weight.T + bias, target)``, differentiable, without the (N, V) scores.
 
-    Rows go through in pieces, and the gradient of a piece is taken at once, while its scores are there: three matrix
-    products in all, as with the whole table, and none of them twice.
+    Rows are processed in chunks, and the gradient of a chunk is computed while its scores are in memory: three matrix
+    products in all, as with the whole table.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ def dropout(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     rate : float
         0 to below 1.
     training : bool
-        Otherwise nothing happens.
+        Otherwise ``x`` is returned unchanged.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What a model learns from: the next item against the catalogue, by one of three losses.
+"""Training losses: the next item against the catalogue, by one of three losses.
 
 With hidden states h (N, d), item vectors E (n_items, d), scores s_i = h E_i (+ b_i) and the target t of each row:
 
@@ -30,7 +30,7 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.layer.cross_entropy import at_once, linear_cross_entropy
 
 # Keys of the configuration and what they are where a model's property file does not have them.
-# Gathering one vector takes the time of so many scores from a matrix product (measured on a CPU).
+# Gathering one vector takes as long as this many scores of a matrix product (measured on a CPU).
 WHOLE_TABLE = 64
 LOSSES = ("ce", "sampled_softmax", "gbce")
 DISTRIBUTIONS = ("uniform", "popularity", "in_batch")
@@ -48,8 +48,8 @@ class ItemLoss(nn.Module):
         K, at least 1. Shared uniform negatives are distinct and never more than there are items: then they are all
         items, and sampled softmax is cross-entropy.
     negatives : {"auto", "shared", "per_target"}
-        One set of negatives for all rows of a batch (a matrix product), or one for each row. A row's target among its
-        negatives is left out. "auto" is shared for sampled softmax and per target for gBCE, which hardly learns from
+        One set of negatives for all rows of a batch (a matrix product), or one for each row, without the row's
+        target. "auto" is shared for sampled softmax and per target for gBCE, which hardly learns from
         shared ones: every row of a batch pushes the same few items down at once.
     negative_distribution : {"uniform", "popularity", "in_batch"}
         Of the draws: over the catalogue; by training targets, every item at least as one; or the targets of other rows
@@ -68,7 +68,7 @@ class ItemLoss(nn.Module):
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or two that contradict each other.
+        For an invalid value, or two that contradict each other.
     """
 
     share: torch.Tensor
@@ -137,7 +137,7 @@ class ItemLoss(nn.Module):
         Raises
         ------
         ConfigError
-            Also where RecBole's ``loss_type`` asks for something else than ``loss`` does.
+            Also if RecBole's ``loss_type`` contradicts ``loss``.
         """
         defaults = property_file(props_dir() / "common" / "item_loss.yaml")
         values = {key: default if config[key] is None else config[key] for key, default in defaults.items()}
@@ -235,7 +235,7 @@ class ItemLoss(nn.Module):
 
 
 def scores_of(hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """Scores of some items for every row; the (N, K, d) vectors of the items are never held at once.
+    """Scores of some items for every row; the (N, K, d) vectors of the items are never in memory at once.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
     items(ids)   ids (...) -> vectors (..., d), with gradient in training
     table()      vectors of all items, (n_items, d), with gradient in training
     catalogue()  the same without gradient; padding is 0
-    append(texts)  grow by items known by their texts
+    append(texts)  add items by their texts
 
 :class:`FrozenItems` reads encoded texts from the cache, :class:`ItemLLM` runs the language model, and both adapt what
 they get to the width d of the Recommendation LLM; :class:`ItemTable` is what they leave behind for a second stage.
@@ -40,14 +40,14 @@ class ItemSource(nn.Module):
     n_items : int
         Padding included.
     provenance : dict
-        What a result must say about language model and texts.
+        What a result must report about language model and texts.
     """
 
     n_items: int
     provenance: dict[str, Any]
 
     def items(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return vectors of items (...), shape (..., d); those of padding are masked by whoever reads them."""
+        """Return vectors of items (...), shape (..., d); those of padding are to be masked by the caller."""
         raise NotImplementedError
 
     def table(self) -> torch.Tensor:
@@ -64,7 +64,7 @@ class ItemSource(nn.Module):
         Raises
         ------
         ConfigError
-            If the way from a text to a vector is gone.
+            If texts can no longer be encoded.
         """
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class TextItems(ItemSource):
         raise NotImplementedError
 
     def adapt_to(self, d: int, config: Any) -> None:
-        """Make the adaptor, and the items' own vectors where they are asked for.
+        """Create the adaptor and, if enabled, the items' own vectors.
 
         Raises
         ------
@@ -122,7 +122,7 @@ class TextItems(ItemSource):
         return self._kept
 
     def train(self, mode: bool = True) -> "TextItems":
-        """As ``nn.Module.train``; vectors that were kept for an evaluation end with it."""
+        """Set the mode as ``nn.Module.train``; drop vectors cached for an evaluation."""
         self._kept = None
         return super().train(mode)
 
@@ -137,7 +137,7 @@ class TextItems(ItemSource):
         return vectors.index_fill(0, everything[:1], 0.0)
 
     def append(self, texts: Sequence[str]) -> None:
-        """Grow by items known by their texts; they have no vectors of their own."""
+        """Add items by their texts; they have no vectors of their own."""
         self._append_texts(texts)
         self._kept = None
         if self.ids is not None:
@@ -329,7 +329,7 @@ class ItemTable(ItemSource):
         return self.rows.weight.detach()
 
     def append(self, texts: Sequence[str]) -> None:
-        """Grow by the vectors of texts, where they are what the table started from."""
+        """Add the vectors of texts, if the table started from such vectors."""
         if self.encode is None:
             raise ConfigError(
                 "item_llm_mode: a second stage ends with a table of vectors, and what led from a text to them is not "

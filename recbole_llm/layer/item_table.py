@@ -1,4 +1,4 @@
-"""Item vectors that a sequential model reads and scores with: random ids, or what a language model makes of texts."""
+"""Item vectors that a sequential model reads and scores with: random ids, or a language model's vectors of texts."""
 
 from dataclasses import replace
 from typing import Any
@@ -27,13 +27,13 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> ItemVect
     dataset : recbole Dataset
         A training split; its folder holds the ``.item`` file.
     width : int
-        What ``reduced_dim: ~`` stands for.
+        Meaning of ``reduced_dim: ~``.
     logger : logging.Logger
 
     Raises
     ------
     ConfigError
-        For a value that is not allowed, or a reduction without what it is fitted on.
+        For an invalid value, or a reduction without the data that it is fitted on.
     """
     method, fit = config["dim_reduction"], config["reduction_fit"]
     found = item_vectors_of(dataset, config, STAND_IN_LLM, logger)
@@ -110,7 +110,7 @@ class TiedItemTable(nn.Module):
         residual_id: bool = False,
         match_base: bool = False,
     ) -> None:
-        """Put text vectors in the place of, or beside, the random ones that the model was initialised with.
+        """Replace the random vectors that the model was initialised with by text vectors, or add these.
 
         Parameters
         ----------
@@ -170,7 +170,7 @@ class TiedItemTable(nn.Module):
 
     @torch.no_grad()
     def append(self, vectors: torch.Tensor) -> None:
-        """Grow by items known by text alone, each where training would have started it, without an id's part.
+        """Add items known by text alone, each with its initial vector, without an id part.
 
         Parameters
         ----------

@@ -9,7 +9,7 @@ MAX_GROUPS = 16
 
 
 class Packing(NamedTuple):
-    """Where the N real positions of a right-padded batch stand: all layers but the recurrence run on those alone.
+    """The N real positions of a right-padded batch: all layers but the recurrence run only on these.
 
     ``places`` counts the positions row by row, shape (N,); the batch has ``rows`` rows of ``steps`` positions.
     """
@@ -56,7 +56,7 @@ class Packing(NamedTuple):
         return self.lengths.cumsum(0) - 1
 
     def groups(self) -> list["Packing"]:
-        """Neighbouring rows of about the same length as packings of their own, in order.
+        """Split neighbouring rows of similar length into separate packings, in order.
 
         Few of them where the rows are sorted by length; all of the rows where padding costs less than a group.
         """

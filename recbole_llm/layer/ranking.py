@@ -1,10 +1,10 @@
-"""Putting the first items of a ranking into another order."""
+"""Reordering the first items of a ranking."""
 
 import torch
 
 
 def reorder(scores: torch.Tensor, items: torch.Tensor, ranking: torch.Tensor) -> torch.Tensor:
-    """Give some items each other's scores, so that they stand in another order and all others where they were.
+    """Swap the scores of some items to reorder them, while all others stay in place.
 
     The highest of their scores goes to the item that ``ranking`` puts first, and so on. Equal scores, which a ranking
     would order by item id, are made different by the smallest steps of their type. Rows whose order does not change

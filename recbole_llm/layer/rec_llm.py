@@ -1,4 +1,4 @@
-"""The Recommendation LLM: a pretrained network that reads item vectors in the place of token embeddings."""
+"""The Recommendation LLM: a pretrained network that reads item vectors instead of token embeddings."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def keep_layers(llm: Any, count: int, name: str) -> None:
     Raises
     ------
     ConfigError
-        If it has fewer layers, or its layers are not found.
+        If it has fewer layers, or its layers cannot be found.
     """
     total = llm.config.num_hidden_layers
     if not 1 <= count <= total:
@@ -49,7 +49,7 @@ def states(llm: Any, x: torch.Tensor, mask: torch.Tensor, causal_mask: bool = Fa
     mask : torch.BoolTensor, shape (B, L)
         Real positions.
     causal_mask : bool
-        Let each position of an encoder read those before it only; a decoder does so by itself. Histories are padded on
+        Let each position of an encoder attend only to those before it, as in a decoder. Histories are padded on
         the right: padding comes after every real position and is read by none.
     """
     x = x.to(next(llm.parameters()).dtype)

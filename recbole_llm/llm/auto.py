@@ -1,4 +1,4 @@
-"""What ``auto`` turned out to be: which language models a run got where it left the choice.
+"""Resolution of ``auto``: the language models that a run got where it left the choice open.
 
 It depends on the machine and the day: the same settings are another experiment where the answer is another one.
 """
@@ -15,7 +15,7 @@ _chosen: ContextVar[list[dict[str, Any]] | None] = ContextVar("chosen", default=
 
 @contextmanager
 def recording() -> Iterator[list[dict[str, Any]]]:
-    """Collect what ``auto`` stands for while the body runs.
+    """Collect the resolutions of ``auto`` while the body runs.
 
     Each entry has ``preferred``, ``causal`` and ``weights``, which were asked for, and ``name`` and ``revision``.
     """

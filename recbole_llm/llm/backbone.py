@@ -1,4 +1,4 @@
-"""Pretrained language models by name: which files a name stands for, and how they are loaded.
+"""Pretrained language models by name: resolved to files, and loaded.
 
 :func:`resolve_llm` turns what the user asked for into files on this machine, with a revision that names their content;
 :func:`load_tokenizer` and :func:`load_encoder` open those files and never use the network.

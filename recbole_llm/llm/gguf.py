@@ -38,7 +38,7 @@ def packaged_smollm2() -> tuple[Path, str] | None:
     Raises
     ------
     ModelNotFoundError
-        The package is there without its file.
+        The package is installed without its file.
     """
     spec = importlib.util.find_spec(SMOLLM2_MODULE)
     if spec is None:
@@ -55,7 +55,7 @@ def packaged_smollm2() -> tuple[Path, str] | None:
 
 
 def only_gguf_of(folder: Path) -> Path | None:
-    """Return the GGUF file of a folder that holds a model in no other form; None if there is none.
+    """Return the GGUF file of a folder that has a model in no other form; None if there is none.
 
     Raises
     ------

@@ -58,7 +58,7 @@ def needs_sentencepiece(folder: Path) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return type and first line of an error of another library, to stand inside our message."""
+    """Return type and first line of another library's error, for use in our message."""
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}"[:300]
 

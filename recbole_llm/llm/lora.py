@@ -37,7 +37,7 @@ def load_for_tuning(resolved: ResolvedLLM, config: Any, pretrained: bool, device
 
 
 def with_adapters(lm: Any, resolved: ResolvedLLM, config: Any) -> Any:
-    """Return a language model with LoRA adapters, where ``tuning: lora`` asks for them."""
+    """Return a language model, with LoRA adapters if ``tuning: lora``."""
     if config["tuning"] != "lora":
         return lm
     return add_lora(
@@ -51,7 +51,7 @@ def with_adapters(lm: Any, resolved: ResolvedLLM, config: Any) -> Any:
 
 
 def save_adapters(lm: Any, config: Any, folder: Path) -> None:
-    """Write the adapters in PEFT's format, where there are some."""
+    """Write the adapters in PEFT's format, if there are any."""
     if config["tuning"] == "lora":
         lm.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
@@ -63,7 +63,7 @@ def check_base(resolved: ResolvedLLM, config: Any, name: str, revision: str | No
     Raises
     ------
     CheckpointError
-        An adapter on another base model gives other scores.
+        If the adapter would be on another base model, which changes the scores.
     """
     if config["tuning"] != "full" and revision != resolved.revision:
         raise CheckpointError(
@@ -87,7 +87,7 @@ def add_lora(
     ----------
     module : transformers model
     resolved : ResolvedLLM
-        Its name and revision stand in the adapter's ``adapter_config.json``.
+        Its name and revision are recorded in the adapter's ``adapter_config.json``.
     rank, alpha, dropout
         Width r of the adapters, their scale alpha / r, and the dropout in front of them.
     targets : list of str or str

@@ -22,7 +22,7 @@ Loss = Callable[[], torch.Tensor]
 
 
 class MicroBatches:
-    """Splits batches of texts, and adds up the losses of the parts.
+    """Splitter of batches of texts, which adds up the losses of the parts.
 
     Parameters
     ----------

@@ -232,7 +232,7 @@ def _hub_file(spec: LLMSpec, name: str, logger: logging.Logger) -> Path:
 
 
 def is_bundled_installed() -> bool:
-    """Return whether the package with the bundled model is there (its files are checked when they are used)."""
+    """Return whether the package with the bundled model is installed (its files are checked on use)."""
     return importlib.util.find_spec(BUNDLED_PACKAGE) is not None
 
 
@@ -309,7 +309,7 @@ def _ask_hub(spec: LLMSpec) -> Any:
 
 
 def _why(spec: LLMSpec, error: Exception) -> str:
-    """Return in one line why the hub did not give the model."""
+    """Return in one line why the hub did not provide the model."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -324,7 +324,7 @@ def _why(spec: LLMSpec, error: Exception) -> str:
 
 
 def remedies(name: str = "") -> str:
-    """Return the three ways out that end every message about a model that cannot be had."""
+    """Return the remedies that end every message about an unavailable model."""
     hint = ""
     if name and "/" not in name:
         hint = "\n  Note: most models need their full id, e.g. sentence-transformers/all-MiniLM-L6-v2."

@@ -1,4 +1,4 @@
-"""What a user may ask for as a language model, and what that turns out to be on this machine."""
+"""Specification of a language model by the user, and its resolution to files on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 @dataclass(frozen=True)
 class LLMSpec:
-    """What the user asked for.
+    """Specification of a language model.
 
     Attributes
     ----------
@@ -22,7 +22,7 @@ class LLMSpec:
         "auto", "bundled", "smollm2", a hub id, a folder, a GGUF file (path or ``hub-id:file.gguf``), or a name of
         :data:`recbole_llm.llm.tiny.TINY_NAMES`.
     preferred : str
-        Hub id or folder that "auto" stands for where it can be had.
+        Hub id or folder that "auto" resolves to if available.
     revision : str, optional
         Branch, tag or commit on the hub.
     cache_dir : str, optional
@@ -82,7 +82,7 @@ class LLMSpec:
         key : str
             "llm" or a key such as "rec_llm".
         preferred : str
-            What "auto" stands for.
+            Model that "auto" prefers.
 
         Raises
         ------
@@ -120,12 +120,12 @@ class LLMSpec:
 
 @dataclass(frozen=True)
 class ResolvedLLM:
-    """The files that a :class:`LLMSpec` stands for on this machine.
+    """The files that a :class:`LLMSpec` resolves to on this machine.
 
     Attributes
     ----------
     requested : str
-        The name that was asked for.
+        The requested name.
     name : str
         The model that was found.
     path : str

@@ -1,4 +1,4 @@
-"""What written answers turned out to be: counts of a batch, and rates of a whole evaluation."""
+"""Statistics of written answers: counts of a batch, and rates of a whole evaluation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def count_answers(
     written : list of list of str
         Names of every user, spelt as in the catalogue.
     recommended : list of list of int
-        Items that they stand for, without what the mask removes.
+        Items that they name, without those that the mask removes.
     histories : list of set of int
     k : int
         Places of a list.

@@ -1,8 +1,8 @@
 """Prompts that show titles line by line and are answered with titles (LLMSeqPrompt).
 
 A prompt file has the sections ``[system]`` and ``[user]``; the user's holds ``{history}`` and, where items are chosen
-from a list, ``{candidates}``, each on a line of its own. ``{list_length}`` is the number of titles to be written. A
-tokenizer's chat template decides what stands around them, plain marks where it has none. Answers are one title, or
+from a list, ``{candidates}``, each on a separate line. ``{list_length}`` is the number of titles to be written. A
+tokenizer's chat template decides what stands around them, plain marks if it has none. Answers are one title, or
 numbered titles.
 """
 
@@ -34,7 +34,7 @@ LINES = ListStyle("\n")
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A prompt file: what the ``system`` says and what the ``user`` asks."""
+    """A prompt file: the ``system`` and ``user`` texts."""
 
     name: str
     system: str
@@ -73,7 +73,7 @@ class ChatPrompt:
         return cls(name, system, user)
 
     def with_length(self, list_length: int) -> ChatPrompt:
-        """Return the prompt with the number of titles that are asked for in the place of ``{list_length}``."""
+        """Return the prompt with ``{list_length}`` replaced by the number of titles."""
         system, user = (text.replace(LIST_LENGTH, str(list_length)) for text in (self.system, self.user))
         return replace(self, system=system, user=user)
 
@@ -140,7 +140,7 @@ def list_lines(titles: Sequence[str]) -> str:
 
 
 def parse_title(text: str) -> str:
-    """Return the first line of an answer that is not blank; what a model writes behind it is no part of the title."""
+    """Return the first line of an answer that is not blank; text after it is not part of the title."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
@@ -237,7 +237,7 @@ class TitlePrompts(ListPrompts):
         return [[], *self.pieces.ids("answers")[1:]]
 
     def longest_answer(self, share: float = 1.0) -> int:
-        """Return the tokens of an answer with none but titles of this quantile of length, end token included."""
+        """Return the tokens of an answer whose titles all have this quantile of length, end token included."""
         sizes = self.pieces.sizes(self._line if self.list_length else "answers")
         title = int(torch.quantile(sizes[1:].float(), share).ceil())
         if not self.list_length:
@@ -250,7 +250,7 @@ class TitlePrompts(ListPrompts):
     ) -> tuple[Prompts, torch.Tensor]:
         """Return prompts with their answers, and how many tokens the answers have, (B,).
 
-        ``answers``: item ids (B, 1) or (B, list_length); 0 is none. See :meth:`forward`.
+        ``answers``: item ids (B, 1) or (B, list_length); 0 is padding. See :meth:`forward`.
         """
         segments = torch.cat([self._segments(history, length, candidates), self._answer_segments(answers)], dim=1)
         return self.pieces.left_padded(segments, self.pad), self.answer_sizes(answers)

@@ -94,7 +94,7 @@ class Trie:
 
 
 class TrieConstraint(LogitsProcessor):
-    """Keeps generate() on the trie; the first ``skip`` tokens of a sequence are not part of a code."""
+    """Constraint of generate() to the trie; the first ``skip`` tokens of a sequence are not part of a code."""
 
     def __init__(self, trie: Trie, skip: int = 1) -> None:
         self.trie, self.skip = trie, skip
@@ -105,7 +105,7 @@ class TrieConstraint(LogitsProcessor):
 
 
 class LineEnd:
-    """Ends an answer of one line: stops generate() at the line break behind the first words.
+    """Stopping criterion for one-line answers: the line break after the first words.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class _AtLineEnd(StoppingCriteria):
 
 @dataclass
 class DecodingCounts:
-    """What beams turned out to be, over all rows since the last reset."""
+    """Counts of beams by outcome, over all rows since the last reset."""
 
     counts: dict[str, int] = field(default_factory=dict)
 

@@ -1,7 +1,7 @@
-"""Item indexes: what stands for an item in a prompt.
+"""Item indexes: the code of an item in a prompt.
 
 RecBole's internal ids follow the order of the file, which on user-sorted files follows the histories: the next item is
-often the next number. They never reach a prompt; an index gives every item a code of its own instead.
+often the next number. They never reach a prompt; an index assigns every item a code instead.
 
 =================== ================================================================================== =======
 scheme              code                                                                               leak
@@ -92,7 +92,7 @@ class ItemIndex:
     new_tokens : list of str
         Tokens that the vocabulary has to gain.
     leak : {'none', 'reduced', 'leaky'}
-        How much a code says about the order of the histories.
+        How much codes reveal about the order of the histories.
     info : dict
         What the scheme found: clusters, levels, duplicates.
     """

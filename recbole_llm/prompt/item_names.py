@@ -1,8 +1,8 @@
-"""From what a language model has written to items of the catalogue.
+"""Mapping of names written by a language model to items of the catalogue.
 
 A name is looked up after undoing what differs without meaning: blanks and HTML escapes, then case and the place of an
-article. Titles are not unique: a name stands for all items of that title. What no item is called is replaced by the
-nearest item by text embedding, or by spelling where the choice was given.
+article. Titles are not unique: a name matches all items of that title. An unknown name is replaced by the
+nearest item by text embedding, or by spelling if a list to choose from was given.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _loose_keys(name: str) -> tuple[str, str]:
 
 @dataclass
 class NameCounts:
-    """What written names turned out to be.
+    """Counts of written names by outcome.
 
     Attributes
     ----------

@@ -80,7 +80,7 @@ class PromptComposer(ListPrompts):
     Attributes
     ----------
     titles : list of str
-        As they stand in the prompts.
+        As shown in the prompts.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ class Templates:
     of_task : dict of str to range
         Numbers of the templates that training draws from, by task.
     test : int
-        Number of the template that is used in evaluation.
+        Number of the evaluation template.
     """
 
     texts: list[str]
@@ -132,7 +132,7 @@ class _Part(NamedTuple):
 
 
 class PromptTable:
-    """Tokens of every word that can stand in a prompt.
+    """Tokens of every word that can occur in a prompt.
 
     Parameters
     ----------

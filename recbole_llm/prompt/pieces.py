@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 _CUT = re.compile(r"(?<=\n)(?!\n)|(?<=\S)(?= \S)")
-NONE = -1  # in the place of a piece: no text
+NONE = -1  # instead of a piece: no text
 
 
 class Prompts(NamedTuple):
@@ -163,7 +163,7 @@ class PieceMaker:
 
 
 def padding_id(tokenizer: Any) -> int:
-    """Return the token that stands in front of shorter prompts, where nothing attends to it."""
+    """Return the token that pads shorter prompts on the left, where nothing attends to it."""
     known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
     return next((token for token in known if token is not None), 0)
 

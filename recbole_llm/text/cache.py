@@ -1,4 +1,4 @@
-"""Text vectors on disk, keyed by what made them.
+"""Text vectors on disk, keyed by everything that determines them.
 
 A folder per key (model, revision, pooling, prompt, maximum length, dtype) holds immutable segments: safetensors files
 with the SHA-256 of each text (n, 32) and its vector (n, d). Adding vectors writes one more segment to a temporary file
@@ -29,7 +29,7 @@ MAX_SEGMENTS = 8  # one more, and they are merged into one
 
 
 class DamagedSegmentError(Exception):
-    """A cache file is truncated, altered or not what its name says; never leaves this module."""
+    """Raised for a truncated, altered or misnamed cache file; never leaves this module."""
 
 
 def default_cache_dir() -> Path:
@@ -45,8 +45,8 @@ def text_digest(text: str) -> bytes:
 class EmbeddingCache:
     """Vectors of texts under one key.
 
-    Nothing that goes wrong with the files stops a run: a damaged file is named in a warning and left out, a folder
-    that cannot be written is named in a warning once and only read from then on.
+    File problems never stop a run: a damaged file is reported in a warning and skipped; a folder that cannot be
+    written is reported once and only read from then on.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ class EmbeddingCache:
         digests : sequence of bytes
             :func:`text_digest` of each text.
         locked : bool
-            True while :meth:`lock` is held: damaged files are named in a warning and deleted. Without the lock they
-            are left out in silence; what they held is then missing, so that the caller comes back with the lock.
+            True inside :meth:`lock`: damaged files are reported in a warning and deleted. Without the lock they are
+            skipped silently; their vectors are then missing, so that the caller returns with the lock.
 
         Returns
         -------
@@ -105,7 +105,7 @@ class EmbeddingCache:
         return found
 
     def add(self, digests: Sequence[bytes], vectors: np.ndarray) -> Path | None:
-        """Store vectors (n, d) float32 under `digests`; return the new file, or None where it cannot be written."""
+        """Store vectors (n, d) float32 under `digests`; return the new file, or None if it cannot be written."""
         if not self._writable or not len(digests):
             return None
         hashes = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(digests), 32)
@@ -120,7 +120,7 @@ class EmbeddingCache:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Context in which no other process encodes for this key; goes on without a lock where none can be had."""
+        """Context in which no other process encodes for this key; continues without a lock if none is available."""
         lock = FileLock(self.folder / ".lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
 
 
 class EncodingError(RecBoleLLMError, RuntimeError):
-    """A text cannot be turned into a finite vector, or not within the memory there is."""
+    """Raised for a text without a finite vector, or that does not fit into memory."""
 
 
 class TextEncoder:
@@ -55,7 +55,7 @@ class TextEncoder:
         * "sentence": the sentence-transformers pipeline with its own pooling and normalisation;
         * "auto": sentence for such a pipeline, last for a decoder LM, else mean.
     max_tokens : int
-        Longer texts are cut (the model's own limit holds, too).
+        Longer texts are cut (the model's own limit also applies).
     device : str or torch.device
         Where to compute.
     dtype : str, optional
@@ -248,7 +248,7 @@ def encode_items(
     show_progress: bool = True,
     logger: logging.Logger | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the vectors of a catalogue's texts, from the cache where they are there.
+    """Return the vectors of a catalogue's texts, from the cache if they are there.
 
     Neither model nor tokenizer is loaded when every text is in the cache. Equal texts are encoded once. Of several
     processes that start on a cold cache one encodes, in one run the first on each machine; the others wait and read.
@@ -365,7 +365,7 @@ def _pipeline_dim(pipeline: Any) -> int:
 
 
 def _position_limit(model: torch.nn.Module, tokenizer: Any) -> int:
-    """Return how many tokens the model can read; T5 has no limit of its own."""
+    """Return how many tokens the model can read; T5 has no limit."""
     config: Any = model.config
     limits = [tokenizer.model_max_length]  # a huge number where the tokenizer does not say
     if config.model_type not in ("t5", "mt5", "umt5", "longt5") and isinstance(

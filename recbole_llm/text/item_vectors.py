@@ -1,4 +1,4 @@
-"""The one way from a configuration to the vectors of a catalogue: encoded texts, or a file that the user brings."""
+"""Item vectors of a catalogue as configured: encoded texts, or a file provided by the user."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class ItemVectors:
     vectors : numpy.ndarray, shape (n_items, d), float32
         Row 0 (PAD) is zero, as is that of an item without text.
     provenance : dict
-        What a result must say about the language model, the texts and the vectors.
+        What a result must report about the language model, the texts and the vectors.
     text : ItemText or None
-        The texts; None where the vectors come from a file.
+        The texts; None if the vectors come from a file.
     encode : callable
-        Other texts the same way: n str -> (n, d) float32. ConfigError where that would mean nothing.
+        Encode other texts the same way: n str -> (n, d) float32. ConfigError if that is impossible.
     """
 
     vectors: np.ndarray
@@ -83,7 +83,7 @@ def item_vectors_of(dataset: Any, config: Any, preferred: str, logger: logging.L
         ``item_vectors``, ``item_vectors_missing``, ``llm`` and its options, ``item_text``, ``item_pooling``,
         ``item_max_tokens``, ``embedding_cache_dir``, ``control``, ``control_seed``.
     preferred : str
-        What ``llm: auto`` stands for.
+        Model that ``llm: auto`` prefers.
     logger : logging.Logger
 
     Raises

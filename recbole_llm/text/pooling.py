@@ -14,12 +14,12 @@ POOLINGS = ("auto", "mean", "mean_no_eos", "mean_padded", "cls", "pooler", "last
 
 
 def resolve_pooling(pooling: str, resolved: ResolvedLLM) -> str:
-    """Return the pooling that "auto" stands for, after checking that the model can do what was asked.
+    """Return the pooling, with "auto" resolved, after checking that the model supports it.
 
     Raises
     ------
     ConfigError
-        Unknown name, or "sentence" for a model that is no sentence-transformers pipeline.
+        Unknown name, or "sentence" for a model that is not a sentence-transformers pipeline.
     """
     if pooling not in POOLINGS:
         raise ConfigError(f"item_pooling: {pooling!r} is not allowed; choose one of {', '.join(POOLINGS)}.")
@@ -84,7 +84,7 @@ def pool_tokens(
     pooling : str
         Any of :data:`POOLINGS` but "auto" and "sentence"; :class:`recbole_llm.text.encoder.TextEncoder` explains them.
     special_ids : collection of int
-        What "mean_no_eos" leaves out.
+        Tokens that "mean_no_eos" excludes.
 
     Returns
     -------

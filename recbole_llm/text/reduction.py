@@ -35,7 +35,7 @@ def fit_reduction(
     Parameters
     ----------
     vectors : numpy.ndarray, shape (n, d)
-        One row an item, padding left out.
+        One row per item, without padding.
     method : str
         * "none": the vectors as they are, whatever `dim` is;
         * "pca": principal components, centred, not whitened; exact, each with its largest loading positive;
@@ -50,7 +50,7 @@ def fit_reduction(
     classes : sequence of str, length n, optional
         For LDA: the class of each item; items with an empty one are not fitted on.
     seed : int
-        Of the random projection and the autoencoder.
+        Seed of the random projection and the autoencoder.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def fit_reduction(
         An unknown method, a `dim` below 1, nothing to fit on, or LDA without at least two classes.
     """
     if method not in REDUCTIONS:
-        raise ConfigError(f"dim_reduction={method!r} is not a choice. Allowed: {', '.join(REDUCTIONS)}.")
+        raise ConfigError(f"invalid value for dim_reduction: {method!r} (choose from {', '.join(REDUCTIONS)}).")
     vectors = np.asarray(vectors, dtype=np.float64)
     if method == "none":
         return _float64

@@ -1,4 +1,4 @@
-"""Templates of item texts: which fields, in which order, and what becomes of a field that is empty."""
+"""Templates of item texts: which fields, in which order, and how empty fields are handled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Titles as people write them: no HTML entities, and an article filed behind a comma stands in front again.
+"""Titles as people write them: no HTML entities, and an article after a comma moved back to the front.
 
 MovieLens and library catalogues write ``Matrix, The (1999)``; people and language models write ``The Matrix (1999)``.
 """

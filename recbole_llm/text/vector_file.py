@@ -1,4 +1,4 @@
-"""Item vectors that the user has already: a file with raw item ids and one vector each.
+"""Item vectors provided by the user: a file with raw item ids and one vector each.
 
 ========================  ==========================================================================================
 ``.npz``                  arrays ``ids`` (text or whole numbers) and ``vectors`` (n, d)
@@ -39,13 +39,13 @@ def read_item_vectors(
     Parameters
     ----------
     file : str or Path
-        In one of the formats above. Vectors of items outside the catalogue are left out.
+        In one of the formats above. Vectors of items outside the catalogue are ignored.
     tokens : sequence of str
         Raw item id of each internal id; ``tokens[0]`` is PAD.
     item_field : str
         Name of the id column in a parquet file.
     missing : {"error", "zero"}
-        What an item without a vector is.
+        How to treat an item without a vector.
     field_separator, seq_separator, encoding : str
         Of an atomic file.
     logger : logging.Logger, optional

@@ -64,7 +64,7 @@ def require_finite(sums: Sequence[float], epoch: int, learning_rate: float, run_
 
 
 class GradientMean:
-    """Turns gradients that were added up into the mean over the targets of all batches of a step and all processes.
+    """Normaliser of accumulated gradients: to the mean over the targets of all batches of a step and all processes.
 
     Parameters
     ----------

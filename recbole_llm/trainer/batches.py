@@ -1,4 +1,4 @@
-"""Training batches as a stage wants them."""
+"""Training batches of a stage."""
 
 from typing import Any
 

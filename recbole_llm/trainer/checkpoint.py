@@ -31,8 +31,8 @@ CHECKSUM = "sha256"
 def learned_tensors(model: LLMRecommender) -> dict[str, torch.Tensor]:
     """Trainable parameters and persistent buffers by name; of tensors that share memory, the first name only.
 
-    Frozen parameters are left out: they come from the base model, which a run records by name and revision. What an
-    earlier stage has learned and a later one keeps frozen stands in ``learned_earlier`` of the model, as prefixes of
+    Frozen parameters are excluded: they come from the base model, which a run records by name and revision. The model
+    lists parameters that an earlier stage learned and a later one keeps frozen in ``learned_earlier``, as prefixes of
     names.
     """
     earlier = tuple(model.learned_earlier)
@@ -45,7 +45,7 @@ def learned_tensors(model: LLMRecommender) -> dict[str, torch.Tensor]:
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in model.state_dict().items():
         key = (tensor.data_ptr(), tensor.shape)
-        # A quantised weight brings tensors of its own, named <weight>.absmax and the like.
+        # A quantised weight comes with additional tensors, named <weight>.absmax and the like.
         parts = itertools.accumulate(name.split("."), "{}.{}".format)
         if frozen.isdisjoint(parts) and (tensor.numel() == 0 or key not in seen):
             seen.add(key)
@@ -72,7 +72,7 @@ def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 
 def save_weights(model: LLMRecommender, file: Path) -> None:
-    """Write :func:`learned_tensors`; the file appears whole or not at all."""
+    """Write :func:`learned_tensors` atomically."""
     temporary = file.with_suffix(".tmp")
     try:
         _write(learned_tensors(model), temporary)
@@ -163,7 +163,7 @@ def save_state(
     values: dict[str, Any],
     random_states: Sequence[RandomState] | None = None,
 ) -> None:
-    """Everything that continuing needs: weights, optimizer, random states and the trainer's own values.
+    """Write everything needed to resume: weights, optimizer, random states and the trainer's own values.
 
     ``random_states`` are those of all processes, by default this one's on the CPU. Written beside the old state and
     then put in its place, so that a crash leaves one of the two whole.
@@ -283,7 +283,7 @@ def _restore_optimizer(
 
 
 def random_state(device: torch.device | None = None) -> RandomState:
-    """Where the random generators of this process stand, that of a GPU included."""
+    """State of the random generators of this process, including that of a GPU."""
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - RecBole samples from it
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64))}
     if device is not None and device.type == "cuda":

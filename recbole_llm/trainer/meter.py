@@ -13,7 +13,7 @@ from recbole_llm import distributed
 
 
 class Meter:
-    """Adds up the seconds of each phase and keeps its highest memory use.
+    """Meter of the seconds and peak memory of each phase.
 
     Memory is that of the GPU if there is one, else of the process. Linux forgets a process's peak when told to; where
     the system cannot, a phase shows the highest use since the process started.
@@ -53,7 +53,7 @@ class Meter:
         self._since = now
 
     def merge_peaks(self) -> None:
-        """Of several processes, the main one takes over the highest use that any of them had in a phase."""
+        """Set the peak memory of a phase, on the main process, to the maximum over all processes."""
         for peaks in distributed.gather(self.peak_memory_mb) or ():
             for name, peak in peaks.items():
                 self.peak_memory_mb[name] = max(self.peak_memory_mb.get(name, 0.0), peak)

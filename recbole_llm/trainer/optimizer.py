@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def build_optimizer(model: torch.nn.Module, stage: Stage) -> torch.optim.Optimizer | None:
-    """Make the optimizer of a stage for what the model trains; None where that is nothing.
+    """Create the optimizer of a stage for the trainable parameters; None if there are none.
 
     Raises
     ------

@@ -25,7 +25,7 @@ def learning_rate_factor(step: int, name: str, warmup_steps: int, total_steps: i
 def parameter_groups(model: nn.Module, decay_groups: str, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters for the optimizer, each once.
 
-    ``no_bias_norm`` takes the weight decay off biases (T5's ``relative_attention_bias`` included) and off the weights
+    ``no_bias_norm`` disables weight decay for biases (T5's ``relative_attention_bias`` included) and the weights
     of normalisation layers, found by the class of their module: T5 calls them ``layer_norm``, BERT ``LayerNorm``.
     """
     if decay_groups == "all" or not weight_decay:

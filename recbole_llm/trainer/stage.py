@@ -11,7 +11,7 @@ from recbole_llm.trainer.schedule import learning_rate_factor
 
 @dataclass(frozen=True)
 class Stage:
-    """How a stage trains and what it is validated by.
+    """Settings of training and validation in a stage.
 
     Attributes
     ----------
@@ -20,7 +20,7 @@ class Stage:
     settings : Config
         The run's, or the stage's own (``stage_config`` of the model).
     own_settings : bool
-        Whether they are the stage's own, with batches of its own.
+        Whether they are the stage's own, with separate batches.
     epochs, learning_rate
         Those of ``<name>_epochs`` and ``<name>_learning_rate`` where the run has such keys.
     eval_step, eval_updates : int
@@ -95,7 +95,7 @@ class Stage:
         )
 
     def total_updates(self, batches: int) -> int:
-        """Optimizer steps of the whole stage, with so many batches to an epoch."""
+        """Optimizer steps of the whole stage, given the number of batches per epoch."""
         return -(-batches // self.accumulate) * self.epochs
 
     def warmup_of(self, total_updates: int) -> int:

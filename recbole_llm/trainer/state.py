@@ -1,4 +1,4 @@
-"""Saving and resuming training: what a trainer counts and keeps, beside weights, optimizer and random numbers."""
+"""Saving and resuming training: the trainer's own values, besides weights, optimizer and random states."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from recbole_llm.trainer import checkpoint
 
 
 def values_of(trainer: Any, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> dict[str, Any]:
-    """Everything that a trainer counts and keeps, as JSON takes it.
+    """Return the trainer's own values as JSON data.
 
     Parameters
     ----------
     trainer : RunTrainer
     next_epoch, next_batch : int
-        Where training goes on.
+        Where training continues.
     sums : sequence of float
         Loss of the epoch so far, see :class:`recbole_llm.trainer.accumulation.LossMean`.
     """
@@ -62,7 +62,7 @@ def save(trainer: Any, run_dir: Path, next_epoch: int, next_batch: int = 0, sums
 
 
 def restore(trainer: Any, run_dir: Path) -> bool:
-    """Bring a new trainer to where :func:`save` was called; False where nothing was saved yet."""
+    """Restore the state of :func:`save` in a new trainer; return False if nothing was saved yet."""
     folder = distributed.from_main(lambda: checkpoint.state_folder(run_dir))
     if folder is None:
         return False

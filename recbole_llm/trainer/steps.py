@@ -14,7 +14,7 @@ from recbole_llm.trainer.stage import Stage
 
 
 class Steps:
-    """What moves a model's weights in a stage.
+    """Optimizer steps of a model in a stage.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Steps:
         self._parallel: distributed.ParallelLoss | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Context that the model trains in: mixed precision where ``amp`` asks for it."""
+        """Context that the model trains in: mixed precision if ``amp`` enables it."""
         if self.stage.amp_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.stage.amp_dtype)
@@ -73,7 +73,7 @@ class Steps:
         after_step : callable, optional
             Called after every step with the number of batches done and the loss so far; True ends the epoch.
         loss_func : callable, optional
-            In the place of the model's ``calculate_loss``.
+            Replaces the model's ``calculate_loss``.
 
         Returns
         -------
@@ -96,7 +96,7 @@ class Steps:
             batch = interaction.to(self.device)
             with self._parallel.no_sync() if self._parallel and not is_last else nullcontext():
                 parts = self._loss(batch, loss_func)
-                # A process without rows of its own in this batch has some that weigh nothing.
+                # A process without rows in this batch gets some with weight 0.
                 own = world.size == 1 or data.share(number) > 0
                 weight = self.model.loss_weight(batch) if own else 0
                 self.scaler.scale(parts.sum() * gradients.share(weight, self.device)).backward()
@@ -123,7 +123,7 @@ class Steps:
         return torch.stack([part.reshape(()) for part in losses])
 
     def step(self) -> None:
-        """Move the weights by their gradients, which are then gone."""
+        """Update the weights by their gradients, then clear the gradients."""
         rate = self.stage.learning_rate_at(self.count, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

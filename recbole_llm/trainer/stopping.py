@@ -1,4 +1,4 @@
-"""Early stopping and the best of what was validated."""
+"""Early stopping and the best validation."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 @dataclass
 class EarlyStopping:
-    """Keeps the first of the best validation scores and counts those since that were no better.
+    """Early stopping: keeps the first best validation score and counts the validations since.
 
-    An equal score is no progress: the earlier weights stay the best, and patience runs on.
+    An equal score is not an improvement: the earlier weights stay the best.
 
     Parameters
     ----------
     patience : int
-        Number of validations without progress, in a row, that end training; 0 stops like 1, at the first.
+        Number of consecutive validations without improvement that end training; 0 acts like 1.
     bigger : bool
         Whether a bigger score is better.
 
@@ -41,7 +41,7 @@ class EarlyStopping:
     misses: int = 0
 
     def update(self, score: float, result: OrderedDict[str, float], epoch: int) -> bool:
-        """Take in a validation; returns whether it is the best so far."""
+        """Add a validation; return whether it is the best so far."""
         best = self.score
         better = best is None or (score > best if self.bigger else score < best)
         if better:
@@ -52,5 +52,5 @@ class EarlyStopping:
 
     @property
     def stopped(self) -> bool:
-        """Whether training has come to its end."""
+        """Whether training should stop."""
         return self.misses >= max(1, self.patience)

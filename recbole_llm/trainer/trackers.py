@@ -1,4 +1,4 @@
-"""Where the curve of a training goes: ``history.csv``, TensorBoard, Weights & Biases."""
+"""Trackers of the training curve: ``history.csv``, TensorBoard, Weights & Biases."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ def write_curve(file: Path, curve: Sequence[Mapping[str, Any]]) -> None:
 
 
 def start_wandb(config: Any) -> Any:
-    """Start a Weights & Biases run with the merged settings, access tokens left out.
+    """Start a Weights & Biases run with the merged settings, without access tokens.
 
     Raises
     ------

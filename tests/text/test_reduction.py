@@ -89,7 +89,7 @@ def test_rows_of_length_one():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"method": "svd"}, "dim_reduction='svd' is not a choice. Allowed: none, pca"),
+        ({"method": "svd"}, "invalid value for dim_reduction: 'svd' .choose from none, pca"),
         ({"dim": 0}, "reduced_dim=0 is too small"),
         ({"fit_rows": np.zeros(60, dtype=bool)}, "no item to fit"),
         ({"method": "lda"}, "set lda_class_field"),
