@@ -35,7 +35,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: `import recbole_llm` takes no time."""
+    """Import on first use, so that `import recbole_llm` is fast."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in __all__:
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _WithoutRecBole(MetaPathFinder):
-    """Last on the path: says how RecBole is installed, which no dependency of this package can bring."""
+    """Import hook, last on the path, that explains how to install RecBole, which pip cannot install for us."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -54,7 +54,7 @@ class _WithoutRecBole(MetaPathFinder):
 
             raise MissingExtraError(
                 "RecBole is not installed. Run `pip install --no-deps recbole==1.2.1`: without --no-deps pip looks "
-                "for the old ray that RecBole pins, which nothing here needs."
+                "for the old ray that RecBole pins, which is not needed."
             )
         return None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class CallablePackage(ModuleType):
-    """A package that passes a call on to a function inside it."""
+    """A package that forwards calls to a function inside it."""
 
     entry_point: tuple[str, str]
 

@@ -24,12 +24,12 @@ class Command(NamedTuple):
     Attributes
     ----------
     usage, summary : str
-        What ``recbole-llm --help`` shows.
+        Shown by ``recbole-llm --help``.
     main : str or function
-        Takes the arguments behind the command and returns the exit status; ``module:function`` is imported when the
-        command is given. It answers ``--help`` itself unless ``help`` does.
+        Function of the arguments after the command that returns the exit status; ``module:function`` is imported
+        on use. It handles ``--help`` itself unless ``help`` is set.
     help : str or None
-        What ``--help`` adds to usage and summary.
+        Text that ``--help`` shows after usage and summary.
     """
 
     usage: str
@@ -41,20 +41,20 @@ class Command(NamedTuple):
 RUN_HELP = """\
 examples:
   recbole-llm -m LiteLLM4Rec -d ml-100k                              ml-100k comes with RecBole
-  recbole-llm --model=LiteLLM4Rec --dataset=ml-100k --smoke          quick check of a configuration, under a minute
+  recbole-llm --model=LiteLLM4Rec --dataset=ml-100k --smoke          quick sanity check of a configuration
   recbole-llm --model=SASRec --dataset=ml-1m --data_path=datasets    datasets/ml-1m/ml-1m.inter
   recbole-llm --config_files="mine.yaml more.yaml" --epochs 5        settings from files
-  recbole-llm --model=LRURec,SASRec --dataset=ml-100k --seeds=1,2    side by side, as `compare`
+  recbole-llm --model=LRURec,SASRec --dataset=ml-100k --seeds=1,2    compared, as with `compare`
 
-Any setting can be given, as --key=value or --key value; command line > --config_files > defaults. Frequent ones:
-  -m, --model=NAME       see `recbole-llm models`; package.module:Class for a class of your own
+Set any setting with --key=value or --key value; command line > --config_files > defaults. Frequent ones:
+  -m, --model=NAME       see `recbole-llm models`; package.module:Class for your own class
   -d, --dataset=NAME     a folder in data_path with NAME.inter
   --data_path=FOLDER     holds one folder per dataset (default: dataset/)
   --config_files=FILES   YAML files, or names of presets and paper rows
   --checkpoint_dir=DIR   where the run directory with results.json goes (default: saved/)
   --resume=RUN_DIR       continue an interrupted run
   --llm=NAME             the model that reads item texts: Hugging Face id, local folder, auto or bundled
-  --mask_history=False   let items of the user's history be recommended
+  --mask_history=False   allow recommending items of the user's history
   --epochs, --learning_rate, --train_batch_size, --eval_args, --metrics, --topk, --valid_metric: as in RecBole
 `recbole-llm help KEY` explains a setting, `recbole-llm help MODEL` lists those of a model.
 """
@@ -65,12 +65,12 @@ examples:
   recbole-llm compare saved/SASRec-ml-100k-... saved/LRURec-ml-100k-... --significance_test=wilcoxon
 
 Runs every row and seed that is not finished yet, then writes tables, paired tests and report.html. --LABEL.key=value
-gives a setting to one row. `recbole-llm help KEY` explains seeds, baselines, significance_test, reuse and the others.
+sets a setting for one row. `recbole-llm help KEY` explains seeds, baselines, significance_test, reuse and the others.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command and return its exit status.
 
     0 for success, 1 for a comparison with failed runs, 2 for an error of the user's input, 130 when interrupted.
     """
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_first_to_fail() -> bool:
     if "RANK" not in os.environ:
-        return True  # without the seconds that importing torch takes
+        return True  # avoids importing torch, which takes seconds
     from recbole_llm.distributed import first_to_fail
 
     return first_to_fail()
@@ -171,9 +171,7 @@ def _run(arguments: list[str]) -> int:
     if isinstance(given.get("resume"), str) and "model" not in given:
         folder = Path(given["resume"])
         if not (folder / "config.yaml").is_file():
-            raise RecBoleLLMError(
-                f"--resume={given['resume']}: there is no config.yaml in {folder}; is it a run directory?"
-            )
+            raise RecBoleLLMError(f"--resume={given['resume']}: {folder} has no config.yaml; is it a run directory?")
         files = [folder / "config.yaml"]
     precheck(files, None, given)
     from recbole_llm.run.experiment import run
@@ -185,7 +183,7 @@ def _run(arguments: list[str]) -> int:
 
 def _tune(arguments: list[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
-        raise RecBoleLLMError("A study is started once and not by torchrun: --tool=Ray runs its trials side by side.")
+        raise RecBoleLLMError("Start a study once, without torchrun: --tool=Ray runs its trials in parallel.")
     if HELP_OPTIONS & set(arguments):
         from recbole_llm.tune.options import HELP
 
@@ -209,7 +207,7 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _compare_models(given: dict[str, Any]) -> int:
-    """0 if every run finished, 1 if some are missing from the table."""
+    """Return 0 if every run finished, 1 if some are missing from the table."""
     from recbole_llm.compare import compare
 
     _no_bars_in_files(given)
@@ -226,34 +224,34 @@ COMMANDS = {
     "run": Command("[run] -m NAME -d NAME [--key=value ...]", "train and evaluate a model", _run, RUN_HELP),
     "compare": Command(
         "compare RUN_DIR ... | --model=NAME,NAME -d NAME",
-        "models side by side: tables, tests, report",
+        "compare models: tables, significance tests, report",
         _compare,
         COMPARE_HELP,
     ),
     "leaderboard": Command(
         "leaderboard [PLAN ...] [--check]",
-        "the tables of docs/results, made by commands alone",
+        "reproduce the tables of docs/results",
         "recbole_llm.compare.leaderboard:leaderboard_main",
     ),
     "tune": Command("tune -m NAME -d NAME [--params_file=FILE]", "search for the best settings", _tune),
     "evaluate": Command(
         "evaluate RUN_DIR [--topk=1,5] [--mask_history=False]",
-        "results of saved weights, by any protocol",
+        "evaluate saved weights under any protocol",
         "recbole_llm.run.evaluate:evaluate_main",
     ),
     "recommend": Command(
         "recommend RUN_DIR [--users=...] [--k=10]",
-        "the best items for users of a finished run",
+        "recommend items to users from a finished run",
         "recbole_llm.recommend.command:recommend_main",
     ),
     "export": Command(
         "export RUN_DIR --out=DIR [--faiss]",
-        "item and user vectors of a finished run",
+        "export item and user vectors of a finished run",
         "recbole_llm.recommend.command:export_main",
     ),
     "convert": Command(
         "convert NAME --input PATH [--output FOLDER]",
-        "downloads or own logs to atomic files",
+        "convert downloads or your own logs to atomic files",
         "recbole_llm.convert.command:convert_main",
     ),
     "check": Command(
@@ -261,7 +259,7 @@ COMMANDS = {
         "check a dataset for common problems",
         "recbole_llm.convert.command:check_main",
     ),
-    "models": Command("models", "the models: paper, what they need, status", _models, "Names for --model."),
+    "models": Command("models", "list the models: paper, requirements, status", _models, "Names for --model."),
     "help": Command("help [KEY | MODEL | COMMAND]", "explain a setting, a model or a command", _help),
 }
 

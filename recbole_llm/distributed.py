@@ -1,4 +1,4 @@
-"""Several processes as one: which of them this is, what only one of them does, and gradients over all of them.
+"""Distributed runs: ranks, work of the main process only, and gradients averaged over processes.
 
 In a single process everything here does the obvious thing without ``torch.distributed``.
 """
@@ -33,7 +33,7 @@ _groups = _turns = 0
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of a run; ``local_rank`` and ``local_size`` count those of this machine."""
+    """Place of this process in a run; ``local_rank`` and ``local_size`` count those of this machine."""
 
     rank: int = 0
     size: int = 1
@@ -42,7 +42,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and speaks to the user."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def share(self, rows: int) -> slice:
@@ -103,8 +103,8 @@ def group(timeout: float) -> Iterator[World]:
         if (world().size == 1 and not own) or not _is_about_the_others(error):
             raise
         raise DistributedError(
-            f"Process {here.rank if here else world().rank} waited for the others in vain: one of them has ended, as "
-            f"its own message or the launcher's tells, or they cannot reach each other "
+            f"Process {here.rank if here else world().rank} waited for the others in vain: one of them has ended (see "
+            f"its own message or the launcher's), or they cannot reach each other "
             f"({str(error).splitlines()[0][:200]}). "
             f"A process waits for distributed_timeout={timeout:g} seconds."
         ) from error
@@ -176,7 +176,7 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have arrived."""
     if world().size > 1:
         dist.all_reduce(torch.zeros(1))
 
@@ -185,7 +185,7 @@ def barrier() -> None:
 def main_of_machine_first() -> Iterator[None]:
     """Let the first process of each machine go first; the others of that machine then find its files.
 
-    It may take any time, encoding a catalogue for instance: the launcher ends those who wait should it fail.
+    The work may take long, such as encoding a catalogue: if it fails, the launcher ends the waiting processes.
     """
     global _turns
     here = world()
@@ -202,7 +202,7 @@ def main_of_machine_first() -> Iterator[None]:
 
 
 def broadcast_state(model: nn.Module, parameters: bool = True) -> None:
-    """Every parameter and buffer as the main process has it, or the buffers only."""
+    """Broadcast all parameters and buffers of the main process, or the buffers only."""
     if world().size == 1:
         return
     tensors = [*(model.parameters() if parameters else ()), *model.buffers()]
@@ -386,13 +386,13 @@ def _reason(error: Exception, received: list[tuple[str, Any]]) -> RecBoleLLMErro
     own = [value for value in found if not isinstance(value, DistributedError)]
     if not own and getattr(error, "signal_name", None):
         return DistributedError(
-            f"Of this run, {error}; the others were ended. SIGKILL is what the system sends when memory runs out."
+            f"In this run, {error}; the others were terminated. The system sends SIGKILL when memory runs out."
         )
     return (own or found or [DistributedError(f"A process of the run failed: {str(error).strip()}.")])[0]
 
 
 def _end(processes: list[Any]) -> None:
-    """Interrupt what is still running, then insist: the terminal has usually told all of them already."""
+    """Interrupt the running processes, then kill them: the terminal has usually interrupted them already."""
     for seconds, signal_number in ((3, signal.SIGINT), (10, signal.SIGTERM), (5, signal.SIGKILL)):
         for process in processes:
             process.join(seconds)

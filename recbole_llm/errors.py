@@ -14,23 +14,23 @@ class ConfigError(RecBoleLLMError, ValueError):
 
 
 class DataError(RecBoleLLMError, ValueError):
-    """A data file is missing, damaged or does not hold what is needed."""
+    """A data file is missing, damaged or lacks required content."""
 
 
 class ModelNotFoundError(RecBoleLLMError, OSError):
-    """A pretrained model cannot be loaded from where it was asked for."""
+    """A pretrained model cannot be loaded from the given source."""
 
 
 class CheckpointError(RecBoleLLMError, ValueError):
-    """A run directory is incomplete, damaged or made by another configuration."""
+    """A run directory is incomplete, damaged or was made with another configuration."""
 
 
 class MissingExtraError(RecBoleLLMError, ImportError):
-    """An optional dependency is needed for what was asked; the message names the extra that brings it."""
+    """An optional dependency is missing; the message names the extra that installs it."""
 
 
 class UnsupportedError(RecBoleLLMError, NotImplementedError):
-    """A model cannot do what was asked of it."""
+    """A model does not support the requested operation."""
 
 
 class DistributedError(RecBoleLLMError, ConnectionError):

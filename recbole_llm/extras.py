@@ -1,4 +1,4 @@
-"""Packages that only some tasks need."""
+"""Optional dependencies."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def optional(module: str, extra: str, purpose: str) -> Any:
         ) from error
     except ImportError as error:
         raise MissingExtraError(
-            f"{purpose} needs {package}, which is installed and cannot be imported: {error}. "
-            f"`pip install -U 'recbole-llm[{extra}]' numpy` brings versions that fit."
+            f"{purpose} needs {package}, which is installed but cannot be imported: {error}. "
+            f"`pip install -U 'recbole-llm[{extra}]' numpy` installs compatible versions."
         ) from error

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a killed process left of them.
+"""Atomic files, and cleaning up after killed processes.
 
 Whoever writes holds a lock beside the unfinished file, which the system gives back when the process ends, however it
 ends: what nobody holds is a left-over, and the next one who writes the same file removes it.
@@ -24,7 +24,7 @@ DAMAGED_ARCHIVE = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct
 
 @contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Give a name to write to, which becomes ``file`` at the end; nothing is left behind where writing fails.
+    """Yield a temporary name that becomes ``file`` at the end; if writing fails, nothing is left.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def whole(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def work_folder(target: Path) -> Iterator[Path]:
-    """Give an empty hidden folder beside ``target``, ``.NAME.<random>.part``, and remove it at the end."""
+    """Yield an empty hidden folder beside ``target``, ``.NAME.<random>.part``, and remove it at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with _reserved(target, ".part") as folder:
         folder.mkdir()
@@ -69,7 +69,7 @@ def _reserved(target: Path, suffix: str) -> Iterator[Path]:
 
 
 def remove_left_overs(target: Path, suffix: str) -> list[Path]:
-    """Remove what killed processes left of ``target``; returns it. What a living process holds stays."""
+    """Remove and return partial files of ``target`` that killed processes left; locked ones stay."""
     beginning, removed = f".{target.name}.", []
     ends = (suffix, f"{suffix}.lock")
     names = {path.name.removesuffix(".lock") for path in target.parent.iterdir() if path.name.endswith(ends)}

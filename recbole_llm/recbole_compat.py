@@ -20,7 +20,7 @@ import torch
 
 from recbole_llm.errors import MissingExtraError
 
-# Names that RecBole and ray use and numpy has dropped, and what they meant.
+# Names that RecBole and ray use and numpy has removed, with their meanings.
 NUMPY_ALIASES: dict[str, Any] = {
     **{"bool8": np.bool_, "float_": np.float64, "complex_": np.complex128, "unicode_": np.str_},
     **{"float": float, "int": int, "complex": complex, "object": object, "str": str},
@@ -62,14 +62,14 @@ def compat() -> None:
 
 
 class _StandIn(ModuleType):
-    """A package that is imported and not used: any use says that it is missing."""
+    """Placeholder for a package that is imported but not used: any use raises MissingExtraError."""
 
     __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise MissingExtraError(f"RecBole asks for {self.__name__}.{name} here: `pip install -U {self.__name__}`.")
+        raise MissingExtraError(f"RecBole needs {self.__name__}.{name}: run `pip install -U {self.__name__}`.")
 
 
 def _stand_in_unless_importable(package: str) -> None:
@@ -145,7 +145,7 @@ def _own_defaults_in_config() -> None:
 
 
 def _generators_in_hyper_tuning() -> None:
-    """RecBole's search draws from a ``RandomState``; since 0.2.7 hyperopt expects a ``Generator``."""
+    """Adapt RecBole's search, which uses a ``RandomState``; hyperopt expects a ``Generator`` since 0.2.7."""
     from recbole.trainer import hyper_tuning
 
     own_numpy, own_random = ModuleType("numpy"), ModuleType("numpy.random")

@@ -327,7 +327,7 @@ def resuming(case: Case) -> None:
     resumed = experiment(case.config(), run_dir, resume=True)
     _require(
         resumed["test_result"] == whole["test_result"],
-        f"a resumed run gives {resumed['test_result']}, an undisturbed one {whole['test_result']}",
+        f"a resumed run gives {resumed['test_result']}, an uninterrupted one {whole['test_result']}",
     )
 
 

@@ -199,4 +199,4 @@ def test_comparisons_and_studies_are_not_started_by_torchrun(arguments, monkeypa
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(distributed, "first_to_fail", lambda: True)
     assert main(arguments) == 2
-    assert "not by torchrun" in capsys.readouterr().err
+    assert "without torchrun" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Several models under one protocol: planned, run, tested against each other and written down.
+"""Comparisons of several models under one protocol: plan, runs, significance tests and reports.
 
     from recbole_llm.compare import compare
     compare(["LLMSeqSim", "SASRec"], "ml-100k", config_dict={"seeds": [1, 2, 3]})

@@ -1,4 +1,4 @@
-"""What the runs of a comparison say: means and deviations, tests, costs, breakdowns, and what to be wary of."""
+"""Analysis of a comparison's runs: means and deviations, tests, costs, breakdowns and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from recbole_llm.evaluator.metrics import RANK_METRICS, is_smaller_better
 MASKED, UNMASKED = "masked", "unmasked"
 # The share of the catalogue that counts as head; the rest with training interactions is tail.
 HEAD = 0.2
-# From here on a row's share of tied targets stands beside its metrics: their order is arbitrary.
+# From this share of tied targets on, tables show it: the order of ties is arbitrary.
 TIED = 0.05
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure of a table: mean and deviation over seeds, and its place among the rows (1 = best)."""
+    """A table cell: mean and deviation over seeds, and its rank among the rows (1 = best)."""
 
     mean: float
     deviation: float | None
@@ -51,7 +51,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Group:
-    """Test rows that have something in common: a mask of shape (test rows,)."""
+    """A group of test rows: its name and a mask of shape (test rows,)."""
 
     name: str
     mask: np.ndarray
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def versions(self) -> tuple[str, str]:
-        """Both ways to treat the history, that of ``mask_history`` first."""
+        """Masked and unmasked history, that of ``mask_history`` first."""
         return (MASKED, UNMASKED) if self.mask_history else (UNMASKED, MASKED)
 
     @cached_property
@@ -104,18 +104,18 @@ class Comparison:
 
     @property
     def rank_metrics(self) -> list[str]:
-        """Those among the metrics that a target's rank decides; the others have no value per user."""
+        """Metrics that depend on the target's rank only; the others have no value per user."""
         return [metric for metric in self.metrics if metric.partition("@")[0] in RANK_METRICS]
 
     @property
     def headline(self) -> str:
-        """The metric of the charts: the one that chose the best epoch, else the first that ranks decide."""
+        """The metric of the charts: the one that chose the best epoch, else the first rank metric."""
         chosen = str(self.reference.results["protocol"]["valid_metric"]).lower()
         return chosen if chosen in self.rank_metrics else (self.rank_metrics or ["ndcg@10"])[0]
 
     @cached_property
     def cells(self) -> dict[tuple[str, str, str], Cell]:
-        """Figures by (version, row, metric)."""
+        """Table cells by (version, row, metric)."""
         cells = {}
         for version in self.versions:
             for metric in self.metrics:
@@ -130,7 +130,7 @@ class Comparison:
         return cells
 
     def tied(self, row: Row) -> float:
-        """Share of the targets whose score another item has, too; the largest over seeds."""
+        """Return the share of targets whose score ties with another item's; the largest over seeds."""
         return max(run.results["tied_targets"] or 0.0 for run in row.runs)
 
     @property
@@ -170,7 +170,7 @@ class Comparison:
 
     @cached_property
     def tests(self) -> dict[tuple[str, str, str], Test]:
-        """Each row that is no baseline against the best one, by (version, row, metric)."""
+        """Tests of each other row against the best baseline, by (version, row, metric)."""
         tests = {}
         for version in self.versions:
             for metric in self.rank_metrics:
@@ -260,11 +260,11 @@ class Comparison:
         found = {phase for row in self.rows for phase in self.seconds(row)}
         return [phase for phase in order if phase in found] + sorted(found - set(order))
 
-    # ---- what to say beside the numbers
+    # ---- notes on the numbers
 
     @cached_property
     def protocol(self) -> str:
-        """One line that belongs beside every number."""
+        """The protocol in one line, to report with every number."""
         shared = self.reference.results["protocol"]
         seeds = sorted({run.seed for row in self.rows for run in row.runs})
         metrics = {str(row.runs[0].results["protocol"]["valid_metric"]) for row in self.rows}
@@ -276,7 +276,7 @@ class Comparison:
 
     @property
     def test_description(self) -> str:
-        """What the mark of significance means."""
+        """Meaning of the significance mark."""
         names = {"t-test": "paired t-test", "permutation": "paired permutation test", "wilcoxon": "Wilcoxon's test"}
         return (
             f"p < {self.options['significance_level']:g}, {names[self.options['significance_test']]} over "
@@ -287,7 +287,7 @@ class Comparison:
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What a reader should know before believing the table."""
+        """Warnings about the comparison, for the reader of its tables."""
         return [*self._warnings, *_warnings(self)]
 
 
@@ -321,7 +321,7 @@ def _warnings(comparison: Comparison) -> list[str]:
 
 
 def _undertrained(rows: Sequence[Row]) -> list[str]:
-    """Rows whose best epoch was the last one that they were allowed."""
+    """Return warnings about rows whose best epoch was their last."""
     found = []
     for row in rows:
         for run in row.runs:
@@ -334,7 +334,7 @@ def _undertrained(rows: Sequence[Row]) -> list[str]:
 
 
 def _differences(rows: Sequence[Row]) -> list[str]:
-    """In what the runs differ although they should not."""
+    """Return warnings about differences between the runs that should not exist."""
     found = []
     git = [run.results["environment"]["git"] or {} for run in _runs(rows)]
     commits = {state.get("commit") for state in git}

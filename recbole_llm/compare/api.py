@@ -1,4 +1,4 @@
-"""Models side by side: run under one protocol, tested against each other, written as tables and a report.
+"""Compare models: run them under one protocol, test for significance, write tables and a report.
 
     compare(["LLMSeqSim", "SASRec"], "ml-100k", config_dict={"seeds": [1, 2, 3]})
 
@@ -50,9 +50,9 @@ def compare(
     config_dict: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    """Run every model with every seed, each in a process of its own, and write the comparison.
+    """Run every model with every seed, each in its own process, and write the comparison.
 
-    What is finished is not run again, what was interrupted is continued, and what fails is listed with its error.
+    Finished runs are reused, interrupted ones continued, and failed ones listed with their errors.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def compare(
     log_to_console()
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
-            "A comparison is started once and not by torchrun: it runs one model after the other, and --nproc=N "
+            "Start a comparison once, without torchrun: it runs one model after the other, and --nproc=N "
             "trains each with N processes."
         )
     plan = planning.make_plan(models, dataset, config_file_list, config_dict, arguments)
@@ -104,7 +104,7 @@ def compare(
 
 
 def compare_runs(run_dirs: Sequence[str | Path], options: Mapping[str, Any] | None = None) -> Comparison:
-    """Compare runs that are finished.
+    """Compare finished runs.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def _made_by_other_code(reused: Sequence[FinishedRun]) -> list[str]:
     names = ", ".join(run.run_dir.name for run in other[:3]) + ", ..." * (len(other) > 3)
     return [
         f"{len(other)} finished run{'s' * (len(other) > 1)} made by another version of the code ({names}) "
-        f"{'were' if len(other) > 1 else 'was'} taken over; --reuse=False runs everything anew."
+        f"{'were' if len(other) > 1 else 'was'} reused; --reuse=False runs everything again."
     ]
 
 
@@ -219,11 +219,11 @@ def _make(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"The folder of the comparison, {directory}, cannot be made: {error}.") from error
+        raise ConfigError(f"The folder of the comparison, {directory}, cannot be created: {error}.") from error
 
 
 def _write(comparison: Comparison) -> None:
-    """Every file anew; each appears whole."""
+    """Write all files, each atomically."""
     folder = comparison.directory
 
     def text(name: str, content: str) -> None:
@@ -253,5 +253,5 @@ def _show(comparison: Comparison) -> None:
 
 
 def _has_screen() -> bool:
-    """Whether a browser can show something; a text browser in the terminal would block."""
+    """Whether a graphical browser is available; a text browser would block the terminal."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,4 +1,4 @@
-"""Runs what a plan asks for, one process at a time; what is finished is taken as it is."""
+"""Execution of a plan, one process at a time; finished runs are reused."""
 
 import glob
 import json
@@ -22,7 +22,7 @@ from recbole_llm.run.identity import changed_language_models, plain, same_experi
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a run directory, or the reason why there is none."""
+    """Outcome of a job: a run directory, or the error."""
 
     label: str
     seed: int
@@ -38,7 +38,7 @@ def execute(plan: Plan, after_each: Callable[[list[Outcome]], None] = lambda out
     ----------
     plan : Plan
     after_each : callable
-        Called with the outcomes so far after every run that took place, but the last.
+        Called with the outcomes so far after every executed run except the last.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def execute(plan: Plan, after_each: Callable[[list[Outcome]], None] = lambda out
 def find_finished(job: Job) -> Path | None:
     """Return the newest finished run with the same settings, model class and data files, or None.
 
-    A setting that the run did not know, having been made by an older version, counts as its present default.
+    A setting that an older version of the code did not have counts as its current default.
     """
     for run_dir, results in _finished_runs(Path(job.config["checkpoint_dir"]), name_prefix(job.config)):
         if is_same_run(job, results) and (run_dir / "test_ranks.npz").is_file():
@@ -75,7 +75,7 @@ def find_finished(job: Job) -> Path | None:
 
 
 def is_same_run(job: Job, results: Mapping[str, Any]) -> bool:
-    """Whether a run with this ``results.json`` is what a job asks for."""
+    """Whether a run with this ``results.json`` matches a job."""
     config = job.config
     known = {key: value for key, value in config.internal_config_dict.items() if key in config.merged}
     return (
@@ -144,8 +144,8 @@ def _importable(model: str | type) -> str:
         return model
     if model.__module__ == "__main__" or "<locals>" in model.__qualname__:
         raise ConfigError(
-            f"The class {model.__qualname__} cannot be imported by the process that runs it: put it at the top level "
-            "of a module of its own."
+            f"The class {model.__qualname__} cannot be imported by the process that runs it: define it at the top "
+            "level of a module."
         )
     return f"{model.__module__}:{model.__qualname__}"
 

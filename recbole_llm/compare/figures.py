@@ -13,7 +13,7 @@ from recbole_llm.compare.statistics import interval
 from recbole_llm.compare.tables import metric_name
 from recbole_llm.pages import FONT
 
-# Told apart by readers with colour-blindness too; the baselines are dotted besides.
+# Distinguishable with colour blindness; baselines are also dotted.
 COLOURS = (
     *("#1f5fa8", "#d9782b", "#1f9e77", "#b5396b", "#6f58a8", "#8a6a1f", "#3a9fc4", "#5f6b7a", "#c2402a", "#4b8a2f"),
 )
@@ -145,7 +145,7 @@ def _curve(lines: Sequence[dict[str, Any]], metric: str) -> tuple[list[float], l
 
 
 def metric_at_k(comparison: Comparison) -> go.Figure | None:
-    """Every rank metric for lists of 1 to 100 items, with 95 % intervals over users."""
+    """Plot every rank metric for lists of 1 to 100 items, with 95 % confidence intervals over users."""
     names = list(dict.fromkeys(metric.partition("@")[0] for metric in comparison.rank_metrics))
     if not names:
         return None
@@ -278,7 +278,7 @@ def _pixels(values: Sequence[float] | np.ndarray, limits: tuple[float, float], l
 def label_places(
     x: np.ndarray, y: np.ndarray, bottom: np.ndarray, top: np.ndarray, letters: Sequence[int]
 ) -> list[tuple[float, float]]:
-    """Where labels of points stand, so that they lie neither on error bars nor on each other where there is room.
+    """Place labels of points so that they overlap neither error bars nor each other, where there is room.
 
     Parameters
     ----------

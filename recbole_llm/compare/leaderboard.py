@@ -1,6 +1,6 @@
-"""Leaderboards: comparison plans carried out, recorded, and written as pages from the records alone.
+"""Leaderboards: run comparison plans, record them, and write pages from the records alone.
 
-``recbole-llm leaderboard ml-100k`` runs what ``props/leaderboard/ml-100k.yaml`` asks for and ``docs/results/records``
+``recbole-llm leaderboard ml-100k`` runs what ``props/leaderboard/ml-100k.yaml`` defines and ``docs/results/records``
 does not hold yet, and writes ``docs/results/ml-100k.md``, ``.csv`` and ``.html``. ``--check`` makes every page again
 from its records and says where it differs.
 """
@@ -38,25 +38,25 @@ from recbole_llm.run.identity import CIRCUMSTANCES
 from recbole_llm.run.logging import log_to_console
 
 HELP = """\
-Tables of many models under one protocol, made by commands alone.
+Tables of many models under one protocol, reproducible by command.
 
   recbole-llm leaderboard [PLAN ...] [--data_path=FOLDER] [--key=value ...]
   recbole-llm leaderboard --check
 
   PLAN             a file, or a name in props/leaderboard/ (default: all of them): rows, seeds and protocol as in
-                   props/compare.yaml. Runs what has no record yet; the same command goes on where it was stopped
+                   props/compare.yaml. Runs jobs without a record; the same command continues after an interruption
   --results=DIR    where pages and records go (default: docs/results)
-  --check          make every page again from its records; exit status 1 where one differs
-  --key=value      where and how runs are carried out (data_path, checkpoint_dir, use_gpu, show_progress, ...);
-                   everything else stands in the plan
+  --check          rebuild every page from its records; exit status 1 if one differs
+  --key=value      where and how runs are executed (data_path, checkpoint_dir, use_gpu, show_progress, ...);
+                   all other settings are in the plan
 
-Writes <PLAN>.md, .csv and .html, and a small JSON record a run in records/<PLAN>/.
+Writes <PLAN>.md, .csv and .html, and a small JSON record per run in records/<PLAN>/.
 """
 RESULTS = Path("docs") / "results"
 
 
 def leaderboard_main(arguments: Sequence[str]) -> int:
-    """Carry out the command line; 0 where everything is there, 1 for failed runs or pages that differ."""
+    """Run ``recbole-llm leaderboard``; return 1 for failed runs or pages that differ, else 0."""
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(HELP)
         return 0
@@ -100,7 +100,7 @@ def find_plan(name: str) -> Path:
 def leaderboard(
     plan_file: str | Path, results: str | Path = RESULTS, circumstances: Mapping[str, Any] | None = None
 ) -> RecordedComparison:
-    """Run what a plan asks for and no record holds, record it, and write the pages.
+    """Run the jobs of a plan that have no record, record them, and write the pages.
 
     >>> from recbole_llm.compare.leaderboard import leaderboard
     >>> leaderboard("props/leaderboard/ml-100k.yaml", "docs/results")  # doctest: +SKIP
@@ -112,7 +112,7 @@ def leaderboard(
     results : str or pathlib.Path
         Folder of pages and records.
     circumstances : dict, optional
-        Where and how runs are carried out, such as ``data_path``; other settings stand in the plan.
+        Where and how runs are executed, such as ``data_path``; other settings are in the plan.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def leaderboard(
     for key in given:
         if key not in CIRCUMSTANCES:
             raise ConfigError(
-                f"--{key} belongs into the plan {plan_file}, which says what a leaderboard shows."
+                f"--{key} belongs in the plan {plan_file}, which defines the leaderboard."
                 f"{nearest(key, CIRCUMSTANCES)} Allowed here: {', '.join(sorted(CIRCUMSTANCES))}."
             )
     plan = make_plan(config_file_list=[plan_file], arguments=given)
@@ -194,7 +194,7 @@ def _write_board(
     write_json(folder / BOARD, board)
     for file in folder.glob("*.json"):
         if file.name not in {BOARD, *(record_name(row.label, run.seed) for row in rows for run in row.runs)}:
-            file.unlink()  # of a row that the plan has no more
+            file.unlink()  # of a row that is no longer in the plan
 
 
 def _tests(plan: Plan, rows: Sequence[Row], hashes: Mapping[str, list[str]], file: Path) -> list[dict[str, Any]]:
@@ -222,7 +222,7 @@ def pages_of(folder: Path, results: Path) -> dict[Path, str]:
 
 
 def write_pages(folder: Path, results: Path) -> None:
-    """Write the pages of a board; each appears whole."""
+    """Write the pages of a board, each atomically."""
     for file, content in pages_of(folder, results).items():
         temporary = file.with_name(f"{file.name}.tmp")
         temporary.write_text(content, encoding="utf-8", newline="\n")
@@ -230,7 +230,7 @@ def write_pages(folder: Path, results: Path) -> None:
 
 
 def check(results: str | Path = RESULTS) -> list[Path]:
-    """Pages that are missing or are not what their records say.
+    """Return pages that are missing or differ from their records.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of: rows times seeds, each with its settings, under one protocol."""
+"""Plans of comparisons: rows times seeds, each with its settings, under one protocol."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be compared.
+    """The plan of a comparison.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Plan:
 
 @dataclass
 class _Entry:
-    """A row as it was asked for; ``given`` is filled where it came from Python, else ``file_settings``."""
+    """A row as requested; ``given`` has its settings if it came from Python, else ``file_settings``."""
 
     label: str
     model: str | type
@@ -172,7 +172,7 @@ def make_plan(
 
 
 def check_baselines(baselines: Sequence[str] | None, labels: Sequence[str]) -> None:
-    """ConfigError for a baseline that is not a row."""
+    """Raise ConfigError for a baseline that is not a row."""
     for name in baselines or []:
         if name not in labels:
             raise ConfigError(
@@ -293,7 +293,7 @@ def _config(
 
 
 def _drop_what_has_no_effect(configs: Sequence[Config], levels: Sequence[dict[str, Any]]) -> list[str]:
-    """Remove common keys that no row reads; returns what to say about them."""
+    """Remove common keys that no row reads; return notices about them."""
     warnings = {}
     for level in levels:
         for key in list(level):
@@ -311,13 +311,13 @@ def _check_protocol(jobs: Sequence[Job]) -> None:
             values = [plain(each.config[key]) for each in (first, job)]
             if values[0] != values[1] and not (key in ("task", "topn_negatives") and _is_sequential(first, job)):
                 raise ConfigError(
-                    f"{first.label} and {job.label} would not be evaluated alike: {key}={values[0]!r} and "
+                    f"{first.label} and {job.label} would not be evaluated in the same way: {key}={values[0]!r} and "
                     f"{values[1]!r}. Give one value for all rows, e.g. --{key}=..."
                 )
 
 
 def _is_sequential(*jobs: Job) -> bool:
-    """Whether all rank the whole catalogue; only some models have the key ``task`` at all."""
+    """Whether all jobs rank the whole catalogue; only some models have the key ``task``."""
     return all(job.config["task"] in (None, "sequential") for job in jobs)
 
 
@@ -329,6 +329,6 @@ def _directory(options: Mapping[str, Any], dataset: str, jobs: Sequence[Job]) ->
 
 
 def comparison_folder(parent: Path, dataset: str, asked: Any) -> Path:
-    """``parent/compare-<dataset>-<hash>``: the same things compared, the same folder."""
+    """Return ``parent/compare-<dataset>-<hash>``; equal plans share a folder."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
     return parent / f"compare-{dataset}-{digest[:8]}"

@@ -1,4 +1,4 @@
-"""Finished runs as small JSON records, from which the tables of a leaderboard are made again anywhere.
+"""Finished runs as small JSON records, from which leaderboard tables can be rebuilt anywhere.
 
 ``records/<board>/`` holds one file a run and ``board.json``: the rows in order, what failed, and the paired tests,
 which need the ranks of all rows and are therefore kept with the hashes of these.
@@ -23,7 +23,7 @@ from recbole_llm.run.identity import CIRCUMSTANCES, plain
 
 FORMAT = 1
 BOARD = "board.json"
-# Of results.json; what else it holds says where a run took place, or is long.
+# Keys of results.json that a record keeps; the others describe the machine, or are long.
 KEPT = (
     *("model", "model_class", "smoke", "protocol", "best_valid_score", "best_valid_result", "test_masked"),
     *("test_unmasked", "tied_targets", "targets_in_history", "stages", "epochs", "updates", "dataset", "parameters"),
@@ -69,7 +69,7 @@ def record_name(label: str, seed: int) -> str:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """JSON that appears whole and is the same wherever it is written."""
+    """Write JSON atomically and in a reproducible form."""
     temporary = file.with_name(f"{file.name}.tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, file)
@@ -127,7 +127,7 @@ class RecordedComparison(Comparison):
             failures = [(seed, reason) for seed, reason in entry["failures"]]
             rows.append(Row(entry["label"], entry["model"], runs, failures))
         if not any(row.runs for row in rows):
-            raise CheckpointError(f"{folder} holds no record of a finished run.")
+            raise CheckpointError(f"{folder} contains no record of a finished run.")
         mark_baselines(rows, board["options"]["baselines"])
         super().__init__(rows, board["options"], directory, warnings=board["warnings"])
 
@@ -143,7 +143,7 @@ class RecordedComparison(Comparison):
 
     @cached_property
     def tests(self) -> dict[tuple[str, str, str], Test]:
-        """The tests as they were made where all runs were at hand."""
+        """The stored tests, computed when all runs were available."""
         tests = {}
         for entry in self.board["tests"]:
             test = Test(**{key: value for key, value in entry.items() if key != "version"})
@@ -152,7 +152,7 @@ class RecordedComparison(Comparison):
 
     @cached_property
     def warnings(self) -> list[str]:
-        """What a reader should know before believing the table."""
+        """Warnings about the comparison, for the reader of its tables."""
         missing = [] if self.board["tests"] else ["The paired tests are missing: they need the runs of all rows."]
         return [*super().warnings, *(missing if len(self.rows) > 1 else [])]
 

@@ -15,13 +15,13 @@ from recbole_llm.files import DAMAGED_ARCHIVE
 from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
 from recbole_llm.run.results import read_results
 
-# Of no interest when two runs of the same model are told apart by their settings.
+# Ignored when labelling two runs of the same model by their settings.
 _NOT_TELLING = CIRCUMSTANCES | {"seed", "load_col"}
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run left behind.
+    """A finished run.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class FinishedRun:
 
     @property
     def file(self) -> Path:
-        """``results.json``, or the record that stands for it."""
+        """Path of ``results.json``, or of the record that replaces it."""
         return self.run_dir if self.run_dir.suffix == ".json" else self.run_dir / "results.json"
 
     @property
@@ -78,7 +78,7 @@ def language_models_of(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_by_language_models(row: Row) -> list[Row]:
-    """Rows whose runs used the same language models; most often the row itself."""
+    """Split a row by the language models of its runs; usually returns the row itself."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in row.runs:
         groups.setdefault(json.dumps(language_models_of(run.results)), []).append(run)
@@ -131,7 +131,7 @@ def _curve(file: Path) -> list[dict[str, Any]]:
 
 
 def check_same_test(runs: Sequence[FinishedRun]) -> None:
-    """CheckpointError unless all runs were tested on the same targets of the same users."""
+    """Raise CheckpointError unless all runs were tested on the same targets of the same users."""
     first = runs[0]
     for run in runs[1:]:
         if first.results["dataset"]["name"] != run.results["dataset"]["name"]:
@@ -141,13 +141,13 @@ def check_same_test(runs: Sequence[FinishedRun]) -> None:
         else:
             continue
         raise CheckpointError(
-            f"{first.run_dir} and {run.run_dir} cannot be compared: they were tested on {what}. Their settings of "
-            "data and split must be the same: filters, eval_args, time_order, smoke."
+            f"{first.run_dir} and {run.run_dir} cannot be compared: they were tested on {what}. Their data and "
+            "split settings must be the same: filters, eval_args, time_order, smoke."
         )
 
 
 def rows_from(runs: Sequence[FinishedRun]) -> list[Row]:
-    """Group runs that differ in the seed alone; rows of one model are told apart by settings and language models."""
+    """Group runs that differ in the seed alone; rows of one model are labelled by settings and language models."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
         settings = comparable_settings({**run.results["settings"], "seed": None})
@@ -186,7 +186,7 @@ def _difference(row: Row, same: Sequence[Row]) -> str:
 def mark_baselines(rows: Sequence[Row], wanted: Sequence[str] | None) -> None:
     """Set ``baseline`` of the rows that others are to beat: those named, else RecBole's own models.
 
-    Where that would be all rows or none, none is marked: each is then compared with the best of the others.
+    If that is all rows or none, none is marked: each is then compared with the best of the others.
     """
     stock = stock_models()
     for row in rows:

@@ -40,7 +40,7 @@ def p_value(difference: np.ndarray, test: str = "t-test") -> float:
         return _permuted(difference)
     if test == "wilcoxon":
         return float(stats.wilcoxon(difference, alternative="greater").pvalue)
-    raise ValueError(f"{test!r} is no test")
+    raise ValueError(f"{test!r} is not a test")
 
 
 def _permuted(difference: np.ndarray) -> float:

@@ -18,7 +18,7 @@ def main() -> int:
     """Run one experiment; the answer is JSON on standard output: ``{"run_dir": ...}`` or ``{"error": ...}``."""
     task = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # What libraries print goes to the terminal, not into the answer.
+    # Output of libraries goes to the terminal, not into the answer.
     answer_to = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     sys.argv = task["argv"]  # the command that `results.json` names is the one that was typed

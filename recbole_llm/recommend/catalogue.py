@@ -51,7 +51,7 @@ class Catalogue:
                 if unknown == "error":
                     raise DataError(
                         f"Item {bad!r} of history {number} is not known to the run. Leave it "
-                        "out, let unknown='skip' do so, or bring it in with add_items."
+                        "out, set unknown='skip', or add it with add_items."
                     )
                 skipped.update(item for item, known in zip(history, ids, strict=True) if not known)
                 ids = [item for item in ids if item]
@@ -84,7 +84,7 @@ class Catalogue:
         return allowed
 
     def read(self, rows: Sequence[Mapping[str, Any]], field: str, text: ItemText) -> tuple[list[str], list[str]]:
-        """Ids and texts of new items; DataError for one that is known or says nothing."""
+        """Return ids and texts of new items; DataError for items that are known or have no text."""
         tokens: list[str] = []
         texts: list[str] = []
         for number, row in enumerate(rows):
@@ -102,7 +102,7 @@ class Catalogue:
         return tokens, texts
 
     def append(self, tokens: Sequence[str]) -> None:
-        """Take new items in, behind the others."""
+        """Append new items to the catalogue."""
         self.ids.update((token, len(self.tokens) + number) for number, token in enumerate(tokens))
         self.tokens = np.concatenate([self.tokens, np.array(tokens, dtype=object)])
 

@@ -26,7 +26,7 @@ from recbole_llm.run.protocol import protocol_text
 SETTINGS = sorted(SERVING)
 
 _RECOMMEND_HELP = """\
-The best items for users of a finished run, with raw ids and scores.
+Recommend items to users from a finished run, with raw ids and scores.
 
 examples:
   recbole-llm recommend saved/LRURec-ml-100k-... --out=top.parquet          every user, from all interactions
@@ -36,7 +36,7 @@ examples:
   recbole-llm recommend saved/LRURec-ml-100k-... --histories=new.jsonl --out=new.csv
 """
 _EXPORT_HELP = """\
-Item and user vectors of a finished run as .npy with their raw ids, for a model that scores by their products.
+Export item and user vectors of a finished run as .npy with raw ids, for models that score by their products.
 
 DIR/item_vectors.npy and items.txt, user_vectors.npy and users.txt (row i belongs to line i), export.json and, with
 --faiss, items.faiss: score of an item = inner product with the user's vector.
@@ -53,7 +53,7 @@ def recommend_main(argv: Sequence[str]) -> int:
     Parameters
     ----------
     argv : sequence of str
-        Arguments behind the command.
+        Arguments after the command.
 
     Returns
     -------
@@ -68,17 +68,17 @@ def recommend_main(argv: Sequence[str]) -> int:
         metavar="FILE",
         help="new users instead: JSON lines with a user and a list of item ids, or a table",
     )
-    add("--k", type=int, default=10, help="items of a list (default: 10)")
-    add("--out", metavar="FILE", help=f"{', '.join(files.FORMATS)}; without it CSV goes to the terminal")
-    add("--mask_history", choices=["True", "False"], help="leave out what a user had (default: as in the run)")
-    add("--allow", metavar="ITEMS", help="recommend nothing but these: ids separated by commas, or a file")
+    add("--k", type=int, default=10, help="items per list (default: 10)")
+    add("--out", metavar="FILE", help=f"{', '.join(files.FORMATS)}; default: CSV on the terminal")
+    add("--mask_history", choices=["True", "False"], help="exclude items of the history (default: as in the run)")
+    add("--allow", metavar="ITEMS", help="recommend only these: ids separated by commas, or a file")
     add("--deny", metavar="ITEMS", help="never recommend these")
-    add("--new_items", metavar="FILE", help="items by text alone: an atomic .item file or JSON lines")
+    add("--new_items", metavar="FILE", help="new items known by text only: an atomic .item file or JSON lines")
     given, settings = _parse(parser, argv)
     if given.k < 1:
         raise ConfigError(f"k={given.k} must be at least 1.")
     if given.histories and (given.users != "all" or given.history != "all"):
-        raise ConfigError("--histories brings its own users and histories: drop --users and --history.")
+        raise ConfigError("--histories contains users and histories: drop --users and --history.")
     out = None if given.out is None else Path(given.out)
     if out is not None:
         files.check_format(out)
@@ -141,7 +141,7 @@ def export_main(argv: Sequence[str]) -> int:
         nargs="?",
         const="Flat",
         metavar="FACTORY",
-        help="also a FAISS index: Flat (exact, the default), HNSW32, IVF1024,Flat or what else index_factory reads",
+        help="also a FAISS index: Flat (exact, the default), HNSW32, IVF1024,Flat or any other index_factory string",
     )
     given, settings = _parse(parser, argv)
     if not given.out:
@@ -206,9 +206,11 @@ def _parser(command: str, text: str) -> argparse.ArgumentParser:
         "--history",
         choices=HISTORIES,
         default="all",
-        help="what is known of a user: all interactions (default), or those before the validation or test target",
+        help="history: all interactions (default), or those before the validation or test target",
     )
-    parser.add_argument("--unknown", choices=UNKNOWN, default="error", help="unknown users or items of histories")
+    parser.add_argument(
+        "--unknown", choices=UNKNOWN, default="error", help="handling of unknown users or items of histories"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Lists and vectors into files. A file appears whole or not at all."""
+"""Writing of lists and vectors to files, atomically."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def check_format(file: Path) -> None:
-    """ConfigError for a name that says no known format, MissingExtraError for one that needs a package."""
+    """Raise ConfigError for an unknown file format, MissingExtraError if its package is missing."""
     if file.suffix not in FORMATS:
         raise ConfigError(f"out={str(file)!r}: the name must end in one of {', '.join(FORMATS)}.")
     if file.suffix == ".parquet":
@@ -69,7 +69,7 @@ def _json_lines(frame: pd.DataFrame) -> Iterator[str]:
     starts = np.flatnonzero(frame["rank"] == 1)
     ends = [*starts[1:], len(frame)]
     users, items = frame[user_field].tolist(), frame[item_field].tolist()
-    # The shortest decimals that are this float32 again.
+    # The shortest decimals that parse back to this float32.
     scores = [float(score) for score in frame["score"].to_numpy().astype(str)]
     targets = frame["target"].tolist() if "target" in frame else None
     for start, end in zip(starts, ends, strict=True):
@@ -100,13 +100,13 @@ def _write_parquet(frames: Iterable[pd.DataFrame], file: Path, progress: Any) ->
 
 
 def write_ids(ids: Iterable[str], file: Path) -> None:
-    """One raw id a line, in UTF-8."""
+    """Write one raw id per line, in UTF-8."""
     with whole(file) as partial, partial.open("w", encoding="utf-8", newline="\n") as out:
         out.writelines(f"{one}\n" for one in ids)
 
 
 def write_matrix(parts: Iterable[np.ndarray], shape: tuple[int, int], file: Path) -> None:
-    """Rows as they come into a ``.npy`` file of float32, without holding them all."""
+    """Stream rows into a float32 ``.npy`` file without keeping them in memory."""
     with whole(file) as partial:
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
         start = 0
@@ -130,9 +130,9 @@ def write_faiss(vectors: np.ndarray, factory: str, file: Path) -> None:
     Raises
     ------
     MissingExtraError
-        Without faiss.
+        If faiss is not installed.
     ConfigError
-        For a factory that FAISS does not take.
+        For a factory string that FAISS rejects.
     """
     faiss = optional("faiss", "faiss", "a FAISS index")
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -152,5 +152,5 @@ def write_faiss(vectors: np.ndarray, factory: str, file: Path) -> None:
 
 
 def check_faiss() -> None:
-    """MissingExtraError where faiss is not installed."""
+    """Raise MissingExtraError if faiss is not installed."""
     optional("faiss", "faiss", "a FAISS index")

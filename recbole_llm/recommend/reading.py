@@ -1,4 +1,4 @@
-"""Ids, histories and new items from files. An id is text, exactly as it stands there: nothing is parsed or trimmed."""
+"""Ids, histories and new items from files. An id is text, exactly as written: nothing is parsed or trimmed."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def as_id(value: Any, name: str = "An id") -> str:
     Raises
     ------
     DataError
-        For a value such as None, True or 1.0, of which nobody can say how it was written.
+        For a value such as None, True or 1.0, whose original spelling is unknown.
     """
     if isinstance(value, str):
         return str(value)
@@ -146,7 +146,7 @@ def read_histories(
     Raises
     ------
     DataError
-        For a line that is not of that form, or an id that is no text and no whole number.
+        For a line of another form, or an id that is neither text nor an integer.
     """
     path = Path(file)
     rows: Iterable[tuple[str, list[str]]]
@@ -177,7 +177,7 @@ def _json_histories(path: Path, user_field: str, item_field: str, encoding: str)
             row = _parsed(line)
             user, items = row[user_field], row[item_field]
             if not isinstance(items, list):
-                raise TypeError(f"{item_field} is no list")
+                raise TypeError(f"{item_field} is not a list")
             yield as_id(user, user_field), [as_id(item, item_field) for item in items]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
@@ -190,7 +190,7 @@ def _parsed(line: str) -> dict[str, Any]:
     """Parse a JSON object, keeping numbers as the text they are written as."""
     row = json.loads(line, parse_int=str, parse_float=str, parse_constant=str)
     if not isinstance(row, dict):
-        raise TypeError("it is no object")
+        raise TypeError("it is not an object")
     return row
 
 
@@ -212,7 +212,7 @@ def read_items(file: str, item_field: str, separator: str = "\t", encoding: str 
             try:
                 rows.append(_parsed(line))
             except (ValueError, TypeError, RecursionError) as error:
-                raise DataError(f"{file}, line {number}: {error}. One JSON object a line is needed.") from error
+                raise DataError(f"{file}, line {number}: {error}. Write one JSON object per line.") from error
         return rows
     heads = [head.partition(":")[0] for head in next(lines, (0, ""))[1].split(separator)]
     if item_field not in heads:

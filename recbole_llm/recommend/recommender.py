@@ -37,7 +37,7 @@ class Recommender:
     """Recommendations from a run.
 
     Where the model scores by user and item vectors (:mod:`recbole_llm.recommend.products`), lists come from blocks of
-    items with a running top k, and no (users, items) table is ever held. Otherwise batches shrink so that such a
+    items with a running top k, and no (users, items) table is ever in memory. Otherwise batches shrink so that such a
     table stays below ``eval_score_memory_mb``.
 
     Parameters
@@ -72,7 +72,7 @@ class Recommender:
 
     @classmethod
     def load(cls, run_dir: str | Path, model: type | None = None, **settings: Any) -> "Recommender":
-        """From a run directory.
+        """Load a recommender from a run directory.
 
         Parameters
         ----------
@@ -119,7 +119,7 @@ class Recommender:
         allow, deny : iterables of str, optional
             Recommend nothing but these; nothing of those. Ids that the run does not know are reported.
         unknown : {"error", "skip"}
-            What to do with an item that the run does not know. A history of which nothing is left has an empty list.
+            What to do with items unknown to the run. A history with no items left gets an empty list.
 
         Raises
         ------
@@ -171,7 +171,7 @@ class Recommender:
         ------
         pandas.DataFrame
             The user and item fields of the dataset, ``rank`` from 1 on, ``score`` (float32), and for "valid" and
-            "test" ``target``, the item that was to be found. One line an item, lists one after the other.
+            "test" ``target``, the item that was to be found. One row per item, lists one after the other.
 
         Raises
         ------
@@ -184,7 +184,7 @@ class Recommender:
         return (self._frame(lists) for lists in self._lists(wanted, k, history, masked, allowed))
 
     def count_users(self, users: Iterable[str] | None = None, history: str = "all", unknown: str = "error") -> int:
-        """How many lists :meth:`recommend_users` gives."""
+        """Return the number of lists that :meth:`recommend_users` gives."""
         return len(self._users.select(users, history, unknown))
 
     def _lists(
@@ -297,10 +297,10 @@ class Recommender:
             yield self._users.tokens[user].tolist(), self._scorer.run_model(products.users, rows).cpu().numpy()
 
     def add_items(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Grow the catalogue by items that the run has never seen, known by their texts alone.
+        """Add items to the catalogue that the run has never seen, by their texts alone.
 
         Their texts go through the run's template, language model and fitted reduction; nothing is trained. From then
-        on they can be recommended and stand in histories.
+        on they can be recommended and appear in histories.
 
         Parameters
         ----------
@@ -318,8 +318,8 @@ class Recommender:
             return
         if not self.model.accepts_new_items:
             raise UnsupportedError(
-                f"{self.config['model']} learns an item from its interactions; one that has none is nothing to it. "
-                "Models that read item texts and score by vectors can take new items: LLMSeqSim, LLM2SASRec, "
+                f"{self.config['model']} learns items from interactions only and cannot score items without any. "
+                "Models that read item texts and score by vectors accept new items: LLMSeqSim, LLM2SASRec, "
                 "LLM2BERT4Rec, LLM2GRU4Rec, LiteLLM4Rec with head_init=items."
             )
         field = self.dataset.iid_field

@@ -18,20 +18,20 @@ from recbole_llm.recommend.catalogue import Catalogue
 from recbole_llm.recommend.products import Products, products_of
 from recbole_llm.run.load import Run
 
-# Row and item of what stands in a history.
+# Row and item of every history entry.
 Pairs = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Lists of a batch, in internal ids; a 0 among the items is none.
+    """Lists of a batch, in internal ids; item 0 marks an empty place.
 
     Attributes
     ----------
     item, score : torch.Tensor, shape (B, k)
         Best first; equal scores by smaller id.
     user, target : torch.LongTensor, shape (B,), optional
-        Of users of the dataset; the target that an evaluation row asks for.
+        For users of the dataset: targets of the evaluation rows.
     """
 
     item: torch.Tensor
@@ -55,19 +55,19 @@ class Scorer:
         self._batch = int(run.config["eval_batch_size"])
 
     def forget_items(self) -> None:
-        """After the catalogue has grown: item vectors are made anew."""
+        """Discard item vectors after the catalogue has grown."""
         for name in ("item_vectors", "unit_vectors"):
             self.__dict__.pop(name, None)
         self._last_allowed = None
 
     @property
     def batch(self) -> int:
-        """How many rows to score at once."""
+        """Number of rows to score at once."""
         return self._batch if self.products else self.rows
 
     @property
     def rows(self) -> int:
-        """Rows whose scores of the whole catalogue may be held at once."""
+        """Maximum number of rows whose scores of the whole catalogue fit in memory."""
         return max(1, min(self._batch, self._scores_in_memory // len(self.catalogue)))
 
     def rows_of(self, histories: Sequence[Sequence[int]]) -> tuple[Interaction, Pairs]:
@@ -134,7 +134,7 @@ class Scorer:
         if self.products is None:
             raise UnsupportedError(
                 f"The scores of {self.config['model']}, as it is configured, are not known to be products of user and "
-                "item vectors, so there are no vectors to give. Lists can be had all the same (recommend)."
+                "item vectors, so there are no vectors to export. Lists are still available (recommend)."
             )
         return self.products
 

@@ -1,4 +1,4 @@
-"""Users by raw and by internal id, and what is known of them."""
+"""Users by raw and by internal id, and their histories."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -32,7 +32,7 @@ class Users:
 
     @cached_property
     def _reads_users(self) -> bool:
-        """Whether the model reads who the user is, and so knows nothing of users whom the run did not have."""
+        """Whether the model reads user ids, and so cannot handle users who are new since the run."""
         one = torch.from_numpy(np.flatnonzero(self._has_interactions)[:1])
         rows, pairs = self.run.everything.after_last(one)
         del rows[self.dataset.uid_field]
@@ -74,7 +74,7 @@ class Users:
             parts += [f"{len(silent)} users have no {_NAMES[history]}: {some(silent)}"] if silent else []
             if unknown == "error":
                 raise DataError(
-                    f"{'; '.join(parts)}. Leave them out (unknown=skip does); to a new user, recommend from a "
+                    f"{'; '.join(parts)}. Leave them out (unknown=skip does so); for new users, recommend from a "
                     "history of items."
                 )
             getLogger().warning(f"Left out: {'; '.join(parts)}.")

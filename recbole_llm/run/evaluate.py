@@ -1,4 +1,4 @@
-"""``recbole-llm evaluate``: results from saved weights, for a run that has none yet or under another protocol."""
+"""``recbole-llm evaluate``: evaluate saved weights of a run without results, or under another protocol."""
 
 import argparse
 import time
@@ -28,17 +28,17 @@ from recbole_llm.run.results import (
 from recbole_llm.run.summary import print_summary
 from recbole_llm.trainer.trainer import RunTrainer
 
-# What may differ from the run: how its weights are judged, not what they learned.
+# Settings that may differ from the run: those of evaluation, not of training.
 PROTOCOL = frozenset(
     {"topk", "metrics", "mask_history", "control", "control_seed", "timing_batches", "metric_decimal_place"}
 )
 SETTINGS = sorted(PROTOCOL | SERVING)
 
 HELP = """\
-Results from the saved weights of a run whose training has ended.
+Evaluate the saved weights of a run whose training has ended.
 
-Where the run has no results.json yet, because the disk was full or the process was killed, this writes it. Otherwise,
-and under another protocol, the figures go to RUN_DIR/evaluations/<time>/ (or --out) and the run stays as it is.
+If the run has no results.json yet, because the disk was full or the process was killed, this writes it. Otherwise,
+and under another protocol, results go to RUN_DIR/evaluations/<time>/ (or --out) and the run is not changed.
 
 examples:
   recbole-llm evaluate saved/SASRec-ml-100k-...                                finish it, or compute it again
@@ -192,24 +192,24 @@ def _check_control(run_dir: Path, settings: Mapping[str, Any], given: Mapping[st
     asked, trained = control_of({"control": given["control"]}), control_of(settings)
     if asked != trained and (trained != "none" or asked == "shuffled_history_train"):
         why = f"the run was trained under control={trained!r}" if trained != "none" else "it is a control of training"
-        raise ConfigError(f"control={asked!r} cannot be put on {run_dir}: {why}. Train with it instead.")
+        raise ConfigError(f"control={asked!r} cannot be applied to {run_dir}: {why}. Train with it instead.")
 
 
 def _check_effect(run: Run, without: Run) -> None:
-    """ConfigError where a control of the texts does not reach the scores, which weights alone decide."""
+    """Raise ConfigError if a control of the texts cannot affect the scores, which depend on weights only."""
     control, rows = control_of(run.config), next(iter(run.test_data))[0]
     if torch.equal(*(each.trainer.evaluator.scores(each.model, rows, each.dataset) for each in (run, without))):
         raise ConfigError(
-            f"control={control!r} has no effect: the weights hold what {run.config['model']} took from the texts. "
+            f"control={control!r} has no effect: {run.config['model']} has stored the texts in its weights. "
             "Train with the control instead."
         )
-    run.config.notices.append(f"control={control} was put on at evaluation: the model was trained without it.")
+    run.config.notices.append(f"control={control} was applied at evaluation: the model was trained without it.")
 
 
 def evaluate_on_test(
     trainer: RunTrainer, test_data: Any, show_progress: bool = False
 ) -> tuple[dict[str, float] | None, list[dict[str, Any]] | None]:
-    """Metrics of the best weights on test, and those of a hybrid's members; None where there is nothing to test."""
+    """Evaluate the best weights and a hybrid's members on test; None if there is no test data."""
     with trainer.meter.phase("test"):
         result = trainer.evaluate(test_data, show_progress=show_progress)
     members = None
@@ -220,7 +220,7 @@ def evaluate_on_test(
 
 
 def time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict[str, float] | None:
-    """Inference times, where ``timing_batches`` asks for them."""
+    """Measure inference times, if ``timing_batches`` is set."""
     if not config["timing_batches"] or test_data is None:
         return None
     with trainer.evaluator.precision(trainer.model):

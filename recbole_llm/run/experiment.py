@@ -115,7 +115,7 @@ def _say_how_to_go_on(run_dir: Path | None) -> None:
 
 
 class OutOfMemoryError(RecBoleLLMError, MemoryError):
-    """The device or the process has no memory left."""
+    """The device or the process is out of memory."""
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def experiment(
     """
     if config["world_size"] > 1 and distributed.world().size == 1:
         raise ConfigError(
-            f"nproc={config['nproc']}, world_size={config['world_size']}: here an experiment takes one process. Leave "
+            f"nproc={config['nproc']}, world_size={config['world_size']}: this function runs in one process. Leave "
             "them out; `run` and the command line start several."
         )
     with _advice_when_out_of_memory(config, run_dir), advice_when_writing_fails(run_dir):
@@ -261,7 +261,7 @@ def _experiment(
 
 
 def _check_same_ids(folder: Path, setting: str, config: Config, model: Any, dataset: HistoryDataset) -> None:
-    """CheckpointError where weights of another run know items, or users, by other numbers."""
+    """Raise CheckpointError if another run's weights use other internal ids for items or users."""
     fields = [dataset.iid_field] + [dataset.uid_field] * _learns_users(model, dataset)
     if (folder / FILE).is_file():
         same = TrainedData.load(folder).same_ids(dataset, fields)
@@ -270,8 +270,8 @@ def _check_same_ids(folder: Path, setting: str, config: Config, model: Any, data
         same = not stamp.is_file() or not changed_files(read_json(stamp), config)
     if not same:
         raise CheckpointError(
-            f"{setting}: that run numbers its {' and '.join(fields)} in another way than this one: the weights "
-            "would belong to others. Start from a run on the same files with the same filters."
+            f"{setting}: that run numbers its {' and '.join(fields)} differently from this one: the weights "
+            "would not match. Start from a run on the same files with the same filters."
         )
 
 
@@ -303,7 +303,7 @@ def _check_timing(config: Config) -> None:
 
 
 class Overlay:
-    """A configuration with some values replaced; the original is not changed."""
+    """Return a copy of a configuration with some values replaced."""
 
     def __init__(self, config: Any, values: Mapping[str, Any]) -> None:
         self._config, self._values = config, values
@@ -315,7 +315,7 @@ class Overlay:
 def _pretrain_s3rec(
     config: Config, run_dir: Path | None, temporary: Path, train_data: Any, resume: bool, meter: Meter
 ) -> None:
-    """RecBole leaves S3Rec's two stages to the user and cannot read its own checkpoint under today's torch.
+    """Pre-train S3Rec: RecBole leaves its two stages to the user and cannot load its checkpoint in current torch.
 
     The pre-trained weights go through a file, since S3Rec reads one, that holds tensors only.
     """

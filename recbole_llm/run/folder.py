@@ -27,11 +27,11 @@ from recbole_llm.run.provenance import files_read
 from recbole_llm.trainer import checkpoint
 
 LOCK, DATA_STAMP, RESULTS = "lock", "data.json", "results.json"
-# Written when training has ended: all that the results need besides the weights and an evaluation.
+# Written when training has ended: all that results need besides weights and evaluation.
 TRAINED = "trained.json"
-# What `auto` stood for.
+# The language models that `auto` resolved to.
 AUTO = "auto.json"
-# What a run writes before there is anything worth keeping.
+# Files of a run before there is anything worth keeping.
 _BEGINNINGS = frozenset(
     {"config.yaml", "run.log", LOCK, DATA_STAMP, AUTO, trained.FILE, "pretrained.pth", "history.csv", "tensorboard"}
     | {"candidates", checkpoint.WEIGHTS, f"{checkpoint.STATE}.new", f"{checkpoint.STATE}.old"}
@@ -63,7 +63,7 @@ def _make_folder(config: Config) -> Path:
 
 
 def name_prefix(config: Config) -> str:
-    """How names of run directories begin."""
+    """Return the prefix of run directory names."""
     control = control_of(config)
     return f"{config['model']}-{'' if control == 'none' else control + '-'}{config['dataset']}-"
 
@@ -112,13 +112,13 @@ def is_running(run_dir: Path) -> bool:
 
 
 def stamp_data(run_dir: Path, config: Config, dataset: Any) -> None:
-    """Keep the hashes of the data files, so that a run is not continued on other data."""
+    """Store the hashes of the data files, so that a run is not continued on other data."""
     hashes = {path.name: file_sha256(path) for path in files_read(dataset, config.model_class)}
     (run_dir / DATA_STAMP).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
 
 
 def changed_files(hashes: Mapping[str, str], config: Config) -> list[str]:
-    """Which files of a configuration's dataset do not have these SHA-256 sums by file name, or are gone."""
+    """Return the dataset files whose SHA-256 differs from these sums by file name, or that are gone."""
     files = {Path(config["data_path"]) / name: expected for name, expected in hashes.items()}
     return [str(path) for path, expected in files.items() if not path.is_file() or file_sha256(path) != expected]
 
@@ -134,7 +134,7 @@ def _stamp_fits(run_dir: Path, config: Config) -> bool:
 
 
 def stamp_language_models(run_dir: Path, chosen: list[dict[str, Any]]) -> None:
-    """Keep what ``auto`` stood for, so that a run is not continued with another language model."""
+    """Store what ``auto`` resolved to, so that a run is not continued with another language model."""
     if chosen:
         (run_dir / AUTO).write_text(json.dumps(chosen, indent=1), encoding="utf-8")
 
@@ -168,7 +168,7 @@ def _has_nothing(run_dir: Path) -> bool:
 
 
 def remove_unfinished(run_dir: Path) -> None:
-    """Remove what only an unfinished run needs, and what writing left where a process was killed in the middle."""
+    """Remove files that only unfinished runs need, and partial files of killed processes."""
     (run_dir / TRAINED).unlink(missing_ok=True)
     for path in run_dir.glob("*.tmp"):
         path.unlink(missing_ok=True)
@@ -179,7 +179,7 @@ def remove_unfinished(run_dir: Path) -> None:
 def remove_abandoned(parent: Path) -> list[Path]:
     """Remove directories of runs that were killed before they had anything to keep; returns them.
 
-    A run holds its lock as long as it lives: a directory whose lock is held stays.
+    A live run keeps its lock: directories that are locked are not removed.
     """
     removed = []
     for run_dir in sorted(parent.iterdir()) if parent.is_dir() else []:
@@ -210,12 +210,12 @@ def new_run(config: Config) -> Iterator[Path]:
                 write_settings(run_dir / "config.yaml", config.merged)
             except (FileNotFoundError, CheckpointError):
                 stack.pop_all().close()
-                continue  # another process took the directory for abandoned, before it was locked
+                continue  # another process removed the directory as abandoned before it was locked
             if (run_dir / LOCK).is_file():
                 break
             stack.pop_all().close()
         else:
-            raise ConfigError(f"No run directory can be made in checkpoint_dir={config['checkpoint_dir']!r}.")
+            raise ConfigError(f"No run directory can be created in checkpoint_dir={config['checkpoint_dir']!r}.")
         yield run_dir
 
 
@@ -229,8 +229,8 @@ def is_unfinished(run_dir: Path) -> bool:
 def find_resumable(config: Config) -> Path | None:
     """Return the run directory that ``resume`` names, or None for a new run.
 
-    ``True`` takes the newest unfinished run with the same settings and starts afresh, saying so, where there is none.
-    A run that is named and was stopped before its first validation begins again in its directory.
+    ``True`` selects the newest unfinished run with the same settings; without one, a new run starts with a notice.
+    A named run that was stopped before its first validation restarts in its directory.
     """
     wanted = config["resume"]
     if wanted is None or wanted is False:
@@ -302,4 +302,4 @@ def _remedy(run_dir: Path | None) -> str:
     command = f"evaluate {shlex.quote(str(run_dir))}"
     if not (run_dir / TRAINED).is_file():
         command = f"--resume={shlex.quote(str(run_dir))}"
-    return f" Nothing that was learned is lost: free some space, then `recbole-llm {command}`."
+    return f" The weights are safe: free some space, then run `recbole-llm {command}`."

@@ -13,7 +13,7 @@ from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 
-# Where and how a run is carried out, not what it computes: two runs that differ only here are the same experiment.
+# Where and how a run is executed, not what it computes: two runs that differ only here are the same experiment.
 CIRCUMSTANCES = frozenset(
     {"resume", "checkpoint_dir", "show_progress", "state", "gpu_id", "use_gpu", "worker", "data_path", "save_state"}
     | {"embedding_cache_dir", "llm_cache_dir", "rec_llm_cache_dir", "log_wandb", "wandb_project", "smoke_settings"}
@@ -21,7 +21,7 @@ CIRCUMSTANCES = frozenset(
     | SECRETS
     | CODE_KEYS
 )
-# What of a run may differ when it is put to use: where it runs and how large its batches are.
+# Settings that may differ when a run is used: where it runs and its batch sizes.
 SERVING = (
     CIRCUMSTANCES - {"resume", "checkpoint_dir", "log_wandb", "wandb_project", "smoke_settings", "save_state"}
 ) | {"eval_batch_size", "eval_score_memory_mb", "llm_local_files_only"}
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
 
 
 def same_experiment(settings: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two merged configurations ask for the same numbers."""
+    """Whether two merged configurations describe the same experiment."""
     return comparable_settings(settings) == comparable_settings(other)
 
 
@@ -65,7 +65,7 @@ def changed_language_models(recorded: Iterable[Mapping[str, Any]], config: Any) 
         spec = LLMSpec.from_config(options, preferred=entry["preferred"])
         now = _resolved(spec, entry["causal"], entry["weights"])
         if now is None or (now.name, now.revision) != (entry["name"], entry["revision"]):
-            changed.append(f"auto was {entry['name']} and is {'not to be had' if now is None else now.name} now")
+            changed.append(f"auto was {entry['name']} and is {'not available' if now is None else now.name} now")
     return changed
 
 
@@ -80,6 +80,6 @@ def _resolved(spec: LLMSpec, causal: bool, weights: bool) -> ResolvedLLM | None:
 
 
 def changed_settings(settings: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys in which two merged configurations are other experiments."""
+    """Return the keys in which two merged configurations differ as experiments."""
     first, second = comparable_settings(settings), comparable_settings(now)
     return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))

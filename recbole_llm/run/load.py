@@ -1,4 +1,4 @@
-"""A finished run, ready to evaluate or to recommend from."""
+"""Loading of finished runs, for evaluation and recommendation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,14 +42,14 @@ class Run:
 
     @property
     def everything(self) -> HistoryDataset:
-        """The dataset with all interactions, those that are new since the run was trained included."""
+        """The dataset with all interactions, including those added since the run was trained."""
         return self.dataset.grown if isinstance(self.dataset, ServedDataset) else self.dataset
 
 
 def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, model: type | None = None) -> Run:
     """Rebuild a finished experiment from its run directory, with its best weights.
 
-    Ids, splits and figures are those of the run, also where rows of the data files stand in another order or new ones
+    Ids, splits and metrics are those of the run, even if rows of the data files are in another order or new ones
     have come.
 
     Parameters
@@ -96,7 +96,7 @@ def load_with(config: Config, run_dir: Path, files: Mapping[str, str]) -> Run:
 
 
 def _check_language_models(now: Mapping[str, Any], run_dir: Path) -> None:
-    """CheckpointError where texts were read by another language model than in the run."""
+    """Raise CheckpointError if the run used another language model for its texts."""
     known = read_training_record(run_dir)["language_models"] or {}
     for key in ("llm", "rec_llm"):
         first, second = (source.get(f"{key}_revision") for source in (known, now))
@@ -138,12 +138,12 @@ def read_dataset(config: Config, run_dir: Path, files: Mapping[str, str]) -> His
 
 
 def what_was_read(config: Config, dataset: HistoryDataset) -> TrainedData:
-    """Ids, histories and texts of a dataset that has been built, to be kept in the run directory."""
+    """Return ids, histories and texts of a built dataset, to be stored in the run directory."""
     return TrainedData.of(dataset, _digests(config, dataset))
 
 
 def _digests(config: Config, dataset: HistoryDataset) -> np.ndarray | None:
-    """Digests of the item texts, where the model reads any."""
+    """Return digests of the item texts, if the model reads any."""
     file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     if not config.model_class.needs_item_text or config["item_vectors"] or not file.is_file():
         return None
@@ -167,6 +167,6 @@ def _say_changed_texts(config: Config, dataset: HistoryDataset, trained: Trained
         some = ", ".join(repr(str(tokens[item])) for item in changed[:5])
         getLogger().warning(
             f"{len(changed)} of {len(tokens) - 1} item texts differ from those that {run_dir} was trained on ({some}"
-            f"{', ...' if len(changed) > 5 else ''}): vectors that its weights hold are of the old texts, others are "
-            "made from the new ones."
+            f"{', ...' if len(changed) > 5 else ''}): vectors in its weights come from the old texts, others "
+            "from the new ones."
         )

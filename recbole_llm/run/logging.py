@@ -1,4 +1,4 @@
-"""What a run says: on the terminal and in the log file of its directory."""
+"""Logging of a run: on the terminal and in the log file of its directory."""
 
 import logging
 import os
@@ -12,14 +12,14 @@ from recbole_llm import distributed
 
 
 class _Plain(logging.Formatter):
-    """RecBole colours its lines by hand; a file or a pipe gets them without."""
+    """Formatter that strips RecBole's colour codes for files and pipes."""
 
     def format(self, record: logging.LogRecord) -> str:
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
 
 
 class Console(logging.StreamHandler):
-    """Our own handler, told apart from one that the calling program installed."""
+    """Our own handler, to distinguish it from those of the calling program."""
 
 
 class LogFile(logging.FileHandler):
@@ -28,16 +28,16 @@ class LogFile(logging.FileHandler):
     _failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say once that the log cannot be written, without logging's traceback; the run goes on."""
+        """Report once that the log cannot be written, without a traceback; the run continues."""
         if not self._failed:
             self._failed = True
             sys.stderr.write(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}.\n")
 
 
 def log_to_console(level: str = "INFO") -> None:
-    """RecBole's log lines on the terminal, unless the program that calls us has set up logging itself.
+    """Show RecBole's log lines on the terminal, unless the calling program has set up logging.
 
-    Of several processes the main one speaks; the others report errors only.
+    With several processes, only the main one logs; the others report errors.
     """
     here = distributed.launched()
     if here is not None and not here.is_main:

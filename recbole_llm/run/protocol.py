@@ -1,4 +1,4 @@
-"""The evaluation protocol in words, which belongs beside every number."""
+"""Descriptions of the evaluation protocol, to report with every number."""
 
 from recbole_llm.config import Config
 from recbole_llm.data.controls import control_of
@@ -10,7 +10,7 @@ FILTERS = (
 
 
 def protocol_text(config: Config) -> str:
-    """One line that belongs beside every number of this run."""
+    """Return one line that describes the protocol of a run."""
     masked = "history masked" if config["mask_history"] else "history not masked"
     stamp = "SMOKE RUN, " if config["smoke"] else ""
     if control_of(config) != "none":

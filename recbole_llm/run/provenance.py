@@ -1,4 +1,4 @@
-"""Where numbers come from: versions, commit, hardware, files and command line."""
+"""Provenance of results: versions, commit, hardware, files and command line."""
 
 import os
 import platform
@@ -48,7 +48,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Name of the CPU where the system tells it, else its architecture."""
+    """Return the name of the CPU if known, else its architecture."""
     try:
         names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
     except OSError:

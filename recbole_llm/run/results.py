@@ -61,7 +61,7 @@ def results_of(
     members: list[dict[str, Any]] | None = None,
     inference: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Everything that ``results.json`` holds: figures with the protocol and the provenance they need.
+    """Return the content of ``results.json``: metrics with protocol and provenance.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def _of_evaluation(phases: Mapping[str, float]) -> dict[str, float]:
 def test_figures(
     trainer: Any, test_result: Mapping[str, float] | None, members: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
-    """What a report says about the last evaluation, that of the test set; None throughout where there was none."""
+    """Return the results of the last evaluation, that of the test set; all None if there was none."""
     found = trainer.evaluation if test_result is not None else None
     ranks = found.ranks if found else None
     cold = found.dataset.cold if found else None
@@ -153,7 +153,7 @@ def test_figures(
 
 
 def write_training_record(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Write ``trained.json``; from then on, results can be made of the directory alone."""
+    """Write ``trained.json``, from which results can later be computed without training."""
     _write_json(run_dir / TRAINED, {**record, "weights": _weights_of(run_dir)})
 
 
@@ -228,7 +228,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> None:
-    """``test_ranks.npz`` and then ``results.json``, whose presence says that the run is finished."""
+    """Write ``test_ranks.npz`` and then ``results.json``, whose presence marks a finished run."""
     write_ranks(run_dir, results, trainer)
     trainer.model.save_adapter(run_dir / "adapter")
     _write_json(run_dir / RESULTS, {**results, "weights": _weights_of(run_dir)})
@@ -236,7 +236,7 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
 
 
 def write_evaluation(folder: Path, results: Mapping[str, Any], trainer: Any) -> None:
-    """Results of an evaluation beside those of the run: ``test_ranks.npz`` and ``results.json``."""
+    """Write ``test_ranks.npz`` and ``results.json`` of an evaluation beside those of the run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_ranks(folder, results, trainer)
@@ -269,17 +269,17 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     file = run_dir / RESULTS
     if not file.is_file():
         raise CheckpointError(
-            f"{run_dir} is not finished: there is no results.json. Continue it with `recbole-llm --resume={run_dir}`."
+            f"{run_dir} is not finished: it has no results.json. Continue it with `recbole-llm --resume={run_dir}`."
         )
     return read_json(file)
 
 
 def check_weights_file(run_dir: Path) -> None:
-    """CheckpointError where the weights are not those with which training ended."""
+    """Raise CheckpointError if the weights are not those that training saved."""
     recorded, file = read_training_record(run_dir).get("weights"), run_dir / checkpoint.WEIGHTS
     if recorded and file.is_file() and (found := file_sha256(file)) != recorded["sha256"]:
         raise CheckpointError(
-            f"{file} is damaged or was exchanged: its SHA-256 is {found}, but the run recorded "
+            f"{file} is damaged or was replaced: its SHA-256 is {found}, but the run recorded "
             f"{recorded['sha256']}. Restore the file from a copy, or train again."
         )
 

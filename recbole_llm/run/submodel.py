@@ -19,14 +19,14 @@ from recbole_llm.run.protocol import FILTERS
 from recbole_llm.run.results import check_weights_file, read_results, read_training_record
 from recbole_llm.trainer import checkpoint
 
-# What decides which interactions a model has seen, and which number stands for which item.
+# Settings that decide which interactions a model has seen, and the internal ids.
 SAME_DATA = (
     *("dataset", "time_order", "smoke", *FILTERS),
     *("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "protocol"),
     *("cold_items", "cold_items_seed", "cold_items_in_history"),
     *(f"temporal_session_{key}" for key in ("test_ratio", "valid_ratio", "valid_max", "seed", "fold", "folds")),
 )
-# What a loaded model takes from the run that loads it.
+# Settings that a loaded model takes from the run that loads it.
 PLACES = (
     *("data_path", "use_gpu", "gpu_id", "embedding_cache_dir"),
     *("llm_cache_dir", "llm_local_files_only", "llm_token", "show_progress"),
@@ -124,7 +124,7 @@ def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -
     Raises
     ------
     CheckpointError
-        If the directory is no finished run, or one on other data, with another split or with longer histories.
+        If the directory is not a finished run, or one on other data, with another split or with longer histories.
     """
     run_dir = Path(run_dir)
     report = read_results(run_dir)
@@ -141,7 +141,7 @@ def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -
 
 
 def _own_training_split(inner: Config, run_dir: Path) -> HistoryDataset:
-    """With columns that the outer run has not loaded."""
+    """Load the dataset with columns that the outer run has not loaded."""
     if not (run_dir / FILE).is_file():
         return HistoryDataset(inner).build()[0]
     return ServedDataset(inner, TrainedData.load(run_dir)).build()[0]

@@ -15,7 +15,7 @@ from recbole_llm.evaluator.ranks import MANY_TIES
 
 
 def _cold_table(cold: Mapping[str, Any], kind: str, places: int) -> str:
-    """Figures on cold and on warm targets, and on cold ones ranked among the cold items."""
+    """Render metrics on cold and warm targets, and on cold ones ranked among cold items."""
     parts = {
         f"{cold['cold']['targets']} cold targets": cold["cold"].get(kind, {}),
         f"{cold['warm']['targets']} warm targets": cold["warm"].get(kind, {}),
@@ -79,7 +79,7 @@ def _model_report_line(figures: Mapping[str, float]) -> str:
 
 
 def dataset_text(dataset: Any) -> str:
-    """Users, items and interactions that a run has, in one line; without the padding that RecBole counts."""
+    """Return the numbers of users, items and interactions in one line, without RecBole's padding."""
     users, items, interactions = dataset.user_num - 1, dataset.item_num - 1, len(dataset.flat)
     return (
         f"{dataset.dataset_name}: {users:,} users, {items:,} items, {interactions:,} interactions "
@@ -88,7 +88,7 @@ def dataset_text(dataset: Any) -> str:
 
 
 def _next_steps(run_dir: Path) -> list[str]:
-    """Files worth opening, and what to do with a finished run."""
+    """List the files of a finished run and commands to use it."""
     folder = shlex.quote(str(run_dir))
     files = ("results.json", "history.csv", "test_ranks.npz")
     steps = (("lists", "recommend"), ("other protocol", "evaluate"), ("beside others", "compare"))
@@ -151,7 +151,7 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         )
     if results["targets_in_history"]:
         logger.warning(
-            f"{results['targets_in_history']} targets were in their user's history and count as misses where it is "
+            f"{results['targets_in_history']} targets were in their user's history and count as misses when it is "
             "masked; with repeated consumption compare the unmasked column, or set mask_history=False."
         )
     for notice in config.notices:

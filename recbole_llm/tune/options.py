@@ -1,4 +1,4 @@
-"""Options of a study, and the Optuna parts that they stand for."""
+"""Options of a study, and the Optuna objects that they configure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ ALGORITHMS = ("exhaustive", "random", "bayes")
 PRUNERS = ("none", "median", "percentile", "halving")
 KEEP = ("light", "all", "best")
 TOOLS = ("Optuna", "Ray")
-# Of RecBole's run_hyper.py, and what takes their place.
+# Options of RecBole's run_hyper.py, and their replacements.
 REPLACED = {
     "output_file": "a study writes study.csv into its folder, which --study=FOLDER names",
     "display_file": "a study draws study.html into its folder, which --study=FOLDER names",
@@ -29,23 +29,23 @@ HELP = """\
 Hyper-parameter search on the validation score; the winner alone is evaluated on test.
 
   recbole-llm tune --model=NAME --dataset=NAME [--params_file=FILE] [--option=value ...] [--key=value ...]
-  recbole-llm tune --resume=STUDY_DIR          continue a study (typing the same command again does it, too)
+  recbole-llm tune --resume=STUDY_DIR          continue a study (as does the same command again)
 
   --params_file=FILE     search space in RecBole's format; default: props/hyper/<Model>.test
                            learning_rate loguniform -9.21,-4.61    natural logarithms of the bounds
                            dropout uniform 0,0.9                   also quniform and qloguniform: low,high,step
                            n_layers choice [1,2,4]
   --algo=NAME            exhaustive, random or bayes (Optuna's TPE).
-                           Default: exhaustive where max_evals covers the whole space, else bayes
+                           Default: exhaustive if max_evals covers the whole space, else bayes
   --max_evals=N          maximum number of trials (default 100; exhaustive: all); raising it continues a study
   --early_stop=N         end after N trials without improvement, 0: never (default 20; exhaustive: 0)
   --max_hours=H          start no new trial after H hours in trials
-  --random_trials=N      bayes: trials drawn at random first (default 20)
-  --pruner=NAME          none (default), median, percentile or halving: give up trials by early validation
-  --prune_after=N        epochs that no trial is pruned in; first rung of halving (default 5)
+  --random_trials=N      bayes: random trials at the start (default 20)
+  --pruner=NAME          none (default), median, percentile or halving: stop bad trials early
+  --prune_after=N        epochs before pruning starts; first rung of halving (default 5)
   --prune_trials=N       median, percentile: finished trials needed at the same epoch (default 5)
-  --prune_keep=SHARE     percentile: share of the trials that goes on (default 0.25)
-  --prune_factor=N       halving: one of N trials goes on at every rung (default 3)
+  --prune_keep=SHARE     percentile: share of the trials that continue (default 0.25)
+  --prune_factor=N       halving: one of N trials continues at every rung (default 3)
   --keep_trials=WHAT     light (default: settings, log and curve of every trial, the best one's weights),
                            all (all weights) or best (the best trial's directory only)
   --study=FOLDER         default: <checkpoint_dir>/study-<Model>-<dataset>-<hash>
@@ -65,7 +65,7 @@ def optuna() -> ModuleType:
     Raises
     ------
     MissingExtraError
-        Where it is missing, with the remedy.
+        If Optuna is not installed; the message says how to install it.
     """
     return optional("optuna", "tune", "A study")
 
@@ -77,7 +77,7 @@ class StudyOptions:
     Attributes
     ----------
     algo : str or None
-        exhaustive, random or bayes (TPE). None: exhaustive where ``max_evals`` covers the whole space, else bayes.
+        exhaustive, random or bayes (TPE). None: exhaustive if ``max_evals`` covers the whole space, else bayes.
     max_evals : int or None
         Maximum number of trials; None: the whole space for exhaustive, else 100. A larger number continues a study.
     early_stop : int or None
@@ -90,13 +90,13 @@ class StudyOptions:
     pruner : str
         none, median or percentile (Optuna's ``PercentilePruner``) or halving (:class:`Halving`).
     prune_after : int
-        Epochs that no trial is pruned in; first rung of halving.
+        Epochs before pruning starts; first rung of halving.
     prune_trials : int
         Finished trials needed at the same epoch; median and percentile.
     prune_keep : float
-        Share of the trials that percentile lets go on.
+        Share of the trials that continue under percentile.
     prune_factor : int
-        One of this many trials goes on at every rung of halving.
+        One of this many trials continues at every rung of halving.
     keep_trials : str
         light (every trial's settings, log, curve and results; the best one's weights), all (every trial's weights) or
         best (the best trial's directory only).
@@ -194,10 +194,10 @@ class StudyOptions:
 
 @dataclass(frozen=True)
 class Halving:
-    """Asynchronous successive halving (Li et al., MLSys 2020): one trial of ``factor`` goes on at every rung.
+    """Asynchronous successive halving (Li et al., MLSys 2020): one of ``factor`` trials continues at every rung.
 
-    Optuna's ``SuccessiveHalvingPruner`` decides alike, but notes that a trial reached a rung before it decides: killed
-    in between, it lets the trial go on. What is read from the validation curves alone cannot get lost.
+    Optuna's ``SuccessiveHalvingPruner`` makes the same decisions, but records that a trial reached a rung before it
+    decides: if killed in between, it lets the trial continue. This one only reads the validation curves.
 
     Attributes
     ----------
@@ -233,7 +233,7 @@ class Halving:
 
 
 def split_options(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the study, and everything else, which is settings of its runs."""
+    """Split settings into options of the study and settings of its runs."""
     for key, instead in REPLACED.items():
         if key in given:
             raise ConfigError(f"{key}={given[key]!r}: {instead}.")

@@ -29,7 +29,7 @@ _NOT_SHARED = (
 
 
 def run_with_ray(study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> None:
-    """Carry out every trial of a study under Ray.
+    """Run the trials of a study under Ray.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def _connect(ray: Any, address: str | None) -> None:
         return
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
-        # Nothing about a run leaves the machine unless somebody asks for it.
+        # No usage data leaves the machine unless the user asks for it.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(include_dashboard=False, **quiet)
         return

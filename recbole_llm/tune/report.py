@@ -1,4 +1,4 @@
-"""A study for people: a line per trial, the table at its end, and ``study.html``."""
+"""Reports of a study: a line per trial, the table at its end, and ``study.html``."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def summary(study: Study, config: Config, config_file: Path) -> str:
     best = study.best
     assert best is not None and best.test is not None
     names = [parameter.name for parameter in study.space]
-    # What every trial has in common needs no column.
+    # Parameters that all trials share need no column.
     varied = [name for name in names if len({repr(trial.params[name]) for trial in study.trials}) > 1]
     rows = [
         [trial.number, trial.state, trial.score, *(trial.params[name] for name in varied)]
@@ -94,7 +94,7 @@ def summary(study: Study, config: Config, config_file: Path) -> str:
 
 
 def write_page(study: Study, config: Config, results: Mapping[str, Any], command: str) -> None:
-    """``study.html``: the winner, the effect of each parameter, every trial, and where all of it comes from.
+    """``study.html``: the winner, the effect of each parameter, every trial, and its provenance.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ from recbole_llm.tune.study import Study, StudyError, Trial, prune_rule
 from recbole_llm.tune.trial import SharedData, quiet_console, run_trial
 
 FORMAT = 2
-# What the winner's settings leave to whoever runs them.
+# Settings that best.yaml leaves to the user.
 LEFT_OUT = frozenset({"checkpoint_dir", "show_progress", "state", "save_state", "resume"})
 
 
@@ -80,9 +80,9 @@ def tune(
     Raises
     ------
     ConfigError
-        For options, spaces and settings that are not understood.
+        For invalid options, spaces or settings.
     StudyError
-        Where no trial finished.
+        If no trial finished.
     """
     _check_names(options)
     log_to_console()
@@ -100,7 +100,7 @@ def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If the folder holds no study.
+        If the folder contains no study.
     """
     _check_names(options)
     log_to_console()
@@ -120,7 +120,7 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 def _study(model: str | type, base: Config, space: list[Parameter], options: StudyOptions) -> dict[str, Any]:
     logger = logging.getLogger()
-    optuna()  # where it is missing, say so before anything is made
+    optuna()  # fail before creating anything if it is missing
     settings = fixed_settings(base, space)
     options = _decided(options, space)
     notes = _notes(base, settings, space, options)
@@ -138,7 +138,7 @@ def _study(model: str | type, base: Config, space: list[Parameter], options: Stu
 
 
 def _decided(options: StudyOptions, space: Sequence[Parameter]) -> StudyOptions:
-    """Options with the algorithm and the number of trials filled in.
+    """Complete the options with the algorithm and the number of trials.
 
     Raises
     ------
@@ -269,7 +269,7 @@ def _folder(base: Config, options: StudyOptions, identity: Mapping[str, Any]) ->
 
 
 def _open(folder: Path, notes: dict[str, Any]) -> None:
-    """Write ``study.json``, or check that the folder's study is the one that was asked for."""
+    """Write ``study.json``, or check that the folder contains the same study."""
     file = folder / "study.json"
     if file.is_file():
         old = _read_notes(folder)
@@ -349,7 +349,7 @@ def _size(size: float) -> str:
 
 
 def _test(study: Study, best: Trial, model: str | type) -> None:
-    """Evaluate the winner on test, once; figures go into its ``results.json`` and the study's notes."""
+    """Evaluate the best trial on test, once; store metrics in its ``results.json`` and the study's notes."""
     if best.test is not None:
         return
     run_dir = study.run_dir(best)
@@ -364,7 +364,7 @@ def _test(study: Study, best: Trial, model: str | type) -> None:
 
 
 def tune_main(given: Mapping[str, Any]) -> int:
-    """Carry out what the command line asks for; ``given`` are its parsed arguments."""
+    """Run ``recbole-llm tune``; ``given`` are its parsed arguments."""
     options, settings = split_options(given)
     folder = settings.pop("resume", None)
     params_file = settings.pop("params_file", None)

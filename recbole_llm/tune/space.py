@@ -1,6 +1,6 @@
 """Search spaces: RecBole's ``.test`` files, read without ``eval``.
 
-One parameter a line, ``name kind values``; ``#`` begins a comment (ours; RecBole's own reader knows none)::
+One parameter per line, ``name kind values``; ``#`` starts a comment (RecBole's own parser has no comments)::
 
     learning_rate loguniform -9.21,-4.61     # natural logarithms: 1e-4 to 1e-2
     dropout uniform 0,0.9
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 KINDS = ("choice", "uniform", "quniform", "loguniform", "qloguniform")
-# Trials that differ in one of these are measured differently, and the best of them says nothing.
+# Trials that differ in one of these are measured differently, so their scores cannot be compared.
 MEASURE = frozenset(
     {"model", "dataset", "task", "protocol", "control", "control_seed", "repeatable", "popularity_counts"}
     | {"smoke", "smoke_users", "smoke_interactions", "eval_args", "metrics", "topk", "valid_metric", "mask_history"}
@@ -53,7 +53,7 @@ class Parameter:
     whole : bool
         Values are whole numbers.
     where : str
-        What an error message calls this line.
+        Location of the line for error messages.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Parameter:
 
 
 def _rounded(number: float) -> float:
-    """Six significant digits, so that a setting reads well and is the same number when it is read again."""
+    """Round to six significant digits, so that a setting is short and parses back to the same number."""
     return float(f"{number:.6g}")
 
 
@@ -151,7 +151,7 @@ def grid(space: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
 def find_space(model: str, name: str | Path | None) -> Path:
     """Return the file that ``params_file`` names, by default the model's file that ships.
 
-    A path that is not there is looked up in our ``props/hyper`` by its last part, with or without ``.test``.
+    A missing path is looked up in our ``props/hyper`` by its file name, with or without ``.test``.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def read_space(file: Path) -> list[Parameter]:
     Raises
     ------
     ConfigError
-        Naming file and line, for what is not understood.
+        For a line that cannot be parsed; the message names file and line.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -188,7 +188,7 @@ def read_space(file: Path) -> list[Parameter]:
 
 
 def read_lines(lines: Sequence[str], name: str) -> list[Parameter]:
-    """As :func:`read_space`, from lines; ``name`` stands in messages."""
+    """Parse lines as :func:`read_space` does; ``name`` appears in messages."""
     space: list[Parameter] = []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -225,7 +225,7 @@ def space_from_dict(params: Mapping[str, Mapping[str, Any]]) -> list[Parameter]:
 def _add(space: list[Parameter], parameter: Parameter) -> None:
     for other in space:
         if other.name == parameter.name:
-            raise ConfigError(f"{parameter.where}: {parameter.name!r} stands in {other.where} already; keep one.")
+            raise ConfigError(f"{parameter.where}: {parameter.name!r} is already in {other.where}; keep one.")
     space.append(parameter)
 
 
@@ -264,11 +264,11 @@ def _parse(name: str, kind: str, text: str, where: str) -> Parameter:
 
 
 def _choice(name: str, values: Any, where: str) -> Parameter:
-    """Read options as RecBole does, whose users write lists as text (``['[64]','[64,64]']``) for hyperopt's sake."""
+    """Parse options as RecBole does, whose users quote lists (``['[64]','[64,64]']``) because of hyperopt."""
     if not isinstance(values, (list, tuple)) or not values:
         raise ConfigError(
-            f"{where}: {values!r} is not a list of options, such as [1,2] or ['pca','none'] (quote words that hold "
-            "commas or blanks)."
+            f"{where}: {values!r} is not a list of options, such as [1,2] or ['pca','none'] (quote words that "
+            "contain commas or spaces)."
         )
     if not is_text(name):
         values = [parse_value(value) if isinstance(value, str) else value for value in values]
@@ -278,7 +278,7 @@ def _choice(name: str, values: Any, where: str) -> Parameter:
 
 
 def check_space(space: Sequence[Parameter], config: Config, typed: Mapping[str, Any]) -> None:
-    """Refuse what cannot be searched, before the first trial.
+    """Reject parameters that cannot be searched, before the first trial.
 
     Parameters
     ----------
@@ -297,7 +297,7 @@ def check_space(space: Sequence[Parameter], config: Config, typed: Mapping[str, 
     for parameter in space:
         key, where = parameter.name, parameter.where
         if key in CIRCUMSTANCES:
-            raise ConfigError(f"{where}: {key} says where or how a run is carried out; it changes no result.")
+            raise ConfigError(f"{where}: {key} only affects where or how a run is executed, not its results.")
         if key in MEASURE:
             raise ConfigError(
                 f"{where}: {key} changes what is measured, so trials could not be compared. Fix it for the study: "

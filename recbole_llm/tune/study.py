@@ -1,4 +1,4 @@
-"""A study: its trials in an Optuna journal, which of them is next, and what came of each."""
+"""A study: its trials in an Optuna journal, the next one to run, and their outcomes."""
 
 import csv
 import itertools
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 JOURNAL = "journal.log"
 # A study whose first trials all fail is set up wrongly.
 FAILURES = 5
-# A trial in which the process died so often, in the same epoch, would end it again.
+# Give up on a trial after this many deaths of the process in the same epoch.
 STARTS = 5
-# What was tried before is drawn again: by the algorithm so often, and in a space with ranges then at random, until it
-# counts as exhausted.
+# How often to redraw settings that were tried before: by the algorithm, and then, in a space with ranges, at random;
+# after that the space counts as exhausted.
 DRAWS, RANDOM_DRAWS = 5, 200
 # Optuna's step of the e-th epoch (from 1) of stage s is s * STAGE + e.
 STAGE = 10**6
@@ -36,12 +36,12 @@ _LOST = f"The process died {STARTS} times in the same epoch of this trial: most 
 
 
 class StudyError(RecBoleLLMError, RuntimeError):
-    """A study has no trial that it could choose."""
+    """A study has no finished trial to choose from."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and what came of it.
+    """One trial: its settings and outcome.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ def open_journal(folder: Path, options: StudyOptions, bigger: bool) -> "OptunaSt
 def recover_journal(folder: Path) -> None:
     """Remove what a killed process left: a line that it was writing, and its lock.
 
-    To be called by the one process that drives the study.
+    Only the process that runs the study may call it.
     """
     file = folder / JOURNAL
     for lock in folder.glob(f"{JOURNAL}.lock*"):
@@ -136,7 +136,7 @@ def prune_rule(study: "OptunaStudy", number: int) -> PruneRule:
         Of the curve so far; it gives the reason to stop, or None.
     """
     frozen = study.get_trials(deepcopy=False)[number]
-    # Optuna has no public way to go on with a trial that another process began.
+    # Optuna has no public way to continue a trial that another process began.
     handle = optuna().trial.Trial(study, frozen._trial_id)
     reported = set(frozen.intermediate_values)
 
@@ -163,7 +163,7 @@ class Study:
     options : StudyOptions
         With ``algo``, ``max_evals`` and ``early_stop`` decided.
     metric : str
-        What the score is called.
+        Name of the score.
     bigger : bool
         Whether a bigger score is better.
     seed : int
@@ -316,7 +316,7 @@ class Study:
         if len(failed) >= FAILURES and len(failed) == len(ended):
             raise StudyError(
                 f"The first {len(failed)} trials failed, the last with: {failed[-1].details['error']} See "
-                f"{self.run_dir(failed[-1]) / 'run.log'}. Once that is put right, add --retry_failed."
+                f"{self.run_dir(failed[-1]) / 'run.log'}. Once that is fixed, add --retry_failed."
             )
         best = self._best(trials)
         since = sum(trial.number > best.number for trial in ended) if best else 0
@@ -336,7 +336,7 @@ class Study:
         return "every setting has been tried" if self.exhausted else self._why_ended
 
     def tell(self, trial: Trial, outcome: Mapping[str, Any]) -> Trial:
-        """Note how a trial ended; tables and directories follow.
+        """Record the outcome of a trial; update tables and directories.
 
         Parameters
         ----------
@@ -359,8 +359,8 @@ class Study:
         return trials[trial.number]
 
     def tidy(self, trial: Trial, best: Trial | None) -> None:
-        """Leave of an ended trial's directory what ``keep_trials`` says."""
-        # A trial that was tested keeps its weights: its test figures must stay checkable.
+        """Keep the parts of a finished trial's directory that ``keep_trials`` names."""
+        # A trial that was tested keeps its weights: its test metrics must stay reproducible.
         is_best = trial.test is not None or (best is not None and trial.number == best.number)
         tidy(self.run_dir(trial), self.options.keep_trials, is_best)
 
@@ -369,7 +369,7 @@ class Study:
         self.optuna.set_user_attr(f"test of trial {trial.number}", plain(test))
 
     def write_table(self) -> None:
-        """``study.csv``: one row a trial, with its settings, validation metrics and costs."""
+        """Write ``study.csv``: one row per trial with settings, validation metrics and costs."""
         trials, names = self.trials, [parameter.name for parameter in self.space]
         metrics = list(dict.fromkeys(name for trial in trials for name in trial.result))
         costs = ["best_epoch", "epochs", "updates", "parameters", "seconds", "peak_memory_mb"]

@@ -31,7 +31,7 @@ class Pruned(Exception):
 
 
 class _Recorder:
-    """A configuration that notes what is read from it."""
+    """A configuration that records which keys are read."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -80,7 +80,7 @@ def run_trial(
     prune: PruneRule,
     data: SharedData,
 ) -> dict[str, Any]:
-    """Train with these settings and validate; an interrupted trial continues where its run directory stands.
+    """Train with these settings and validate; an interrupted trial continues from its run directory.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def run_trial(
         All settings, the searched ones included.
     run_dir : pathlib.Path
     prune : callable
-        Asked after every validation.
+        Called after every validation.
     data : SharedData
 
     Returns
@@ -138,7 +138,7 @@ def _run_trial(
     curve: list[list[Any]] = []
 
     def check(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> None:
-        """Go on with the trial, or end it, after the validation in the last row."""
+        """Continue or end the trial after the validation in the last row."""
         curve[:] = _curve(rows, stages)
         if curve and not np.isfinite(curve[-1][-1]):
             raise FloatingPointError(f"The validation score of epoch {curve[-1][1] + 1} is {curve[-1][-1]}.")
@@ -152,7 +152,7 @@ def _run_trial(
     with logging_into(run_dir):
         try:
             if state is not None:
-                # The process may have died between this validation and what it would have led to.
+                # The process may have died between this validation and the decision based on it.
                 rows = checkpoint.read_state(state)["curve"]
                 if rows and "valid_score" in rows[-1]:
                     check(rows, list(dict.fromkeys(row["stage"] for row in rows)))
@@ -196,7 +196,7 @@ def _history(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _costs(run_dir: Path, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Epochs and seconds; of a trial that was given up those of its epochs."""
+    """Return epochs and seconds; for an aborted trial, those of its completed epochs."""
     rows = _history(run_dir)
     spent = sum(float(row[key] or 0) for row in rows for key in ("train_seconds", "valid_seconds") if key in row)
     return {"epochs": len(rows), "seconds": round(sum(seconds.values()) if seconds else spent, 3)}
@@ -242,7 +242,7 @@ def objective_function(
     config_file_list: Sequence[str | Path] | None = None,
     saved: bool = False,
 ) -> dict[str, Any]:
-    """One run for RecBole's ``HyperTuning(objective_function, ...)``; model and dataset stand in the settings.
+    """One run for RecBole's ``HyperTuning(objective_function, ...)``; model and dataset are among the settings.
 
     Returns
     -------

@@ -139,7 +139,7 @@ def test_a_run_that_fails_is_listed_and_the_others_stay(here):
 
 def test_started_by_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="not by torchrun"):
+    with pytest.raises(ConfigError, match="without torchrun"):
         compare(["SASRec"], "cycle", config_dict={"data_path": "data"})
 
 

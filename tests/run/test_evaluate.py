@@ -37,7 +37,7 @@ def test_a_full_disk_while_results_are_written_leaves_a_run_that_can_be_finished
     settings = {**tiny, "item_attribute": "kind", "pretrain_epochs": 1} if model == "S3Rec" else dict(tiny)
     whole = run(model, "shop", config_dict={**settings, "checkpoint_dir": "whole", "save_state": how == "resume"})
     monkeypatch.setattr(experiment, "write_results", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*Nothing that was learned is lost.*evaluate saved/"):
+    with pytest.raises(CheckpointError, match=r"No space left.*The weights are safe.*evaluate saved/"):
         run(model, "shop", config_dict={**settings, "save_state": how == "resume"})
     monkeypatch.undo()
     monkeypatch.chdir(isolated)
@@ -113,9 +113,9 @@ def test_a_control_of_the_texts_must_reach_the_scores(shop, tiny):
     options = {**tiny, "llm": "tiny-random-bert", "dim_reduction": "none"}
     run_dir = run("LLMSeqSim", "shop", config_dict=options)["run_dir"]
     result = evaluate_run(run_dir, {"control": "shuffled_text"})
-    assert result["notices"][-1].startswith("control=shuffled_text was put on at evaluation")
+    assert result["notices"][-1].startswith("control=shuffled_text was applied at evaluation")
     learned = run("LLM2SASRec", "shop", config_dict={**tiny, "llm": "tiny-random-bert", "dim_reduction": "none"})
-    with pytest.raises(ConfigError, match="has no effect: the weights hold"):
+    with pytest.raises(ConfigError, match="has no effect: .* has stored the texts in its weights"):
         evaluate_run(learned["run_dir"], {"control": "shuffled_text"})
 
 

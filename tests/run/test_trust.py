@@ -53,5 +53,5 @@ def test_one_flipped_byte_of_the_weights_stops_loading(run_dir):
 def test_weights_of_another_run_stop_loading(run_dir, tiny):
     other = Path(run("SASRec", "shop", config_dict={**tiny, "epochs": 1, "seed": 1})["run_dir"])
     (run_dir / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="was exchanged: its SHA-256 is"):
+    with pytest.raises(CheckpointError, match="was replaced: its SHA-256 is"):
         load_run(run_dir)

@@ -223,7 +223,7 @@ def test_recboles_dictionary_is_the_same_space():
         ("mask_ratio choice [0.1]", {}, "'mask_ratio' has no effect on SASRec; it belongs to BERT4Rec"),
         ("mask_history choice [True,False]", {}, "mask_history changes what is measured"),
         ("valid_metric choice ['NDCG@10']", {}, "valid_metric changes what is measured"),
-        ("checkpoint_dir choice ['a','b']", {}, "it changes no result"),
+        ("checkpoint_dir choice ['a','b']", {}, "not its results"),
         ("n_layers choice [1,2]", {"n_layers": 3}, "n_layers is searched, but n_layers=3 is given as well"),
         ("n_layers choice [1,'two']", {}, "line 1: invalid value for n_layers: 'two' (give a whole number"),
         ("hidden_size quniform 16.0,64.0,16", {}, "For whole numbers write `hidden_size quniform 16,64,1`"),
