@@ -4,8 +4,6 @@
 :func:`load_tokenizer` and :func:`load_encoder` open those files and never use the network.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping
 from contextlib import nullcontext

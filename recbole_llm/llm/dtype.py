@@ -1,7 +1,5 @@
 """Types of a language model's weights: what suits a processor, and what can be trained."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

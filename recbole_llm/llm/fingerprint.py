@@ -1,7 +1,5 @@
 """Names for the content of model files, cheap enough to compute at every start."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from functools import lru_cache

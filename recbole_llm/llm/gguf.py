@@ -4,8 +4,6 @@ A GGUF file holds one model in a few bits a weight, for llama.cpp. Here its weig
 into a folder of the cache with ``config.json``, a safetensors file and the tokenizer, named by the file's SHA-256.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import json

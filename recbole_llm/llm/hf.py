@@ -1,7 +1,5 @@
 """Small helpers around transformers that both finding and loading a model need."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

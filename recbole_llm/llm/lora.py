@@ -1,7 +1,5 @@
 """Language models with adapters (LoRA), and causal ones as ``tuning``, ``load_in_4bit`` and the like say."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from pathlib import Path

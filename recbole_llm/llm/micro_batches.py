@@ -4,8 +4,6 @@ Activations of a part are freed before the next one begins: its gradient is take
 step is that of its largest part, and no row is padded to the longest of the batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +33,7 @@ class MicroBatches:
     """
 
     @classmethod
-    def of(cls, lm: Any, settings: Any) -> MicroBatches:
+    def of(cls, lm: Any, settings: Any) -> "MicroBatches":
         """Return those of the settings ``micro_batch_tokens`` and ``gradient_checkpointing``."""
         return cls(lm, settings.micro_batch_tokens, settings.gradient_checkpointing)
 

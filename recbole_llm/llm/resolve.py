@@ -1,7 +1,5 @@
 """Model names -> files on this machine: local cache, hub, folder, bundled package or a tiny random model."""
 
-from __future__ import annotations
-
 import errno
 import importlib.util
 import json

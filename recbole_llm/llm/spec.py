@@ -1,7 +1,5 @@
 """Specification of a language model by the user, and its resolution to files on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +66,7 @@ class LLMSpec:
                 raise ConfigError(f"llm_{key}: {getattr(self, key)!r} is not allowed; choose true or false.")
 
     @classmethod
-    def from_config(cls, config: Any, key: str = "llm", preferred: str = "google-t5/t5-small") -> LLMSpec:
+    def from_config(cls, config: Any, key: str = "llm", preferred: str = "google-t5/t5-small") -> "LLMSpec":
         """Read ``config[key]`` and ``config[f"{key}_revision"]``, ``_cache_dir``, ``_token``, ``_dtype``, ...
 
         Where `key` is not "llm", a parameter that is not given falls back to the one of "llm" (``rec_llm_dtype`` to

@@ -3,8 +3,6 @@
 They share ByT5's tokenizer, which reads bytes and therefore needs no vocabulary file.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Statistics of written answers: counts of a batch, and rates of a whole evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 

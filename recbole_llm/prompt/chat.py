@@ -6,8 +6,6 @@ tokenizer's chat template decides what stands around them, plain marks if it has
 numbered titles.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -41,7 +39,7 @@ class ChatPrompt:
     user: str
 
     @classmethod
-    def read(cls, name: str, with_candidates: bool) -> ChatPrompt:
+    def read(cls, name: str, with_candidates: bool) -> "ChatPrompt":
         """Read ``props/prompt/<name>.txt``, or any file by its path.
 
         Raises
@@ -72,7 +70,7 @@ class ChatPrompt:
             )
         return cls(name, system, user)
 
-    def with_length(self, list_length: int) -> ChatPrompt:
+    def with_length(self, list_length: int) -> "ChatPrompt":
         """Return the prompt with ``{list_length}`` replaced by the number of titles."""
         system, user = (text.replace(LIST_LENGTH, str(list_length)) for text in (self.system, self.user))
         return replace(self, system=system, user=user)

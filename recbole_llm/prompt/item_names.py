@@ -5,8 +5,6 @@ article. Titles are not unique: a name matches all items of that title. An unkno
 nearest item by text embedding, or by spelling if a list to choose from was given.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field

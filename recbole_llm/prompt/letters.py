@@ -5,8 +5,6 @@ space, newline, space: the history is marked by numbers from its oldest entry on
 answer is read from.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ class PromptTemplate:
     after: str
 
     @classmethod
-    def read(cls, name: str) -> PromptTemplate:
+    def read(cls, name: str) -> "PromptTemplate":
         """Read ``props/prompt/<name>.txt``, or any file by its path.
 
         Raises

@@ -1,7 +1,5 @@
 """Prompts of a history and, where items are chosen from a list, candidates, composed for batches of item ids."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

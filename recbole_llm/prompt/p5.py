@@ -5,8 +5,6 @@ follow a field at once (``{history},``). Tokenizers split at spaces first, so a 
 side by side; the last item of a list takes the punctuation with it, because a tokenizer may join a digit and a comma.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +92,7 @@ class Templates:
     test: int
 
     @classmethod
-    def of(cls, by_task: Mapping[str, Sequence[str]], task: str, test: int | str, key: str) -> Templates:
+    def of(cls, by_task: Mapping[str, Sequence[str]], task: str, test: int | str, key: str) -> "Templates":
         """Join the templates of tasks; ``test`` is the number of one of the evaluated ``task``, or another template.
 
         Raises

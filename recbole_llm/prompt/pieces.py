@@ -5,8 +5,6 @@ stands on both sides: after a line break, and before a space that a word follows
 places only, and each is tokenised between what stands beside it.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Hashable, Mapping, Sequence

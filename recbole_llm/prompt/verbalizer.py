@@ -1,7 +1,5 @@
 """From the words that mark candidates to token ids whose logits are their scores."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Answers that a causal language model writes to prompts: sampled, or by beam search, several to a prompt."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

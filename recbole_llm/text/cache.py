@@ -5,8 +5,6 @@ with the SHA-256 of each text (n, 32) and its vector (n, d). Adding vectors writ
 and renames it, so that a crash leaves old segments whole; when there are many, they are merged.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

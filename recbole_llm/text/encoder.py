@@ -1,7 +1,5 @@
 """Texts -> vectors with any encoder: T5, BERT-like, decoder LM or a sentence-transformers pipeline."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ quotation mark, turns the titles ``NA``, ``None`` and ``null`` into missing valu
 split at the field separator and nothing else is interpreted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Item vectors of a catalogue as configured: encoded texts, or a file provided by the user."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +49,7 @@ class ItemVectors:
     text: ItemText | None = None
     encode: Callable[[Sequence[str]], np.ndarray] = _refuse
 
-    def transformed(self, steps: Sequence[Transform], info: Mapping[str, Any]) -> ItemVectors:
+    def transformed(self, steps: Sequence[Transform], info: Mapping[str, Any]) -> "ItemVectors":
         """Return the vectors after fitted steps, which other texts go through, too; ``info`` joins ``item_vectors``.
 
         The row of padding stays zero.

@@ -1,7 +1,5 @@
 """Token outputs -> one vector per text."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any
 

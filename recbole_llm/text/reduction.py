@@ -1,7 +1,5 @@
 """Item vectors in fewer dimensions, as Boz et al. (arXiv 2402.01339) compare them: PCA, random projection, LDA, AE."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Templates of item texts: which fields, in which order, and how empty fields are handled."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

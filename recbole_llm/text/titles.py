@@ -3,8 +3,6 @@
 MovieLens and library catalogues write ``Matrix, The (1999)``; people and language models write ``The Matrix (1999)``.
 """
 
-from __future__ import annotations
-
 import html
 import re
 
