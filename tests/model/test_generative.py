@@ -287,7 +287,7 @@ def test_a_narrow_t5_keeps_the_rest_of_its_weights(settings):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"beams": 5, "topk": [10]}, "beams=5 give no list of topk=10"),
+        ({"beams": 5, "topk": [10]}, "beams=5 cannot fill a list of topk=10"),
         ({"test_template": 9}, "test_template=9 is neither"),
         ({"llm": "tiny-random-bert"}, "tiny-random-bert is no T5"),
         ({"item_index": "sequential"}, "item_index: 'sequential'"),

@@ -297,7 +297,7 @@ def test_without_a_filter_it_is_llmseqsim(world):
         ("EmbeddingEnsemble", {"ensemble_mode": "both"}, ConfigError, "invalid value for ensemble_mode: 'both'"),
         ("EmbeddingEnsemble", {"cutoff": 21}, ConfigError, "cutoff=21: 21 is not a whole number between 0 and 20"),
         ("EmbeddingEnsemble", {"cutoff_grid": [1, 0.5]}, ConfigError, r"invalid value for cutoff_grid\[1\]: 0.5"),
-        ("EmbeddingEnsemble", {"cutoff_grid": []}, ConfigError, "one at least"),
+        ("EmbeddingEnsemble", {"cutoff_grid": []}, ConfigError, "give a non-empty list"),
         (
             "EmbeddingEnsemble",
             {"ensemble_mode": "confidence", "first_model": {}},
