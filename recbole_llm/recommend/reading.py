@@ -146,7 +146,7 @@ def read_histories(
     Raises
     ------
     DataError
-        For a line of another form, or an id that is neither text nor an integer.
+        For a line of another form, an id that is neither text nor an integer, or a file without a history.
     """
     path = Path(file)
     rows: Iterable[tuple[str, list[str]]]
@@ -161,12 +161,16 @@ def read_histories(
         rows = _json_histories(path, user_field, item_field, encoding)
     users: list[str] = []
     histories: list[list[str]] = []
+    empty = True
     for user, items in rows:
+        empty = False
         users.append(user)
         histories.append(items)
         if len(users) == size:
             yield users, histories
             users, histories = [], []
+    if empty:
+        raise DataError(f"{file} holds no history.")
     if users:
         yield users, histories
 
@@ -175,13 +179,15 @@ def _json_histories(path: Path, user_field: str, item_field: str, encoding: str)
     for number, line in read_lines(path, encoding):
         try:
             row = _parsed(line)
+            if missing := [name for name in (user_field, item_field) if name not in row]:
+                raise ValueError(f"there is no {missing[0]!r}")
             user, items = row[user_field], row[item_field]
             if not isinstance(items, list):
                 raise TypeError(f"{item_field} is not a list")
             yield as_id(user, user_field), [as_id(item, item_field) for item in items]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DataError(
-                f"{path}, line {number}: {error}. Each line must be like "
+                f"{path}, line {number}: {str(error).rstrip('.')}. Each line must be like "
                 f'{{"{user_field}": "ann", "{item_field}": ["50", "181"]}}, oldest item first.'
             ) from error
 

@@ -99,3 +99,19 @@ def test_histories_that_name_no_ids(line, tmp_path):
         list(read_histories(str(tmp_path / "a.jsonl"), "user_id", "item_id", 1))
     with pytest.raises(DataError, match="nowhere.csv"):
         list(read_histories(str(tmp_path / "nowhere.csv"), "user_id", "item_id", 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", r"a\.jsonl holds no history\.$"),
+        ("a.csv", "user_id,item_id\n", r"a\.csv holds no history\.$"),
+        ("a.jsonl", '{"user_id": "ann"}\n', r"line 1: there is no 'item_id'\. Each line"),
+        ("a.jsonl", '{"item_id": ["1"]}\n', r"line 1: there is no 'user_id'\. Each line"),
+        ("a.jsonl", '{"user_id": null, "item_id": ["1"]}\n', r"line 1: user_id is None, [^.]* as text\. Each line"),
+    ],
+)
+def test_histories_that_are_missing_something(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        list(read_histories(str(tmp_path / name), "user_id", "item_id", 1))
