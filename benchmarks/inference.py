@@ -80,7 +80,7 @@ CAUSAL = [
 
 
 def write_t5_small(folder: Path, vocabulary: Path | None) -> None:
-    """A model folder of the shape of t5-small: 6 layers, 8 heads, d = 512, random weights."""
+    """Make a model folder of the shape of t5-small: 6 layers, 8 heads, d = 512, random weights."""
     torch.manual_seed(0)
     shape = T5Config(
         d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, vocab_size=32128, decoder_start_token_id=0
@@ -93,7 +93,7 @@ def write_t5_small(folder: Path, vocabulary: Path | None) -> None:
 
 
 def write_llama(folder: Path, tokenizer: Path) -> None:
-    """A Llama with as many weights a layer as t5-small's encoder and its vocabulary; random weights."""
+    """Make a Llama with as many weights per layer as t5-small's encoder and its vocabulary; random weights."""
     torch.manual_seed(0)
     shape = LlamaConfig(
         hidden_size=512,

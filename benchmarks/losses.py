@@ -41,7 +41,7 @@ def free_mb(device: torch.device) -> float:
 
 
 def whole_table(hidden: torch.Tensor, table: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """What one writes first."""
+    """Compute the loss in the straightforward way."""
     return functional.cross_entropy(hidden @ table.T, target)
 
 

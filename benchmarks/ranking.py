@@ -161,7 +161,7 @@ def write_tokenizer(folder: Path, size: int) -> None:
 
 
 def write_llm(folder: Path, shape: dict[str, Any], dtype: torch.dtype) -> None:
-    """A model folder with random weights, as ``--llm`` takes it."""
+    """Make a model folder with random weights for ``--llm``."""
     config = LlamaConfig(
         **{"vocab_size": 32000, **shape}, max_position_embeddings=4096, bos_token_id=0, eos_token_id=1
     )
@@ -204,7 +204,7 @@ class Ranker:
         self.optimizer = torch.optim.AdamW(adapters, lr=1e-4)
 
     def prompts_of(self, tokens: int) -> tuple[Prompts, int]:
-        """A batch of prompts of about so many tokens, and the tokens of a title in them."""
+        """Build a batch of prompts of about this many tokens; also return the tokens per title."""
         composer, template = self.model.composer, PromptTemplate.read("llamarec")
         size = 1
         while True:
@@ -242,19 +242,19 @@ class Ranker:
 
     @torch.no_grad()
     def rank_with_all_logits(self, prompts: Prompts) -> None:
-        """The same letters, read from logits of every position."""
+        """Read the same letters from logits of every position."""
         self.model.eval()
         logits = self.model.ranker(input_ids=prompts.ids, attention_mask=prompts.mask).logits
         logits[:, -1, self.model.letter_ids].float()
 
     def step(self, prompts: Prompts) -> None:
-        """A training step on the answers."""
+        """Run a training step on the answers."""
         self.model.train()
         here = torch.ones_like(self.candidates, dtype=torch.bool)
         self._learn(self.model.answer_loss(prompts.ids, prompts.mask, self.label, here))
 
     def step_with_all_logits(self, prompts: Prompts) -> None:
-        """A training step with the loss of transformers, -100 on the prompt."""
+        """Run a training step with the loss of transformers, -100 on the prompt."""
         self.model.train()
         answer = torch.stack([self.model.answer_ids[self.label], torch.full_like(self.label, self.model.eos)], dim=1)
         # The last position predicts nothing: the end token is an input here, and a label only.
@@ -298,7 +298,7 @@ def measure_lists(ranker: Ranker, device: Device, options: argparse.Namespace) -
 
 
 def measure_head(ranker: Ranker, device: Device, options: argparse.Namespace) -> list[list[Any]]:
-    """The head at the answer against the head everywhere, a batch at a time."""
+    """Compare the head at the answer with the head at every position, one batch at a time."""
     rows = []
     for asked in options.lengths:
         prompts, _ = ranker.prompts_of(asked)

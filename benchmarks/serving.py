@@ -44,7 +44,7 @@ def histories_of(recommender: Recommender, count: int) -> list[list[str]]:
 
 
 def measure_run(run_dir: str, options: argparse.Namespace) -> list[list]:
-    """A row of the table, and another for LRURec's steps."""
+    """Return a row of the table, and another for LRURec's steps."""
     recommender = Recommender.load(run_dir, **({"use_gpu": False} if options.cpu else {}))
     synchronize = torch.cuda.synchronize if recommender.device.type == "cuda" else lambda: None
     histories = histories_of(recommender, options.requests)

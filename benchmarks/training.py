@@ -152,18 +152,18 @@ def our_curve(trainer: RunTrainer, train: Any, valid: Any, before: dict[str, flo
 
 
 def best(curve: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
-    """Number (from 1) and line of the epoch with the best score."""
+    """Return number (from 1) and line of the epoch with the best score."""
     number = max(range(len(curve)), key=lambda i: curve[i]["valid"][METRIC])
     return number + 1, curve[number]
 
 
 def first_as_good(curve: list[dict[str, Any]], score: float) -> tuple[int, dict[str, Any]] | None:
-    """Number (from 1) and line of the first epoch that reaches a score."""
+    """Return number (from 1) and line of the first epoch that reaches a score."""
     return next(((i + 1, line) for i, line in enumerate(curve) if line["valid"][METRIC] >= score), None)
 
 
 def row(label: str, seconds: dict[str, float], reference: dict[str, float], note: str = "") -> str:
-    """A line of the table: seconds, and how many times less than the reference."""
+    """Return a line of the table: seconds, and how many times less than the reference."""
     ratios = [reference[key] / seconds[key] for key in ("wall", "cpu")]
     return f"{label:58}{seconds['wall']:10.1f}{seconds['cpu']:10.1f}{ratios[0]:9.1f}{ratios[1]:9.1f}  {note}"
 

@@ -66,7 +66,7 @@ def test_every_command_has_help_of_its_own(command, capsys):
         (["export", "run"], "required: --out"),
         (["export", "run", "--out="], "--out is blank"),
         (["evaluate"], "required: RUN_DIR"),
-        (["convert"], "NAME and --input are needed"),
+        (["convert"], "NAME and --input are required"),
         (["convert", "ml-1m", "--input", "a", "--k_core=x"], "--k_core: invalid int value"),
     ],
 )

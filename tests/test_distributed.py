@@ -184,7 +184,7 @@ def test_gpus_are_given_out(monkeypatch):
     monkeypatch.setattr(distributed, "launched", lambda: None)
     config = Config("SASRec", "ml-100k", config_dict={"gpu_id": "2,3"})
     assert str(config["device"]) == "cuda:2"
-    assert any("--nproc says how many" in notice for notice in config.notices)
+    assert any("set the number with --nproc" in notice for notice in config.notices)
 
 
 def test_one_process_does_not_pretend_to_be_several(folder):

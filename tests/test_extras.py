@@ -16,7 +16,7 @@ def test_a_missing_package_is_named_with_its_extra():
 def test_a_package_that_does_not_fit_says_why(tmp_path, monkeypatch):
     (tmp_path / "unfit_package.py").write_text("raise ImportError('unfit needs NumPy 2.0 or newer')", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingExtraError, match=r"which is installed and cannot be imported: unfit needs NumPy 2.0"):
+    with pytest.raises(MissingExtraError, match=r"which is installed but cannot be imported: unfit needs NumPy 2.0"):
         optional("unfit_package", "convert", "reading parquet")
 
 

@@ -153,7 +153,7 @@ def test_user_errors(capsys):
     for arguments, says in (
         (["--check"], "There are no records in docs/results/records"),
         (["toi"], "There is no plan 'toi'"),
-        (["toy.yaml", "--epochs=3"], "--epochs belongs into the plan toy.yaml"),
+        (["toy.yaml", "--epochs=3"], "--epochs belongs in the plan toy.yaml"),
         (["toy.yaml", "--check"], "takes no plan or setting"),
     ):
         assert main(["leaderboard", *arguments]) == 2

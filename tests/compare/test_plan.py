@@ -119,9 +119,12 @@ def test_a_key_that_only_some_rows_read_is_given_to_those(caplog):
         (["model=SASRec,GRU4Rec", "dataset=ml-100k", "epochs=many"], "SASRec: invalid value for epochs: 'many'"),
         (
             ["model=SASRec,GRU4Rec", "dataset=ml-100k", "GRU4Rec.mask_history=False"],
-            "would not be evaluated alike: mask_history=True and False",
+            "would not be evaluated in the same way: mask_history=True and False",
         ),
-        (["model=SASRec,LiteLLM4Rec", "dataset=ml-100k", "task=topn"], "would not be evaluated alike: task=None and"),
+        (
+            ["model=SASRec,LiteLLM4Rec", "dataset=ml-100k", "task=topn"],
+            "would not be evaluated in the same way: task=None and",
+        ),
     ],
 )
 def test_errors_come_before_anything_runs(arguments, says):

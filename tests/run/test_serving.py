@@ -286,5 +286,5 @@ def test_weights_do_not_start_a_run_that_numbers_items_in_another_way(shop, tiny
     rows = read_rows(shop)
     rows.reverse()
     write_rows(shop, rows)
-    with pytest.raises(CheckpointError, match="init_from=.*numbers its item_id in another way"):
+    with pytest.raises(CheckpointError, match="init_from=.*numbers its item_id differently"):
         run("SASRec", "shop", config_dict={**tiny, "epochs": 0, "init_from": first})

@@ -178,7 +178,7 @@ def test_any_range_gives_settings_inside_its_bounds(kind, low, width, step, seed
         ("n_layers choice [1,2,1]", "n_layers has an option twice"),
         ("n_layers choice open('x','w')", "is not a list of options"),
         ("n_layers choice [open('x','w')]", "is not a list of options"),
-        ("seed choice [1]", "'seed' stands in a.test, line 1 already"),
+        ("seed choice [1]", "'seed' is already in a.test, line 1"),
     ],
 )
 def test_what_is_not_understood_is_named_with_its_line(line, says):
