@@ -1,4 +1,4 @@
-"""A user's own logs: any CSV, TSV, JSON lines or parquet file, by naming its columns; and session files."""
+"""Custom logs: any CSV, TSV, JSON lines or parquet file with named columns; and session files."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -60,7 +60,7 @@ class TableFile:
     Raises
     ------
     ConfigError
-        The ending says nothing about the format.
+        The file extension does not determine the format.
     """
 
     def __init__(self, source: Source, delimiter: str | None = None, names: Sequence[str] | None = None) -> None:
@@ -118,7 +118,7 @@ def read(request: Request) -> Reading:
         Columns of the log. Without ``time_col`` the order of the rows is the time. For ``sessions`` they are
         recognised by their usual names.
     inter_fields : str
-        Further numeric columns of the log to keep, separated by commas.
+        Additional numeric columns of the log to keep, comma-separated.
     time_format : str
         ``strptime`` pattern; without it numbers and ISO dates are recognised.
     delimiter, columns : str

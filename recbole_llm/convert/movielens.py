@@ -199,7 +199,7 @@ def _tag_source(request: Request, name: str) -> list[Source]:
 
 
 def _tags(request: Request, sources: list[Source], batches: Callable[[Source], Iterable[Batch]]) -> dict[str, str]:
-    """Return the most frequent tags per movie, if they were asked for: ``{movie id: 'dark_comedy pixar'}``."""
+    """Return the most frequent tags per movie, if requested: ``{movie id: 'dark_comedy pixar'}``."""
     counts: dict[str, Counter[str]] = {}
     for source in sources:
         for _, (_, movie, tag, _) in each_row(source, batches(source), request.skips):

@@ -1,4 +1,4 @@
-"""From files to batches of columns, with exact places for what goes wrong."""
+"""Files as batches of columns, with exact places in errors."""
 
 import csv
 import glob
@@ -39,7 +39,7 @@ _ID_TYPES = re.compile(r'VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+
 
 @dataclass(frozen=True)
 class Request:
-    """What the reader of one kind of download works on.
+    """Input of the reader of one kind of download.
 
     ``metadata`` is where the item text is, if not in ``bundle``; ``all_items`` whether to read items without any
     interaction as well; ``options`` are those of this kind of source only; temporary files may be made in ``folder``,
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass
 class Reading:
-    """What was read: interactions, items and users, every file that was used, and what the user should know."""
+    """Result of reading: interactions, items and users, every file used, and notes for the user."""
 
     interactions: Interactions
     items: Catalogue | None = None
@@ -85,7 +85,7 @@ class Batch(NamedTuple):
 
 
 def take_all(source: Source, batches: Iterable[Batch], take: Take, skips: Skips, workers: int = 1) -> None:
-    """Hand all columns to ``take``, batch by batch; where that fails, row by row.
+    """Pass all columns to ``take``, batch by batch; row by row if that fails.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def transposed(rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
 def line_batches(
     source: Source, parse: Callable[[Sequence[bytes]], Columns], progress: bool = False, first: int = 1
 ) -> Iterator[Batch]:
-    """Yield the lines of a file from number ``first`` on, without those of blanks only."""
+    """Yield the lines of a file from number ``first`` on, skipping blank lines."""
     for block in source.blocks(progress):
         lines, numbers = block.lines, range(block.first_line, block.first_line + len(block.lines))
         if block.first_line < first:
@@ -153,7 +153,7 @@ def line_batches(
 
 
 def split_lines(separator: str, fields: int) -> Callable[[Sequence[bytes]], Columns]:
-    """Return a parser of UTF-8 lines of so many fields."""
+    """Return a parser of UTF-8 lines with a fixed number of fields."""
     return partial(_split, separator=separator, fields=fields)
 
 
@@ -182,7 +182,7 @@ def csv_rows(
     """Yield rows of a delimited UTF-8 file in batches, with the number of the last line of each.
 
     Quoted fields may hold delimiters and line ends; with a delimiter of several characters a quote is a character like
-    any other. Blank lines are passed over.
+    any other. Blank lines are skipped.
 
     Raises
     ------
@@ -333,7 +333,7 @@ def parquet_batches(source: Source, wanted: Sequence[str], ids: int = 0, progres
 
 
 def default_workers() -> int:
-    """Return how many processes the command line takes: one for each core that is not busy, at most four."""
+    """Return the default number of processes: one per idle core, at most four."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return max(1, min(4, cores - round(busy)))

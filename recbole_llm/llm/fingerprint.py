@@ -1,4 +1,4 @@
-"""Names for the content of model files, cheap enough to compute at every start."""
+"""Fingerprints of model files, cheap enough to compute at every start."""
 
 import hashlib
 import json

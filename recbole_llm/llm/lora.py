@@ -1,4 +1,4 @@
-"""Language models with adapters (LoRA), and causal ones as ``tuning``, ``load_in_4bit`` and the like say."""
+"""Language models with adapters (LoRA), and causal ones as configured by ``tuning``, ``load_in_4bit`` etc."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from recbole_llm.llm.spec import ResolvedLLM
 
 
 def tuned_dtype(resolved: ResolvedLLM, config: Any) -> str | None:
-    """Return the type of a language model's weights under ``tuning``; None: the type that was asked for.
+    """Return the type of a language model's weights under ``tuning``; None: the requested type.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def add_lora(
     Raises
     ------
     ConfigError
-        A target is not there, with the names that are.
+        A target does not exist; the message lists those that do.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -131,7 +131,7 @@ def lora_targets(module: torch.nn.Module, resolved: ResolvedLLM, targets: Sequen
     Raises
     ------
     ConfigError
-        One is not there, with the names that are.
+        One does not exist; the message lists those that do.
     """
     linear = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
     names = [targets] if isinstance(targets, str) else [str(target) for target in targets]

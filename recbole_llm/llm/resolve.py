@@ -336,7 +336,7 @@ def remedies(name: str = "") -> str:
 
 
 def is_offline() -> bool:
-    """Return whether the environment forbids asking the hub (``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE``)."""
+    """Return whether the environment forbids access to the hub (``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE``)."""
     from huggingface_hub import constants
 
     # The library reads its variable once, at import; the environment may have changed since.

@@ -65,7 +65,7 @@ class WordPrompts:
     input_ids, attention_mask, whole_word_ids : torch.LongTensor, shape (B, T)
         Padding and the end token have whole-word id 0.
     dropped : int
-        Items of history left out because the prompts were too long.
+        History items dropped because the prompts were too long.
     """
 
     input_ids: torch.Tensor

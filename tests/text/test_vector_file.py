@@ -218,7 +218,9 @@ def test_controls_hold_for_vectors_of_a_file(tmp_path, control):
 )
 def test_vectors_that_nobody_reads_are_an_error(tmp_path, model, more):
     write_world(tmp_path)
-    with pytest.raises(ConfigError, match=f"item_vectors='.*v.npz' has no effect: {model} takes no vectors"):
+    with pytest.raises(
+        ConfigError, match=f"item_vectors='.*v.npz' has no effect: {model} does not use precomputed item vectors"
+    ):
         run(model, "cycle", config_dict=settings(tmp_path, epochs=0, **more))
 
 
