@@ -263,7 +263,7 @@ def test_members_that_have_changed_are_refused(world, tmp_path):
     result = ensemble(world, [member, TEXT])
     other = run("SASRec", "cycle", config_dict={**settings, **SMALL, "epochs": 1, "seed": 9})["run_dir"]
     (Path(other) / "model.safetensors").replace(Path(member) / "model.safetensors")
-    with pytest.raises(CheckpointError, match="model.safetensors is damaged or was exchanged"):
+    with pytest.raises(CheckpointError, match="model.safetensors is damaged or was replaced"):
         load_run(result["run_dir"])
     (Path(other) / "results.json").replace(Path(member) / "results.json")  # a whole run in the member's place
     with pytest.raises(CheckpointError, match="no longer those .*SHA-256 [0-9a-f]{64} then, [0-9a-f]{64} now"):
