@@ -99,7 +99,7 @@ def test_changed_files_are_refused(settings, tmp_path):
 
 def test_what_is_no_finished_run_is_refused(settings, tmp_path):
     here = outer(settings)
-    with pytest.raises(CheckpointError, match="no run directory"):
+    with pytest.raises(CheckpointError, match="not a run directory"):
         submodel.load_trained(tmp_path, here.config, here.dataset)
 
 
