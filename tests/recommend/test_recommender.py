@@ -334,7 +334,7 @@ def test_new_items_that_cannot_be_added(run_dirs):
             recommender.add_items([NEW[1], *rows] if "Row" not in says else rows)
         assert len(recommender.items) == ITEMS
     recommender.add_items([])
-    with pytest.raises(UnsupportedError, match="LRURec learns an item from its interactions"):
+    with pytest.raises(UnsupportedError, match="LRURec learns items from interactions only"):
         Recommender.load(run_dirs("LRURec")).add_items(NEW)
     with pytest.raises(ValueError, match="head_init=items"):
         Recommender.load(run_dirs("LiteLLM4Rec")).add_items(NEW)
