@@ -91,9 +91,7 @@ def test_what_counts_as_the_same_run(here, isolated):
     (run_dir / "results.json").write_text(json.dumps(results), encoding="utf-8")
     comparison = compare(arguments=_parsed([*model, *QUICK]))
     assert len(here) == 2
-    assert (
-        f"1 finished run made by another version of the code ({run_dir.name}) was reused" in comparison.warnings[0]
-    )
+    assert f"1 finished run made by another version of the code ({run_dir.name}) was reused" in comparison.warnings[0]
     # Other data under the same name.
     with (isolated / "data" / "cycle" / "cycle.inter").open("a", encoding="utf-8") as file:
         file.writelines(f"new\ti{item}\t{item}\n" for item in range(6))
