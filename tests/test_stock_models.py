@@ -1,5 +1,6 @@
 """RecBole's own sequential models run through the same entry point, untouched."""
 
+import numpy as np
 import pytest
 
 from recbole_llm.config.registry import stock_models
@@ -37,6 +38,8 @@ def settings(tmp_path):
 
 @pytest.mark.parametrize("model", [name for name in stock_models() if name not in OWN_DATASET])
 def test_a_stock_model_trains_and_is_evaluated(model, settings):
+    if model == "DIN" and not hasattr(np, "long"):
+        pytest.skip("RecBole's DIN uses np.long, which numpy 1.24 to 1.26 lack")
     result = run(model, "cycle", config_dict={**settings, **SETTINGS.get(model, {})})
     assert set(result["test_result"]) >= {"recall@10", "ndcg@10"}
     assert 0.0 <= result["test_result"]["recall@10"] <= 1.0
