@@ -1,6 +1,6 @@
 """The head of a language model: logits in 32 bits, and of some tokens only."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,24 @@ def float32_logits(lm: Any, tokens: torch.Tensor | None = None) -> Iterator[None
     tokens : torch.LongTensor, shape (n,), optional
         Only the logits of these tokens, in their order: they become (B, L, n).
     """
+    with replaced_head(lm, lambda head: _Float32Head(head, tokens)):
+        yield
+
+
+@contextmanager
+def replaced_head(lm: Any, replacement: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
+    """Put another module in the place of a language model's head, and the head back at the end.
+
+    Parameters
+    ----------
+    lm : transformers.PreTrainedModel or peft.PeftModel
+        No other thread may call it meanwhile.
+    replacement : callable
+        Makes the module from the head.
+    """
     base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
     head = base.get_output_embeddings()
-    base.set_output_embeddings(_Float32Head(head, tokens))
+    base.set_output_embeddings(replacement(head))
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_llm.errors import ConfigError
+from recbole_llm.llm.head import replaced_head
 
 
 def label_words(words: Sequence[str] | None, count: int) -> list[str]:
@@ -102,13 +103,8 @@ def only_logits_of(lm: Any, tokens: torch.Tensor) -> Iterator[None]:
     tokens : torch.LongTensor, shape (n,)
         Ids in its vocabulary.
     """
-    base = lm.get_base_model() if hasattr(lm, "get_base_model") else lm
-    head = base.get_output_embeddings()
-    base.set_output_embeddings(_Rows(head, tokens))
-    try:
+    with replaced_head(lm, lambda head: _Rows(head, tokens)):
         yield
-    finally:
-        base.set_output_embeddings(head)
 
 
 class _Rows(nn.Module):
