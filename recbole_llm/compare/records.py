@@ -27,7 +27,8 @@ BOARD = "board.json"
 KEPT = (
     *("model", "model_class", "smoke", "protocol", "best_valid_score", "best_valid_result", "test_masked"),
     *("test_unmasked", "tied_targets", "targets_in_history", "stages", "epochs", "updates", "dataset", "parameters"),
-    *("seconds", "inference", "peak_memory_mb", "phase_peak_memory_mb", "environment", "notices", "auto"),
+    *("seconds", "cpu_seconds", "inference", "peak_memory_mb", "phase_peak_memory_mb", "environment", "notices"),
+    "auto",
 )
 OF_LANGUAGE_MODELS = ("llm", "llm_revision", "rec_llm", "rec_llm_revision", "item_text", "item_title", "members")
 

@@ -328,6 +328,7 @@ def _pretrain_s3rec(
         trainer = RunTrainer(stage, model, None)
         trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])
         meter.seconds["pretrain"] = trainer.meter.seconds.get("train", 0.0)
+        meter.cpu_seconds["pretrain"] = trainer.meter.cpu_seconds.get("train", 0.0)
         meter.peak_memory_mb["pretrain"] = trainer.meter.peak_memory_mb.get("train", 0.0)
         if distributed.world().is_main:
             torch.save({"state_dict": model.state_dict()}, file)

@@ -45,6 +45,7 @@ def training_record(config: Config, trainer: Any, meter: Meter) -> dict[str, Any
             "language_models": trainer.model.provenance(),
             "auto": config.auto_models,
             "seconds": {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds},
+            "cpu_seconds": {**meter.cpu_seconds, "train": 0.0, "valid": 0.0, **trainer.meter.cpu_seconds},
             "phase_peak_memory_mb": {**meter.peak_memory_mb, **trainer.meter.peak_memory_mb},
             "notices": config.notices,
             "command": command_line(sys.argv),
@@ -76,6 +77,7 @@ def results_of(
     """
     model = trainer.model
     seconds = {**training["seconds"], **_of_evaluation(trainer.meter.seconds)}
+    cpu_seconds = {**training.get("cpu_seconds", {}), **_of_evaluation(trainer.meter.cpu_seconds)}
     peaks = {**training["phase_peak_memory_mb"], **_of_evaluation(trainer.meter.peak_memory_mb)}
     return plain(
         {
@@ -117,6 +119,7 @@ def results_of(
                 "all": sum(p.numel() for p in model.parameters()),
             },
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "cpu_seconds": {name: round(value, 3) for name, value in cpu_seconds.items()},
             "inference": inference,
             "peak_memory_mb": round(max(peaks.values())),
             "phase_peak_memory_mb": {name: round(value) for name, value in peaks.items()},

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of the phases of a run."""
+"""Seconds, CPU seconds and peak memory of the phases of a run."""
 
 import resource
 import sys
@@ -13,23 +13,25 @@ from recbole_llm import distributed
 
 
 class Meter:
-    """Meter of the seconds and peak memory of each phase.
+    """Meter of the seconds, CPU seconds and peak memory of each phase.
 
     Memory is that of the GPU if there is one, else of the process. Linux forgets a process's peak when told to; where
     the system cannot, a phase shows the highest use since the process started.
 
     Attributes
     ----------
-    seconds, peak_memory_mb : dict
-        By phase, in the order of their first use.
+    seconds, cpu_seconds, peak_memory_mb : dict
+        By phase, in the order of their first use. CPU seconds are those of all threads of this process, which, unlike
+        seconds, do not grow on a busy machine.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = {}
+        self.cpu_seconds: dict[str, float] = {}
         self.peak_memory_mb: dict[str, float] = {}
         self._open: list[str] = []
-        self._since = 0.0
+        self._since = self._cpu_since = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -44,13 +46,14 @@ class Meter:
 
     def _book(self) -> None:
         """Add what was used since the last call to the innermost open phase."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if self._open:
             name = self._open[-1]
             self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+            self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + cpu - self._cpu_since
             self.peak_memory_mb[name] = max(self.peak_memory_mb.get(name, 0.0), _peak_memory_mb(self.device))
         _forget_peak(self.device)
-        self._since = now
+        self._since, self._cpu_since = now, cpu
 
     def merge_peaks(self) -> None:
         """Set the peak memory of a phase, on the main process, to the maximum over all processes."""

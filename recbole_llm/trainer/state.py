@@ -34,6 +34,7 @@ def values_of(trainer: Any, next_epoch: int, next_batch: int = 0, sums: Sequence
         "stage_results": trainer.stage_results,
         "curve": trainer.curve,
         "seconds": trainer.meter.seconds,
+        "cpu_seconds": trainer.meter.cpu_seconds,
         "peak_memory_mb": trainer.meter.peak_memory_mb,
         "scaler": trainer.steps.scaler.state_dict(),
     }
@@ -85,7 +86,9 @@ def restore(trainer: Any, run_dir: Path) -> bool:
     trainer.start_batch, trainer.start_sums = values["next_batch"], values["loss_sums"]
     trainer.steps.count = values["updates"]
     trainer.stage_results, trainer.curve = values["stage_results"], values["curve"]
-    trainer.meter.seconds, trainer.meter.peak_memory_mb = values["seconds"], values["peak_memory_mb"]
+    meter = trainer.meter
+    meter.seconds, meter.cpu_seconds = values["seconds"], values["cpu_seconds"]
+    meter.peak_memory_mb = values["peak_memory_mb"]
     trainer.steps.scaler.load_state_dict(values["scaler"])
     trainer.logger.info(
         f"Resuming {run_dir}: stage {trainer.stage.name!r}, epoch {values['next_epoch']} comes next"

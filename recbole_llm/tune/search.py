@@ -358,7 +358,8 @@ def _test(study: Study, best: Trial, model: str | type) -> None:
         result, members = evaluate_on_test(run.trainer, run.test_data)
     results = read_results(run_dir)
     results |= test_figures(run.trainer, result, members)
-    results["seconds"] |= {phase: round(seconds, 3) for phase, seconds in run.trainer.meter.seconds.items()}
+    for key, measured in (("seconds", run.trainer.meter.seconds), ("cpu_seconds", run.trainer.meter.cpu_seconds)):
+        results[key] = {**results.get(key, {}), **{phase: round(value, 3) for phase, value in measured.items()}}
     write_results(run_dir, plain(results), run.trainer)
     study.tested(best, {"masked": results["test_masked"], "unmasked": results["test_unmasked"]})
 

@@ -72,6 +72,7 @@ def test_contents(finished):
     assert report["environment"]["packages"]["recbole"] == "1.2.1"
     assert {"data", "model", "train", "valid", "test"} <= set(report["seconds"])
     assert all(value >= 0 for value in report["seconds"].values())
+    assert set(report["cpu_seconds"]) == set(report["seconds"]) and report["cpu_seconds"]["train"] > 0
     assert report["epochs"] == 4  # two stages
     assert report["updates"] == sum(stage["updates"] for stage in report["stages"]) > 0
     assert report["peak_memory_mb"] > 0
