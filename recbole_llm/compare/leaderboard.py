@@ -158,22 +158,12 @@ def _known(job: Job, folder: Path) -> FinishedRun | None:
 def _write_board(
     plan: Plan, folder: Path, known: Mapping[tuple[str, int], FinishedRun | None], outcomes: Sequence[Outcome]
 ) -> None:
-    models = {job.label: str(job.config["model"]) for job in plan.jobs}
-    rows = [Row(label, models[label]) for label in plan.labels]
-    ended = {(outcome.label, outcome.seed): outcome for outcome in outcomes}
-    for row in rows:
-        for job in (job for job in plan.jobs if job.label == row.label):
-            run, outcome = known[job.label, job.seed], ended.get((job.label, job.seed))
-            if outcome is not None and outcome.run_dir is not None:
-                run = load_finished(outcome.run_dir)
-            if run is not None:
-                row.runs.append(run)
-            elif outcome is not None:
-                row.failures.append((job.seed, (outcome.error or "unknown").splitlines()[0]))
-    for row in rows:
-        for run in row.runs:
-            if run.ranks:
-                write_json(folder / record_name(row.label, run.seed), record_of(run))
+    """Write the records of all runs and the file that lists them; remove records of rows no longer in the plan."""
+    rows = _rows_of(plan, known, outcomes)
+    records = {record_name(row.label, run.seed): run for row in rows for run in row.runs}
+    for name, run in records.items():
+        if run.ranks:
+            write_json(folder / name, record_of(run))
     hashes = hashes_of(rows)
     board = {
         "format": FORMAT,
@@ -193,8 +183,25 @@ def _write_board(
     }
     write_json(folder / BOARD, board)
     for file in folder.glob("*.json"):
-        if file.name not in {BOARD, *(record_name(row.label, run.seed) for row in rows for run in row.runs)}:
-            file.unlink()  # of a row that is no longer in the plan
+        if file.name != BOARD and file.name not in records:
+            file.unlink()
+
+
+def _rows_of(
+    plan: Plan, known: Mapping[tuple[str, int], FinishedRun | None], outcomes: Sequence[Outcome]
+) -> list[Row]:
+    """Return the rows of a plan: the run of a job is the one that has just ended, else the known one."""
+    rows = {job.label: Row(job.label, str(job.config["model"])) for job in plan.jobs}
+    ended = {(outcome.label, outcome.seed): outcome for outcome in outcomes}
+    for job in plan.jobs:
+        run, outcome = known[job.label, job.seed], ended.get((job.label, job.seed))
+        if outcome is not None and outcome.run_dir is not None:
+            run = load_finished(outcome.run_dir)
+        if run is not None:
+            rows[job.label].runs.append(run)
+        elif outcome is not None:
+            rows[job.label].failures.append((job.seed, (outcome.error or "unknown").splitlines()[0]))
+    return [rows[label] for label in plan.labels]
 
 
 def _tests(plan: Plan, rows: Sequence[Row], hashes: Mapping[str, list[str]], file: Path) -> list[dict[str, Any]]:

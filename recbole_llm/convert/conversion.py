@@ -133,28 +133,13 @@ def convert(
         raise ConfigError(f"recipe is {recipe!r} and output {output!r}; they must be a name and a path.")
     chosen = get_recipe(recipe, name) if recipe else None
     filters = _filters(chosen, order, min_rating=min_rating, untitled=untitled, dedup=dedup, k_core=k_core)
-    options = {
-        **(chosen.options if chosen else {}),
-        **{key: value for key, value in options.items() if value is not None},
-    }
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(sorted(known)) or 'none'}.")
-    for key, value in options.items():
-        _check_option(key, value)
+    options = _options(name, known, chosen, options)
     if text_fields is not None:
         _check_option("text_fields", text_fields)
-    if items not in ("auto", "all", "rated"):
-        raise ConfigError(f"items is {items!r}; allowed are 'auto', 'all' and 'rated'.")
-    if ids not in ("exact", "recbole"):
-        raise ConfigError(f"ids is {ids!r}; allowed are 'exact' and 'recbole'.")
+    _check_choice("items", items, ("auto", "all", "rated"))
+    _check_choice("ids", ids, ("exact", "recbole"))
     listed = items if items != "auto" else "all" if lists_all and not filters.drops else "rated"
-
-    target = Path(output) if output is not None else Path("dataset") / name
-    if not re.fullmatch(r"[^\s:]+", target.name):
-        raise ConfigError(
-            f"output {str(target)!r}: the last part names the dataset and must not contain spaces or colons."
-        )
+    target = _target(output, name)
     check_target(target, overwrite)
     skips = Skips(on_error)
     with ExitStack() as stack:
@@ -177,13 +162,7 @@ def convert(
         titled = _titled(table, reading.items)
         if text_fields is not None and reading.items is not None:
             reading.items = reading.items.only(text_fields)
-        if filters.untitled == "drop" and titled is None:
-            raise ConfigError(
-                "untitled=drop needs item titles, and none were given; name the metadata file (--metadata)."
-            )
-        selection = table.choose(filters, titled)
-        if not selection.counts.interactions:
-            raise DataError(f"no interaction is left after the filters ({filters.text()}).")
+        selection = _select(table, filters, titled)
         report = Report(
             name=name,
             output=target,
@@ -421,6 +400,33 @@ def _check_option(key: str, value: Any) -> None:
             return
 
 
+def _check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        shown = ", ".join(map(repr, choices[:-1])) + f" and {choices[-1]!r}"
+        raise ConfigError(f"{key} is {value!r}; allowed are {shown}.")
+
+
+def _options(name: str, known: frozenset[str], recipe: Recipe | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a source, checked: those of the recipe, overridden by those given."""
+    options = dict(recipe.options) if recipe else {}
+    options.update({key: value for key, value in given.items() if value is not None})
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(sorted(known)) or 'none'}.")
+    for key, value in options.items():
+        _check_option(key, value)
+    return options
+
+
+def _target(output: PathLike | None, name: str) -> Path:
+    target = Path(output) if output is not None else Path("dataset") / name
+    if not re.fullmatch(r"[^\s:]+", target.name):
+        raise ConfigError(
+            f"output {str(target)!r}: the last part names the dataset and must not contain spaces or colons."
+        )
+    return target
+
+
 def _filters(recipe: Recipe | None, order: str, **given: Any) -> Filters:
     settings = recipe.filters.as_dict() if recipe else {}
     settings.update({key: value for key, value in given.items() if value is not None})
@@ -431,6 +437,16 @@ def _titled(table: Interactions, items: Catalogue | None) -> npt.NDArray[np.bool
     if items is None:
         return None
     return np.fromiter(map(items.titled, table.items), dtype=bool, count=len(table.items))
+
+
+def _select(table: Interactions, filters: Filters, titled: npt.NDArray[np.bool_] | None) -> Selection:
+    """Apply the filters; raise an error if they need titles that are not there, or leave nothing."""
+    if filters.untitled == "drop" and titled is None:
+        raise ConfigError("untitled=drop needs item titles, and none were given; name the metadata file (--metadata).")
+    selection = table.choose(filters, titled)
+    if not selection.counts.interactions:
+        raise DataError(f"no interaction is left after the filters ({filters.text()}).")
+    return selection
 
 
 def _fits(recipe: Recipe, options: dict[str, Any], titled: npt.NDArray[np.bool_] | None) -> bool:

@@ -189,40 +189,16 @@ def csv_rows(
     DataError
         A byte is not UTF-8, or a quote is never closed.
     """
-    returns = False
-
-    def lines() -> Iterator[str]:
-        nonlocal returns
-        for block in source.blocks(progress):
-            data = b"\n".join(block.lines)
-            try:
-                text = data.decode()
-            except UnicodeDecodeError as error:
-                number = block.first_line + data.count(b"\n", 0, error.start)
-                raise DataError(
-                    f"{source.name}, line {number}: byte {data[error.start]:#04x} is not UTF-8; convert the file, for "
-                    "instance with `iconv -f latin1 -t utf8`."
-                ) from error
-            if "\r" in text:
-                # A lone carriage return ends no line, but it does for csv.reader: what UTF-8 cannot hold replaces it.
-                text, returns = text.replace("\r", _RETURN), True
-            yield from io.StringIO(text + "\n", newline="\n")
-        yield _END  # a row of its own, unless a quote is open
-
-    if len(delimiter) == 1:
-        reader: Any = csv.reader(lines(), delimiter=delimiter)
-    else:
-        reader = (line.rstrip("\n").split(delimiter) if line != "\n" else [] for line in lines())
+    lines = _CsvLines(source, progress)
+    quoted = len(delimiter) == 1
+    reader: Any = csv.reader(lines, delimiter=delimiter) if quoted else _split_rows(lines, delimiter)
     done = 0
     # The default of 131,072 characters is less than a product description can hold.
     before = csv.field_size_limit(MAX_LINE_BYTES)
     try:
         while rows := list(islice(reader, _BATCH_ROWS)):
-            read = reader.line_num if len(delimiter) == 1 else done + len(rows)
-            numbers: Sequence[int] = range(done + 1, read + 1)
-            if len(numbers) > len(rows):
-                spans = (1 + sum(cell.count("\n") for cell in row) for row in rows)
-                numbers = list(accumulate(spans, initial=done))[1:]
+            read = reader.line_num if quoted else done + len(rows)
+            numbers = _last_lines(rows, done, read)
             if rows[-1] == [_END]:
                 numbers, rows = numbers[:-1], rows[:-1]
             elif rows[-1] and rows[-1][-1].endswith(_END):
@@ -230,16 +206,60 @@ def csv_rows(
                 raise DataError(
                     f"{source.name}, line {start}: a quote is opened here and not closed where it should be."
                 )
-            if min(map(len, rows), default=2) < 2:
-                pairs = zip(numbers, rows, strict=True)
-                kept = [(number, row) for number, row in pairs if len(row) > 1 or "".join(row).strip(" ")]
-                numbers, rows = [number for number, _ in kept], [row for _, row in kept]
-            yield numbers, [[cell.replace(_RETURN, "\r") for cell in row] for row in rows] if returns else rows
+            numbers, rows = _without_blank(numbers, rows)
+            yield numbers, [[cell.replace(_RETURN, "\r") for cell in row] for row in rows] if lines.returns else rows
             done = read
     except csv.Error as error:
         raise DataError(f"{source.name}, line {reader.line_num}: {error}.") from error
     finally:
         csv.field_size_limit(before)
+
+
+class _CsvLines:
+    """Lines of a UTF-8 file as ``csv.reader`` takes them, and :data:`_END`: a row of its own, unless a quote is open.
+
+    A lone carriage return ends no line, but it does for ``csv.reader``: ``_RETURN``, which UTF-8 cannot hold, replaces
+    it, and ``returns`` says so.
+    """
+
+    def __init__(self, source: Source, progress: bool) -> None:
+        self.source, self.progress = source, progress
+        self.returns = False
+
+    def __iter__(self) -> Iterator[str]:
+        for block in self.source.blocks(self.progress):
+            data = b"\n".join(block.lines)
+            try:
+                text = data.decode()
+            except UnicodeDecodeError as error:
+                number = block.first_line + data.count(b"\n", 0, error.start)
+                raise DataError(
+                    f"{self.source.name}, line {number}: byte {data[error.start]:#04x} is not UTF-8; convert the "
+                    "file, for instance with `iconv -f latin1 -t utf8`."
+                ) from error
+            if "\r" in text:
+                text, self.returns = text.replace("\r", _RETURN), True
+            yield from io.StringIO(text + "\n", newline="\n")
+        yield _END
+
+
+def _split_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    return (line.rstrip("\n").split(delimiter) if line != "\n" else [] for line in lines)
+
+
+def _last_lines(rows: Sequence[Sequence[str]], before: int, last: int) -> Sequence[int]:
+    """Return the number of the last line of each row, of rows that end at lines ``before + 1`` to ``last``."""
+    if last - before == len(rows):
+        return range(before + 1, last + 1)
+    spans = (1 + sum(cell.count("\n") for cell in row) for row in rows)
+    return list(accumulate(spans, initial=before))[1:]
+
+
+def _without_blank(numbers: Sequence[int], rows: list[list[str]]) -> tuple[Sequence[int], list[list[str]]]:
+    if min(map(len, rows), default=2) > 1:
+        return numbers, rows
+    kept = [(n, row) for n, row in zip(numbers, rows, strict=True) if len(row) > 1 or "".join(row).strip(" ")]
+    return [number for number, _ in kept], [row for _, row in kept]
 
 
 def csv_batches(

@@ -1,6 +1,7 @@
 """Settings that name fields of a dataset: RecBole's own keys, checked before anything is computed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,62 +144,93 @@ def check_field_settings(
         For what RecBole would reject later without naming the key, or accept and misread.
     """
 
-    def field(key: str, name: Any, allowed: Sequence[FeatureType], of: str | None = None) -> None:
-        if not isinstance(name, str) or name not in types:
+    fields = _LoadedFields(types, sources, ids)
+    _check_intervals(config, fields)
+    _check_threshold(config, fields)
+    _check_scaling(config, fields)
+    _check_aliases(config, fields)
+    _check_preloaded(config, fields)
+    _check_unused(config, ids, kinds)
+
+
+@dataclass(frozen=True)
+class _LoadedFields:
+    """The fields that were loaded, as :func:`check_field_settings` gets them."""
+
+    types: Mapping[str, FeatureType]
+    sources: Mapping[str, Any]
+    ids: Mapping[str, str]
+
+    def check(self, key: str, name: Any, allowed: Sequence[FeatureType], of: str | None = None) -> None:
+        """Raise :class:`ConfigError` unless ``name`` is a field of an allowed type (and of the ``.of`` file)."""
+        if not isinstance(name, str) or name not in self.types:
             raise ConfigError(
-                f"{key}: no field {name!r} is loaded.{nearest(str(name), types)} Loaded: {', '.join(types)}. "
-                "load_col says what is loaded."
+                f"{key}: no field {name!r} is loaded.{nearest(str(name), self.types)} Loaded: "
+                f"{', '.join(self.types)}. load_col says what is loaded."
             )
-        if types[name] not in allowed:
+        if self.types[name] not in allowed:
             raise ConfigError(
-                f"{key}: {name!r} is of type {types[name].value!r}, which is not supported; "
+                f"{key}: {name!r} is of type {self.types[name].value!r}, which is not supported; "
                 f"{' or '.join(kind.value for kind in allowed)} can."
             )
-        kind = source_name(sources[name]).removesuffix("_id")
-        if of is not None and kind != of and name not in (ids["user"], ids["item"]):
+        kind = self.file_of(name)
+        if of is not None and kind != of and name not in (self.ids["user"], self.ids["item"]):
             raise ConfigError(f"{key}: {name!r} is a field of the .{kind} file; one of the .{of} file is needed.")
 
+    def file_of(self, name: str) -> str:
+        """Return the kind of file that a field comes from."""
+        return source_name(self.sources[name]).removesuffix("_id")
+
+
+def _check_intervals(config: Any, fields: _LoadedFields) -> None:
     for name, value in (config["val_interval"] or {}).items():
-        field("val_interval", name, (FeatureType.FLOAT, FeatureType.TOKEN))
-        if types[name] == FeatureType.FLOAT:
+        fields.check("val_interval", name, (FeatureType.FLOAT, FeatureType.TOKEN))
+        if fields.types[name] == FeatureType.FLOAT:
             parse_intervals(f"val_interval of {name}", value)
         elif isinstance(value, str):
             raise ConfigError(f"val_interval of {name}: {value!r} must be a list of ids, such as [{value}].")
+
+
+def _check_threshold(config: Any, fields: _LoadedFields) -> None:
     threshold = config["threshold"] or {}
-    if len(threshold) > 1 or ids["time"] in threshold:
+    if len(threshold) > 1 or fields.ids["time"] in threshold:
         raise ConfigError(f"threshold={threshold!r} must name one field, other than the time, that gives the label.")
     for name in threshold:
-        field("threshold", name, (FeatureType.FLOAT,), of="inter")
+        fields.check("threshold", name, (FeatureType.FLOAT,), of="inter")
+
+
+def _check_scaling(config: Any, fields: _LoadedFields) -> None:
     normalized, numerical = _names(config, "normalize_field"), _names(config, "numerical_features")
     if normalized and config["normalize_all"]:
         raise ConfigError("normalize_field and normalize_all are both given: use one.")
     for name in normalized:
-        field("normalize_field", name, _FLOATS)
+        fields.check("normalize_field", name, _FLOATS)
     for name in numerical:
-        field("numerical_features", name, (FeatureType.FLOAT,))
+        fields.check("numerical_features", name, (FeatureType.FLOAT,))
     for name, method in (config["discretization"] or {}).items():
-        field("discretization", name, (FeatureType.FLOAT,))
+        fields.check("discretization", name, (FeatureType.FLOAT,))
         if name not in numerical:
             raise ConfigError(f"discretization: {name!r} must be among numerical_features={numerical!r}.")
         _check_discretization(name, method)
-    _check_aliases(config, field)
-    for name, value in (config["preload_weight"] or {}).items():
-        field("preload_weight", name, (FeatureType.TOKEN,))
-        field("preload_weight", value, _FLOATS)
-        if source_name(sources[name]).removesuffix("_id") != source_name(sources[value]):
-            raise ConfigError(f"preload_weight: {name!r} and {value!r} must be fields of the same file.")
-    _check_unused(config, ids, kinds)
 
 
-def _check_aliases(config: Any, field: Any) -> None:
+def _check_aliases(config: Any, fields: _LoadedFields) -> None:
     aliases = {config[key]: key for key in ("USER_ID_FIELD", "ITEM_ID_FIELD")}
     for kind in ("user", "item"):
         key = f"alias_of_{kind}_id"
         for name in _names(config, key):
-            field(key, name, _TOKENS)
+            fields.check(key, name, _TOKENS)
             if name in aliases:
                 raise ConfigError(f"{key}: {name!r} is already used by {aliases[name]}.")
             aliases[name] = key
+
+
+def _check_preloaded(config: Any, fields: _LoadedFields) -> None:
+    for name, value in (config["preload_weight"] or {}).items():
+        fields.check("preload_weight", name, (FeatureType.TOKEN,))
+        fields.check("preload_weight", value, _FLOATS)
+        if fields.file_of(name) != source_name(fields.sources[value]):
+            raise ConfigError(f"preload_weight: {name!r} and {value!r} must be fields of the same file.")
 
 
 def _check_discretization(name: str, method: Any) -> None:

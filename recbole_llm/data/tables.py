@@ -121,30 +121,40 @@ class TableDataset(SequentialDataset):
         if not names:
             self.logger.warning(f"No field of {path} is loaded.")
             return None
+        self._refuse_fields_of_other_files(path, source, names)
+        frame = read_table(path, form, header, names)
+        if isinstance(source, FeatureSource) or source != "link":
+            self._register(source, {field: header[field] for field in names})
+        for field in names:
+            if header[field].value.endswith("seq"):
+                self._limit_sequences(frame, field)
+        self.source_files.append(path)
+        return frame
+
+    def _refuse_fields_of_other_files(self, path: Path, source: FeatureSource | str, names: Sequence[str]) -> None:
         for field in names:
             if self.field2source.get(field, source) != source and field not in self._needed(source).values():
                 raise DataError(
                     f"{path} has a field {field!r}, and so has a file that was read before: rename one, or leave it "
                     "out with load_col. An additional file has ids of another name, which alias_of_item_id lists."
                 )
-        frame = read_table(path, form, header, names)
-        for field in names:
-            ftype = header[field]
-            sequence = ftype.value.endswith("seq")
-            if isinstance(source, FeatureSource) or source != "link":
-                self.field2source[field], self.field2type[field] = source, ftype
-                if not sequence:
-                    self.field2seqlen[field] = 1
-                if "float" in ftype.value:
-                    self.field2bucketnum[field] = 2
-            if sequence:
-                longest = max(map(len, frame[field]), default=0)
-                limit = (self.config["seq_len"] or {}).get(field)
-                self.field2seqlen[field] = longest if limit is None else min(int(limit), longest)
-                if limit is not None:
-                    frame[field] = pd.Series([part[:limit] for part in frame[field]], frame.index, dtype=object)
-        self.source_files.append(path)
-        return frame
+
+    def _register(self, source: FeatureSource | str, types: dict[str, FeatureType]) -> None:
+        """Record source and type of the fields of a file, as RecBole does."""
+        for field, ftype in types.items():
+            self.field2source[field], self.field2type[field] = source, ftype
+            if not ftype.value.endswith("seq"):
+                self.field2seqlen[field] = 1
+            if "float" in ftype.value:
+                self.field2bucketnum[field] = 2
+
+    def _limit_sequences(self, frame: pd.DataFrame, field: str) -> None:
+        """Cut the sequences of a field to its ``seq_len``, and record the longest."""
+        longest = max(map(len, frame[field]), default=0)
+        limit = (self.config["seq_len"] or {}).get(field)
+        self.field2seqlen[field] = longest if limit is None else min(int(limit), longest)
+        if limit is not None:
+            frame[field] = pd.Series([part[:limit] for part in frame[field]], frame.index, dtype=object)
 
     def _needed(self, source: FeatureSource | str) -> dict[str, str]:
         """Parameters that name a field of a file, and the fields."""

@@ -184,9 +184,7 @@ def _experiment(
     logger.info(set_color("Protocol", "pink") + f": {protocol_text(config)}")
     logger.info(config.summary())
     logger.debug(config)
-    weights = Path(config["init_from"]) / checkpoint.WEIGHTS if config["init_from"] else None
-    if weights is not None and not weights.is_file():
-        raise CheckpointError(f"init_from={config['init_from']!r} is not a run directory: it has no {weights}.")
+    weights = _initial_weights(config)
     controls.refuse_without_text(config)
     _check_timing(config)
     with meter.phase("model"):
@@ -200,17 +198,7 @@ def _experiment(
     logger.info(dataset_text(dataset))
     logger.debug(dataset)
 
-    with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
-        if submodel.has_pretraining(config):
-            _pretrain_s3rec(config, run_dir, Path(temporary), train_data, resume, meter)
-        init_seed(config["seed"], config["reproducibility"])
-        with meter.phase("model"), recording() as auto:
-            train_data.dataset.applied = ()
-            model = submodel.build(config, train_data.dataset)
-            controls.check_applied(config, train_data.dataset)
-    config.auto_models = auto
-    if run_dir is not None and distributed.world().is_main:
-        stamp_language_models(run_dir, auto)
+    model = _build_model(config, run_dir, train_data, resume, meter)
     _notice_untrained_users(config, model, dataset)
     if weights is not None:
         _check_same_ids(weights.parent, f"init_from={config['init_from']!r}", config, model, train_data.dataset)
@@ -258,6 +246,32 @@ def _experiment(
         "members": members,
         "run_dir": None if run_dir is None else str(run_dir),
     }
+
+
+def _initial_weights(config: Config) -> Path | None:
+    """Return the weights of the run that ``init_from`` names."""
+    if not config["init_from"]:
+        return None
+    weights = Path(config["init_from"]) / checkpoint.WEIGHTS
+    if not weights.is_file():
+        raise CheckpointError(f"init_from={config['init_from']!r} is not a run directory: it has no {weights}.")
+    return weights
+
+
+def _build_model(config: Config, run_dir: Path | None, train_data: Any, resume: bool, meter: Meter) -> Any:
+    """Build the model, after S3Rec's pre-training where it is due, and record what ``auto`` resolved to."""
+    with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
+        if submodel.has_pretraining(config):
+            _pretrain_s3rec(config, run_dir, Path(temporary), train_data, resume, meter)
+        init_seed(config["seed"], config["reproducibility"])
+        with meter.phase("model"), recording() as auto:
+            train_data.dataset.applied = ()
+            model = submodel.build(config, train_data.dataset)
+            controls.check_applied(config, train_data.dataset)
+    config.auto_models = auto
+    if run_dir is not None and distributed.world().is_main:
+        stamp_language_models(run_dir, auto)
+    return model
 
 
 def _check_same_ids(folder: Path, setting: str, config: Config, model: Any, dataset: HistoryDataset) -> None:

@@ -235,42 +235,49 @@ def find_resumable(config: Config) -> Path | None:
     wanted = config["resume"]
     if wanted is None or wanted is False:
         return None
-    if wanted is not True:
-        run_dir = Path(str(wanted))
-        settings = settings_of(run_dir)
-        if (run_dir / RESULTS).is_file():
-            raise CheckpointError(f"{run_dir} is finished; its results are in {run_dir / RESULTS}.")
-        if not _stamp_fits(run_dir, config):
-            raise CheckpointError(f"{run_dir} was started on other data: the files in {config['data_path']} changed.")
-        if not same_experiment(settings, config.merged):
-            changed = changed_settings(settings, config.merged)
-            raise CheckpointError(
-                f"{run_dir} was started with other settings ({', '.join(changed[:5])}). Resume it with its own: "
-                f"--resume={run_dir} and nothing else, or start a new run without --resume."
-            )
-        if other_models := other_language_models(run_dir, config):
-            raise CheckpointError(
-                f"{run_dir} was started with another language model: {', '.join(other_models)}. Make that one "
-                "available again, or start a new run."
-            )
-        return run_dir
-    pattern = glob.escape(name_prefix(config)) + "*"
-    other = ""
-    for run_dir in sorted(Path(config["checkpoint_dir"]).glob(pattern), key=lambda p: p.stat().st_mtime, reverse=True):
+    if wanted is True:
+        return _newest_resumable(config)
+    run_dir = Path(str(wanted))
+    _check_resumable(run_dir, config)
+    return run_dir
+
+
+def _check_resumable(run_dir: Path, config: Config) -> None:
+    """Raise :class:`CheckpointError` unless a named run is unfinished, and its settings, data and models unchanged."""
+    settings = settings_of(run_dir)
+    if (run_dir / RESULTS).is_file():
+        raise CheckpointError(f"{run_dir} is finished; its results are in {run_dir / RESULTS}.")
+    if not _stamp_fits(run_dir, config):
+        raise CheckpointError(f"{run_dir} was started on other data: the files in {config['data_path']} changed.")
+    if not same_experiment(settings, config.merged):
+        changed = changed_settings(settings, config.merged)
+        raise CheckpointError(
+            f"{run_dir} was started with other settings ({', '.join(changed[:5])}). Resume it with its own: "
+            f"--resume={run_dir} and nothing else, or start a new run without --resume."
+        )
+    if other_models := other_language_models(run_dir, config):
+        raise CheckpointError(
+            f"{run_dir} was started with another language model: {', '.join(other_models)}. Make that one "
+            "available again, or start a new run."
+        )
+
+
+def _newest_resumable(config: Config) -> Path | None:
+    """Return the newest unfinished run with the same settings; without one, say what the newest differs in."""
+    runs = Path(config["checkpoint_dir"]).glob(glob.escape(name_prefix(config)) + "*")
+    reason = ""
+    for run_dir in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
         if not is_unfinished(run_dir) or not _stamp_fits(run_dir, config) or is_running(run_dir):
             continue
         settings = settings_of(run_dir)
-        if same_experiment(settings, config.merged):
-            other_models = other_language_models(run_dir, config)
-            if not other_models:
-                return run_dir
-            other = other or f" {run_dir} is unfinished, but {', '.join(other_models)}."
-            continue
-        other = (
-            other
-            or f" {run_dir} is unfinished, but differs in {', '.join(changed_settings(settings, config.merged)[:5])}."
-        )
-    logging.getLogger().info(f"There is no unfinished run with these settings; starting a new one.{other}")
+        if not same_experiment(settings, config.merged):
+            difference = f"differs in {', '.join(changed_settings(settings, config.merged)[:5])}"
+        elif other_models := other_language_models(run_dir, config):
+            difference = ", ".join(other_models)
+        else:
+            return run_dir
+        reason = reason or f" {run_dir} is unfinished, but {difference}."
+    logging.getLogger().info(f"There is no unfinished run with these settings; starting a new one.{reason}")
     return None
 
 

@@ -86,33 +86,46 @@ def compile_template(
         )
     for name, spec in slots:
         _check_slot(name, spec, template, header, path, key)
-    columns = {name: i for i, name in enumerate(header)}
     # A title may have any name where the template says that it is one.
     titles = {name for name, _ in slots if title_only or (for_prompt and name.lower() in TITLE_FIELDS)}
-    joiner = " " if seq_separator.isspace() else ", "
-    skeletons: dict[tuple[bool, ...], list[str]] = {}
+    fields = tuple(dict.fromkeys(name for name, _ in slots))
+    return _Renderer(literals, slots, header, titles, seq_separator), template, fields
 
-    def render(cells: list[str], where: str) -> str:
-        values = []
-        for name, spec in slots:
-            cell, kind = cells[columns[name]].strip(), header[name]
-            if kind == "token_seq" and not seq_separator.isspace():
-                cell = joiner.join(part.strip() for part in cell.split(seq_separator) if part.strip())
-            elif kind == "float":
-                cell = _show_float(cell, spec, name, where)
-            elif name in titles:
-                cell = clean_title(cell)
-            if cell and spec and kind != "float":
-                cell = format(cell, spec)
-            values.append(cell)
+
+class _Renderer:
+    """A compiled template: (cells, where they stand) -> text."""
+
+    def __init__(
+        self,
+        literals: list[str],
+        slots: list[tuple[str, str]],
+        header: dict[str, str],
+        titles: set[str],
+        seq_separator: str,
+    ) -> None:
+        self._literals, self._slots = literals, slots
+        self._header, self._titles, self._seq_separator = header, titles, seq_separator
+        self._columns = {name: i for i, name in enumerate(header)}
+        self._skeletons: dict[tuple[bool, ...], list[str]] = {}
+
+    def __call__(self, cells: list[str], where: str) -> str:
+        values = [self._value(cells[self._columns[name]].strip(), name, spec, where) for name, spec in self._slots]
         present = tuple(bool(value) for value in values)
-        if present not in skeletons:
-            skeletons[present] = _skeleton(literals, present).split(_VALUE)
-        pieces = skeletons[present]
+        if present not in self._skeletons:
+            self._skeletons[present] = _skeleton(self._literals, present).split(_VALUE)
         kept = [value for value in values if value]
-        return "".join(piece + value for piece, value in zip(pieces, [*kept, ""], strict=True)).strip()
+        pieces = zip(self._skeletons[present], [*kept, ""], strict=True)
+        return "".join(piece + value for piece, value in pieces).strip()
 
-    return render, template, tuple(dict.fromkeys(name for name, _ in slots))
+    def _value(self, cell: str, name: str, spec: str, where: str) -> str:
+        kind = self._header[name]
+        if kind == "float":
+            return _show_float(cell, spec, name, where)
+        if kind == "token_seq" and not self._seq_separator.isspace():
+            cell = ", ".join(part.strip() for part in cell.split(self._seq_separator) if part.strip())
+        elif name in self._titles:
+            cell = clean_title(cell)
+        return format(cell, spec) if cell else ""
 
 
 def _parse(template: str, key: str) -> tuple[list[str], list[tuple[str, str]]]:

@@ -75,6 +75,39 @@ def read_item_vectors(
         raise DataError(
             f"item_vectors: {path} cannot be read ({type(error).__name__}: {error}). Known: {FORMATS}."
         ) from error
+    rows = _rows_of_items(path, ids, found, tokens)
+    there = rows >= 0
+    absent = [str(token) for token, is_there in zip(tokens[1:], there[1:], strict=True) if not is_there]
+    if absent:
+        text = f"{path} lacks {len(absent)} of {len(tokens) - 1} items, e.g. {', '.join(absent[:10])}."
+        if missing == "error":
+            raise DataError(
+                f"item_vectors: {text} Add them, or give them zero vectors with item_vectors_missing=zero."
+            )
+        logger.warning("%s They get a zero vector.", text)
+    vectors = np.zeros((len(tokens), found.shape[1]), dtype=np.float32)
+    vectors[there] = found[rows[there]]
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"item_vectors: {len(bad)} vectors of {path} are not finite in float32, the first that of item "
+            f"{str(tokens[int(bad[0])])!r}."
+        )
+    used = int(there.sum())
+    if len(ids) > used:
+        logger.info("%d of the %d vectors in %s belong to no item here.", len(ids) - used, len(ids), path)
+    info = {"file": str(path), "dim": found.shape[1], "in_file": len(ids), "used": used, "missing": len(absent)}
+    return vectors, info
+
+
+def _rows_of_items(path: Path, ids: list[str], found: np.ndarray, tokens: Sequence[str]) -> np.ndarray:
+    """Return the row of each item's vector, -1 for PAD and where there is none.
+
+    Raises
+    ------
+    DataError
+        The vectors are not one row of numbers per id, an id stands twice, or no item is there.
+    """
     if found.ndim != 2 or len(found) != len(ids) or not found.shape[1]:
         raise DataError(
             f"item_vectors: {path} has vectors of shape {found.shape} for {len(ids)} ids; one row per id is needed, "
@@ -91,32 +124,12 @@ def read_item_vectors(
 
     rows = np.array([row_of.get(str(token), -1) for token in list(tokens)])
     rows[0] = -1
-    there = rows >= 0
-    absent = [str(token) for token, found_it in zip(tokens[1:], there[1:], strict=True) if not found_it]
-    if not there.any():
+    if not (rows >= 0).any():
         raise DataError(
             f"item_vectors: {path} has no item of the dataset. Its ids are raw item ids as in the .inter file: there "
             f"e.g. {str(tokens[1])!r}, here e.g. {ids[0] if ids else None!r}."
         )
-    if absent:
-        text = f"{path} lacks {len(absent)} of {len(tokens) - 1} items, e.g. {', '.join(absent[:10])}."
-        if missing == "error":
-            raise DataError(
-                f"item_vectors: {text} Add them, or give them zero vectors with item_vectors_missing=zero."
-            )
-        logger.warning("%s They get a zero vector.", text)
-    vectors = np.zeros((len(tokens), found.shape[1]), dtype=np.float32)
-    vectors[there] = found[rows[there]]
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"item_vectors: {len(bad)} vectors of {path} are not finite in float32, the first that of item "
-            f"{str(tokens[int(bad[0])])!r}."
-        )
-    if len(ids) > there.sum():
-        logger.info("%d of the %d vectors in %s belong to no item here.", len(ids) - there.sum(), len(ids), path)
-    info = {"file": str(path), "dim": found.shape[1], "in_file": len(ids), "used": int(there.sum())}
-    return vectors, {**info, "missing": len(absent)}
+    return rows
 
 
 def _read(

@@ -1,5 +1,6 @@
-"""Settings of one stage of training, read once."""
+"""Settings of one stage of training, read once, and what the caller of ``fit`` asked for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,3 +117,18 @@ class Stage:
         """Learning rate of an optimizer step, counted from 0."""
         warmup = self.warmup_of(total_updates)
         return self.learning_rate * learning_rate_factor(update, self.lr_schedule, warmup, total_updates)
+
+
+@dataclass(frozen=True)
+class FitArguments:
+    """What :meth:`~recbole_llm.trainer.trainer.RunTrainer.fit` was asked for, besides the training data."""
+
+    valid_data: Any
+    verbose: bool
+    show_progress: bool
+    callback_fn: Callable[[int, float], None] | None
+
+    def report(self, epoch: int, score: float) -> None:
+        """Pass a validation score to the caller's function."""
+        if self.callback_fn:
+            self.callback_fn(epoch, score)

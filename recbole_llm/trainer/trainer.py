@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.evaluator.ranks import MANY_TIES
-from recbole_llm.trainer import checkpoint, state
+from recbole_llm.trainer import state
 from recbole_llm.trainer.accumulation import LossMean, mean_of, require_finite
 from recbole_llm.trainer.batches import batches_of
+from recbole_llm.trainer.best import BestWeights
 from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.optimizer import build_optimizer
-from recbole_llm.trainer.stage import Stage
+from recbole_llm.trainer.stage import FitArguments, Stage
 from recbole_llm.trainer.steps import Steps
 from recbole_llm.trainer.stopping import EarlyStopping
 from recbole_llm.trainer.trackers import Trackers
@@ -92,7 +94,7 @@ class RunTrainer(Trainer):
         self.train_loss_dict: dict[int, float] = {}
         self.chosen_from: list[dict[str, Any]] = []
         self._saved = False
-        self._best_weights: dict[str, torch.Tensor] | None = None
+        self.best_weights = BestWeights(model, run_dir)
         self._inside: Callable[[int, int, list[float]], bool] | None = None
         self._validated = -1
         if finished:
@@ -177,15 +179,16 @@ class RunTrainer(Trainer):
             self.evaluator.train_counts = train_data.dataset.train_counts
         if self.config["train_neg_sample_args"].get("dynamic", False):
             train_data.get_model(self.model)
+        asked = FitArguments(valid_data, verbose, show_progress, callback_fn)
         if verbose:
             self._announce_stage(self.stage.number)
         while True:
-            self._fit_stage(train_data, valid_data, verbose, show_progress, callback_fn)
+            self._fit_stage(train_data, asked)
             early = self.early_stopping
             self.stage_results.append(state.result_of_stage(self))
             if self.stage.number + 1 == len(self.stages):
                 return self.best_valid_score, early.result
-            self._load_best()
+            self.best_weights.restore()
             if verbose:
                 self._announce_stage(self.stage.number + 1)
             self.start_stage(self.stage.number + 1)
@@ -204,66 +207,76 @@ class RunTrainer(Trainer):
         if len(self.stages) > 1:
             self.logger.info(f"Stage {number + 1} of {len(self.stages)}: {self.stages[number]}.")
 
-    def _fit_stage(
-        self, train_data: Any, valid_data: Any, verbose: bool, show_progress: bool, callback_fn: Any
-    ) -> None:
+    def _fit_stage(self, train_data: Any, asked: FitArguments) -> None:
         stage = self.stage
-        train_data = batches_of(stage, self.model, train_data, self.evaluator, show_progress)
+        train_data = batches_of(stage, self.model, train_data, self.evaluator, asked.show_progress)
         self.steps.total = total = stage.total_updates(len(train_data))
         notice = stage.warmup_notice(total)
         if notice:
             self.logger.warning(notice)
             self.config.notices.append(notice)
-        if stage.epochs == 0 and len(self.model.choices) > 1:
-            with self.meter.phase("valid"):
-                self.chosen_from = self.evaluator.choose(
-                    self.model, valid_data, stage.valid_metric, stage.valid_metric_bigger, show_progress
-                )
-        if stage.epochs == 0 or (self.start_epoch == 0 and self.start_batch == 0):
-            self._save_best()
-        if stage.epochs == 0 and valid_data is not None:
-            # Nothing is learned, but a tuner compares settings by their validation score.
-            with self.meter.phase("valid"):
-                early = self.early_stopping
-                early.score, early.result = self._valid_epoch(valid_data, show_progress)
+        if stage.epochs == 0:
+            self._validate_untrained(asked)
+        elif self.start_epoch == 0 and self.start_batch == 0:
+            self.best_weights.keep(to_file=self._saved)
 
-        def inside(epoch: int, batches: int, sums: list[float]) -> bool:
-            """Validate after some batches of an epoch; return whether training should end."""
-            require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)
-            row = self._row(epoch, sum(mean_of(sums)))
-            where = f"epoch {epoch}, update {self.updates},"
-            self._validate(epoch, valid_data, row, verbose, show_progress, where)
-            self._keep(row, epoch, batches, sums)
-            if callback_fn:
-                callback_fn(epoch, row["valid_score"])
-            return self.early_stopping.stopped
-
-        self._inside = inside if valid_data is not None and stage.eval_updates else None
+        inside_epochs = asked.valid_data is not None and bool(stage.eval_updates)
+        self._inside = partial(self._validate_inside, asked) if inside_epochs else None
         for epoch in range(self.start_epoch, stage.epochs):
-            before = self.meter.seconds.get("train", 0.0)
-            with self.meter.phase("train"):
-                loss = self._train_epoch(train_data, epoch, show_progress=show_progress)
-            seconds = self.meter.seconds["train"] - before  # without validation inside the epoch
-            self.train_loss_dict[epoch] = sum(loss) if isinstance(loss, tuple) else loss
-            if verbose:
-                self.logger.info(self._generate_train_loss_output(epoch, 0.0, seconds, loss))
-            row = self._row(epoch, self.train_loss_dict[epoch])
-            row["train_seconds"] = round(seconds, 3)
-            # The weights at the end of the epoch may just have been validated.
-            due = stage.eval_step > 0 and (epoch + 1) % stage.eval_step == 0 and self.updates != self._validated
-            validate = valid_data is not None and not self._stopped and due
+            row = self._timed_epoch(train_data, epoch, asked)
+            validate = self._is_due(epoch, asked)
             if validate:
-                self._validate(epoch, valid_data, row, verbose, show_progress)
-            elif valid_data is None or (stage.eval_step <= 0 and not stage.eval_updates):
+                self._validate(epoch, row, asked)
+            elif asked.valid_data is None or (stage.eval_step <= 0 and not inside_epochs):
                 self.early_stopping.epoch = epoch
-                self._save_best()
+                self.best_weights.keep(to_file=self._saved)
             self._keep(row, epoch + 1)
-            if validate and callback_fn:
-                callback_fn(epoch, row["valid_score"])
+            if validate:
+                asked.report(epoch, row["valid_score"])
             if self._stopped or self.early_stopping.stopped:
-                if verbose:
+                if asked.verbose:
                     self.logger.info(f"Finished training, best eval result in epoch {self.best_epoch}")
                 break
+
+    def _is_due(self, epoch: int, asked: FitArguments) -> bool:
+        """Whether to validate at the end of an epoch."""
+        if asked.valid_data is None or self._stopped or self.stage.eval_step <= 0:
+            return False
+        # The weights at the end of the epoch may just have been validated.
+        return (epoch + 1) % self.stage.eval_step == 0 and self.updates != self._validated
+
+    def _validate_untrained(self, asked: FitArguments) -> None:
+        """Choose and validate in a stage without epochs: a tuner compares settings by their validation score."""
+        stage, early = self.stage, self.early_stopping
+        if len(self.model.choices) > 1:
+            with self.meter.phase("valid"):
+                self.chosen_from = self.evaluator.choose(
+                    self.model, asked.valid_data, stage.valid_metric, stage.valid_metric_bigger, asked.show_progress
+                )
+        self.best_weights.keep(to_file=self._saved)
+        if asked.valid_data is not None:
+            with self.meter.phase("valid"):
+                early.score, early.result = self._valid_epoch(asked.valid_data, asked.show_progress)
+
+    def _validate_inside(self, asked: FitArguments, epoch: int, batches: int, sums: list[float]) -> bool:
+        """Validate after some batches of an epoch; return whether training should end."""
+        require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)
+        row = self._row(epoch, sum(mean_of(sums)))
+        self._validate(epoch, row, asked, f"epoch {epoch}, update {self.updates},")
+        self._keep(row, epoch, batches, sums)
+        asked.report(epoch, row["valid_score"])
+        return self.early_stopping.stopped
+
+    def _timed_epoch(self, train_data: Any, epoch: int, asked: FitArguments) -> dict[str, Any]:
+        """Train for one epoch; return its row of the curve."""
+        before = self.meter.seconds.get("train", 0.0)
+        with self.meter.phase("train"):
+            loss = self._train_epoch(train_data, epoch, show_progress=asked.show_progress)
+        seconds = self.meter.seconds["train"] - before  # without validation inside the epoch
+        self.train_loss_dict[epoch] = sum(loss) if isinstance(loss, tuple) else loss
+        if asked.verbose:
+            self.logger.info(self._generate_train_loss_output(epoch, 0.0, seconds, loss))
+        return {**self._row(epoch, self.train_loss_dict[epoch]), "train_seconds": round(seconds, 3)}
 
     def _row(self, epoch: int, loss: float) -> dict[str, Any]:
         return {
@@ -280,22 +293,14 @@ class RunTrainer(Trainer):
         self.trackers.log(self.curve, to_files=self._saved)
         self._save_training_state(next_epoch, next_batch, sums)
 
-    def _validate(
-        self,
-        epoch: int,
-        valid_data: Any,
-        row: dict[str, Any],
-        verbose: bool,
-        show_progress: bool,
-        where: str | None = None,
-    ) -> None:
+    def _validate(self, epoch: int, row: dict[str, Any], asked: FitArguments, where: str | None = None) -> None:
         start = time.perf_counter()
         with self.meter.phase("valid"):
-            score, result = self._valid_epoch(valid_data, show_progress=show_progress)
+            score, result = self._valid_epoch(asked.valid_data, show_progress=asked.show_progress)
         self._validated = self.updates
         seconds = time.perf_counter() - start
         row.update({"valid_seconds": round(seconds, 3), "valid_score": score, **result})
-        if verbose:
+        if asked.verbose:
             self.logger.info(
                 set_color(f"{where or f'epoch {epoch}'} evaluating", "green")
                 + f" [{set_color('time', 'blue')}: {seconds:.2f}s, {set_color('valid_score', 'blue')}: {score:f}]"
@@ -306,7 +311,7 @@ class RunTrainer(Trainer):
             rounded = {name: round(value, places) for name, value in result.items()}
             self.logger.info(set_color("valid result", "blue") + f"{ties}: \n" + dict2str(rounded))
         if self.early_stopping.update(score, result, epoch):
-            self._save_best()
+            self.best_weights.keep(to_file=self._saved)
 
     def _train_epoch(
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
@@ -347,9 +352,9 @@ class RunTrainer(Trainer):
         if eval_data is None:
             return None
         if model_file is not None:
-            self._load_weights(Path(model_file))
+            self.best_weights.load(Path(model_file))
         elif load_best_model:
-            self._load_best()
+            self.best_weights.restore()
         self.evaluation = self.evaluator.evaluate(self.model, eval_data, show_progress)
         return self.evaluation.metrics
 
@@ -363,25 +368,6 @@ class RunTrainer(Trainer):
         return calculate_valid_score(scores, metric), result
 
     # ---- files
-
-    def _save_best(self) -> None:
-        if self._saved and self.run_dir is not None:
-            if self.world.is_main:
-                checkpoint.save_weights(self.model, self.run_dir / checkpoint.WEIGHTS)
-        else:
-            self._best_weights = {
-                name: tensor.clone() for name, tensor in checkpoint.learned_tensors(self.model).items()
-            }
-
-    def _load_best(self) -> None:
-        if self._best_weights is not None:
-            self.model.load_state_dict(self._best_weights, strict=False)
-        elif self.run_dir is not None:
-            self._load_weights(self.run_dir / checkpoint.WEIGHTS)
-
-    def _load_weights(self, file: Path) -> None:
-        distributed.from_main(lambda: checkpoint.load_weights(self.model, file))
-        distributed.broadcast_state(self.model)
 
     def _save_training_state(self, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
         if self.run_dir is None or not (self._saved and self.config["save_state"]):

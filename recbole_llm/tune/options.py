@@ -70,6 +70,41 @@ def optuna() -> ModuleType:
     return optional("optuna", "tune", "A study")
 
 
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "algo": (None, *ALGORITHMS),
+    "pruner": PRUNERS,
+    "keep_trials": KEEP,
+    "tool": TOOLS,
+}
+# Kind and least value of each number.
+_NUMBERS: dict[str, tuple[type, int]] = {
+    "max_evals": (int, 1),
+    "early_stop": (int, 0),
+    "random_trials": (int, 1),
+    "prune_after": (int, 0),
+    "prune_trials": (int, 1),
+    "prune_factor": (int, 2),
+    "parallel": (int, 1),
+    "max_hours": (float, 0),
+    "cpus_per_trial": (float, 0),
+    "gpus_per_trial": (float, 0),
+}
+
+
+def _check_choice(key: str, value: object, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        names = [choice for choice in choices if choice is not None]
+        hint = nearest(str(value), names)
+        raise ConfigError(f"invalid value for {key}: {value!r} (choose from {', '.join(names)}).{hint}")
+
+
+def _check_number(key: str, value: Any, kind: type, low: int) -> None:
+    kinds = (int, float) if kind is float else int
+    # Not `value < low`, which is false for nan.
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value >= low):
+        raise ConfigError(f"{key}={value!r} must be a {'whole ' * (kind is int)}number of at least {low}.")
+
+
 @dataclass(frozen=True)
 class StudyOptions:
     """Options of a study, beside the settings of its runs.
@@ -135,25 +170,10 @@ class StudyOptions:
     gpus_per_trial: float | None = None
 
     def __post_init__(self) -> None:
-        for key, choices in (
-            *(("algo", (None, *ALGORITHMS)), ("pruner", PRUNERS)),
-            *(("keep_trials", KEEP), ("tool", TOOLS)),
-        ):
-            value = getattr(self, key)
-            if value not in choices:
-                hint = nearest(str(value), [str(option) for option in choices])
-                shown = ", ".join(str(option) for option in choices if option is not None)
-                raise ConfigError(f"invalid value for {key}: {value!r} (choose from {shown}).{hint}")
-        for key, low, whole in (
-            *(("max_evals", 1, True), ("early_stop", 0, True), ("random_trials", 1, True), ("prune_after", 0, True)),
-            *(("prune_trials", 1, True), ("prune_factor", 2, True), ("parallel", 1, True)),
-            *(("max_hours", 0, False), ("cpus_per_trial", 0, False), ("gpus_per_trial", 0, False)),
-        ):
-            value = getattr(self, key)
-            kinds = int if whole else (int, float)
-            # Not `value < low`, which is false for nan.
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value >= low):
-                raise ConfigError(f"{key}={value!r} must be a {'whole ' * whole}number of at least {low}.")
+        for key, choices in _CHOICES.items():
+            _check_choice(key, getattr(self, key), choices)
+        for key, (kind, low) in _NUMBERS.items():
+            _check_number(key, getattr(self, key), kind, low)
         share = self.prune_keep
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
             raise ConfigError(f"prune_keep={share!r} must be a share between 0 and 1.")

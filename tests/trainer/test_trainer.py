@@ -316,7 +316,7 @@ def test_equal_scores_end_training_and_keep_the_first_weights(settings, monkeypa
     monkeypatch.setattr(trainer, "_valid_epoch", same)
     trainer.fit(train, valid, saved=False)
     assert len(trainer.curve) == 1 + 3 and trainer.best_epoch == 0
-    trainer._load_best()
+    trainer.best_weights.restore()
     assert torch.equal(model.item_embedding.weight, kept[0]) and not torch.equal(kept[0], kept[-1])
 
 
