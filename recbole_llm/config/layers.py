@@ -291,7 +291,7 @@ def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: S
             f"valid_metric={final['valid_metric']!r} is not among the metrics that metrics and topk define: "
             f"{', '.join(computed)}. Choose one of these, or extend metrics or topk."
         )
-    final["eval_args"] = _evaluation_arguments(final["eval_args"])
+    final["eval_args"] = _evaluation_arguments(final["eval_args"], given)
     negatives = final.get("train_neg_sample_args")
     if negatives is not None:
         if final.get("loss_type") == "CE" and "train_neg_sample_args" in given.settings:
@@ -317,8 +317,8 @@ def complete(final: dict[str, Any], defaults: Defaults, given: Given, figures: S
         )
 
 
-def _evaluation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``eval_args`` with defaults for missing entries."""
+def _evaluation_arguments(arguments: Mapping[str, Any], given: Given) -> dict[str, Any]:
+    """Return ``eval_args`` with defaults for missing entries; a phase without a mode has that of the other."""
     full: dict[str, Any] = {
         "split": dict(LEAVE_ONE_OUT),
         "order": "TO",
@@ -328,6 +328,12 @@ def _evaluation_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
     mode = full["mode"] if isinstance(full["mode"], Mapping) else {"valid": full["mode"], "test": full["mode"]}
     default = mode.get("valid", mode.get("test", "full"))
+    for phase, other in (("valid", "test"), ("test", "valid")):
+        if phase not in mode and default != "full":
+            given.notices.append(
+                f"eval_args.mode says {other}: {default} and nothing of {phase}, which is {default}, too, as in "
+                f"RecBole. Set mode={{valid: ..., test: ...}} for another."
+            )
     full["mode"] = {"valid": mode.get("valid", default), "test": mode.get("test", default)}
     return full
 

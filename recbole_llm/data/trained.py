@@ -8,7 +8,6 @@ as history in serving.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from recbole_llm.checksums import recorded
 from recbole_llm.errors import CheckpointError
 from recbole_llm.files import DAMAGED_ARCHIVE
 
@@ -72,13 +72,8 @@ class TrainedData:
             parts = [str(token).encode("utf-8", "surrogatepass") for token in self.tokens[fields[0]]]
             arrays[f"bytes{number}"] = np.frombuffer(b"".join(parts), dtype=np.uint8)
             arrays[f"ends{number}"] = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        temporary = folder / f"{FILE}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, folder / FILE)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with recorded(folder / FILE) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, folder: Path) -> "TrainedData":

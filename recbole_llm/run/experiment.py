@@ -192,7 +192,7 @@ def _experiment(
     with meter.phase("data"):
         dataset, splits = prepare(config)
         train_data, valid_data, test_data = prepare_data(config, dataset, splits)
-    if run_dir is not None and distributed.world().is_main:
+    if run_dir is not None and distributed.world().is_main and not (run_dir / FILE).is_file():
         stamp_data(run_dir, config, dataset)
         what_was_read(config, dataset).save(run_dir)
     logger.info(dataset_text(dataset))

@@ -16,6 +16,7 @@ from typing import Any
 import filelock
 import yaml
 
+from recbole_llm import checksums
 from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.data import trained
@@ -34,7 +35,7 @@ AUTO = "auto.json"
 # Files of a run before there is anything worth keeping.
 _BEGINNINGS = frozenset(
     {"config.yaml", "run.log", LOCK, DATA_STAMP, AUTO, trained.FILE, "pretrained.pth", "history.csv", "tensorboard"}
-    | {"candidates", checkpoint.WEIGHTS, f"{checkpoint.STATE}.new", f"{checkpoint.STATE}.old"}
+    | {checksums.SUMS, "candidates", checkpoint.WEIGHTS, f"{checkpoint.STATE}.new", f"{checkpoint.STATE}.old"}
 )
 _NAME = re.compile(r".+-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
 
@@ -42,8 +43,14 @@ _NAME = re.compile(r".+-\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
 def create_run_dir(config: Config) -> Path:
     """Make ``checkpoint_dir/<Model>[-<control>]-<dataset>-<time>/`` with the settings in it."""
     run_dir = _make_folder(config)
-    write_settings(run_dir / "config.yaml", config.merged)
+    store_settings(run_dir, config)
     return run_dir
+
+
+def store_settings(run_dir: Path, config: Config) -> None:
+    """Write ``config.yaml`` of a run directory, with its checksum."""
+    with checksums.recorded(run_dir / "config.yaml") as file:
+        write_settings(file, config.merged)
 
 
 def _make_folder(config: Config) -> Path:
@@ -76,9 +83,10 @@ def write_settings(file: Path, settings: Mapping[str, Any], comment: str = "") -
 
 
 def settings_of(run_dir: Path) -> dict[str, Any]:
-    """Read the settings of a run directory from its ``config.yaml``."""
+    """Read the settings of a run directory from its ``config.yaml``, once its files are found as they were written."""
     if not (run_dir / "config.yaml").is_file():
         raise CheckpointError(f"{run_dir} is not a run directory: it has no config.yaml in it.")
+    checksums.verify(run_dir)
     return load_yaml(run_dir / "config.yaml")
 
 
@@ -114,7 +122,8 @@ def is_running(run_dir: Path) -> bool:
 def stamp_data(run_dir: Path, config: Config, dataset: Any) -> None:
     """Store the hashes of the data files, so that a run is not continued on other data."""
     hashes = {path.name: file_sha256(path) for path in files_read(dataset, config.model_class)}
-    (run_dir / DATA_STAMP).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+    with checksums.recorded(run_dir / DATA_STAMP) as file:
+        file.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
 
 
 def changed_files(hashes: Mapping[str, str], config: Config) -> list[str]:
@@ -135,8 +144,9 @@ def _stamp_fits(run_dir: Path, config: Config) -> bool:
 
 def stamp_language_models(run_dir: Path, chosen: list[dict[str, Any]]) -> None:
     """Store what ``auto`` resolved to, so that a run is not continued with another language model."""
-    if chosen:
-        (run_dir / AUTO).write_text(json.dumps(chosen, indent=1), encoding="utf-8")
+    if chosen and not (run_dir / AUTO).is_file():
+        with checksums.recorded(run_dir / AUTO) as file:
+            file.write_text(json.dumps(chosen, indent=1), encoding="utf-8")
 
 
 def other_language_models(run_dir: Path, config: Config) -> list[str]:
@@ -207,7 +217,7 @@ def new_run(config: Config) -> Iterator[Path]:
             run_dir = _make_folder(config)
             try:
                 stack.enter_context(run_lock(run_dir))
-                write_settings(run_dir / "config.yaml", config.merged)
+                store_settings(run_dir, config)
             except (FileNotFoundError, CheckpointError):
                 stack.pop_all().close()
                 continue  # another process removed the directory as abandoned before it was locked
@@ -262,6 +272,17 @@ def _check_resumable(run_dir: Path, config: Config) -> None:
         )
 
 
+def _hindrance(run_dir: Path, config: Config) -> str:
+    """Say why an unfinished run cannot be continued with these settings; empty if it can."""
+    try:
+        settings = settings_of(run_dir)
+    except CheckpointError as error:
+        return f"cannot be read: {str(error).rstrip('.')}"
+    if not same_experiment(settings, config.merged):
+        return f"differs in {', '.join(changed_settings(settings, config.merged)[:5])}"
+    return ", ".join(other_language_models(run_dir, config))
+
+
 def _newest_resumable(config: Config) -> Path | None:
     """Return the newest unfinished run with the same settings; without one, say what the newest differs in."""
     runs = Path(config["checkpoint_dir"]).glob(glob.escape(name_prefix(config)) + "*")
@@ -269,14 +290,10 @@ def _newest_resumable(config: Config) -> Path | None:
     for run_dir in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
         if not is_unfinished(run_dir) or not _stamp_fits(run_dir, config) or is_running(run_dir):
             continue
-        settings = settings_of(run_dir)
-        if not same_experiment(settings, config.merged):
-            difference = f"differs in {', '.join(changed_settings(settings, config.merged)[:5])}"
-        elif other_models := other_language_models(run_dir, config):
-            difference = ", ".join(other_models)
-        else:
+        hindrance = _hindrance(run_dir, config)
+        if not hindrance:
             return run_dir
-        reason = reason or f" {run_dir} is unfinished, but {difference}."
+        reason = reason or f" {run_dir} is unfinished, but {hindrance}."
     logging.getLogger().info(f"There is no unfinished run with these settings; starting a new one.{reason}")
     return None
 

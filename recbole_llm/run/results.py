@@ -1,7 +1,6 @@
 """``results.json`` and ``test_ranks.npz`` of a finished run."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.checksums import recorded
 from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS
 from recbole_llm.data.controls import control_of, label
@@ -185,23 +185,14 @@ def _weights_of(run_dir: Path) -> dict[str, str]:
 
 
 def save_arrays(file: Path, **arrays: np.ndarray) -> None:
-    """Write an ``.npz`` file atomically."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    try:
-        with temporary.open("wb") as out:
-            np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write an ``.npz`` file atomically, with its checksum."""
+    with recorded(file) as temporary, temporary.open("wb") as out:
+        np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    temporary = file.with_name(f"{file.name}.tmp")
-    try:
+    with recorded(file) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Record(dict[str, Any]):

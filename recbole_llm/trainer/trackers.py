@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.checksums import recorded
 from recbole_llm.config.values import SECRETS
 from recbole_llm.errors import MissingExtraError
 
@@ -54,9 +55,9 @@ class Trackers:
 
 
 def write_curve(file: Path, curve: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows that need not have the same columns as a CSV file."""
+    """Write rows that need not have the same columns as a CSV file, with its checksum."""
     columns = list(dict.fromkeys(key for row in curve for key in row))
-    with file.open("w", newline="", encoding="utf-8") as opened:
+    with recorded(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, columns)
         writer.writeheader()
         writer.writerows(curve)

@@ -16,7 +16,7 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.run import experiment
-from recbole_llm.run.folder import create_run_dir, write_settings
+from recbole_llm.run.folder import create_run_dir, store_settings
 from recbole_llm.run.logging import Console, LogFile, log_to_console, logging_into
 from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint
@@ -134,7 +134,7 @@ def _run_trial(
     if state is None:
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
-        write_settings(run_dir / "config.yaml", config.merged)
+        store_settings(run_dir, config)
     curve: list[list[Any]] = []
 
     def check(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> None:

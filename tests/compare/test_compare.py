@@ -89,6 +89,7 @@ def test_what_counts_as_the_same_run(here, isolated):
     del results["settings"]["adam_eps"]
     results["environment"]["git"] = {"commit": "0" * 40, "dirty": False}
     (run_dir / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (run_dir / "SHA256SUMS").unlink()
     comparison = compare(arguments=_parsed([*model, *QUICK]))
     assert len(here) == 2
     assert f"1 finished run made by another version of the code ({run_dir.name}) was reused" in comparison.warnings[0]

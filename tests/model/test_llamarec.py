@@ -462,6 +462,7 @@ def test_both_stages_from_one_call(settings, llama, tmp_path):
     assert report["language_models"]["llm_revision"] == resolve_llm(LLMSpec(llama)).revision
     report["language_models"]["llm_revision"] = "another"
     (run_dir / "results.json").write_text(json.dumps(report), encoding="utf-8")
+    (run_dir / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match=r"revision another, and .* is now at \w+"):
         load_run(result["run_dir"])
 

@@ -321,6 +321,7 @@ def test_only_the_adapter_is_saved_and_scores_come_back(settings, tmp_path):
     report = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     report["language_models"]["rec_llm_revision"] = "another"
     (folder / "results.json").write_text(json.dumps(report), encoding="utf-8")
+    (folder / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match=r"revision another, and .* Set rec_llm_revision"):
         load_run(result["run_dir"])
 

@@ -1,0 +1,101 @@
+"""``SHA256SUMS`` of a folder: which bytes the files had when this package wrote them.
+
+The file has the format of ``sha256sum``, so that ``sha256sum -c SHA256SUMS`` verifies a folder without this package.
+At any moment, even between two steps of a killed process, every listed file that exists is as listed.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from logging import getLogger
+from pathlib import Path
+
+from recbole_llm.errors import CheckpointError
+from recbole_llm.llm.fingerprint import file_sha256
+
+SUMS = "SHA256SUMS"
+
+
+@contextmanager
+def recorded(file: Path) -> Iterator[Path]:
+    """Yield a temporary name that becomes ``file`` at the end, with its SHA-256 in the ``SHA256SUMS`` beside it.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; the old one is then still there.
+
+    Examples
+    --------
+    >>> with recorded(Path("run/results.json")) as temporary:  # doctest: +SKIP
+    ...     temporary.write_text("{}")
+    """
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        yield temporary
+        sums = {**read_sums(file.parent), file.name: file_sha256(temporary)}
+        file.unlink(missing_ok=True)  # first: a kill must not leave old bytes under a new checksum
+        _write_sums(file.parent, sums)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    temporary = folder / f"{SUMS}.tmp"
+    try:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
+        os.replace(temporary, folder / SUMS)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 (hex) of each file that a folder's ``SHA256SUMS`` lists; empty without one.
+
+    Raises
+    ------
+    CheckpointError
+        If the list itself is damaged.
+    """
+    file = folder / SUMS
+    if not file.is_file():
+        return {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        pairs = [line.split("  ", 1) for line in lines]
+        sums = {name: digest for digest, name in pairs}
+        if any(len(digest) != 64 or not name for name, digest in sums.items()):
+            raise ValueError("a line is not `<64 hexadecimal digits>  <name>`")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}). Restore it from a copy.") from error
+    return sums
+
+
+def verify(folder: Path) -> None:
+    """Check the files of a folder against its ``SHA256SUMS``; a folder without one is said to be unverified.
+
+    Listed files that are gone are not looked for here: whoever needs one says so.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is not as it was written.
+    """
+    sums = read_sums(folder)
+    if not sums:
+        _say_unverified(folder)
+    for name, expected in sums.items():
+        file = folder / name
+        if file.is_file() and (found := file_sha256(file)) != expected:
+            raise CheckpointError(
+                f"{file} is damaged or was changed after it was written: its SHA-256 is {found}, but {SUMS} beside it "
+                f"says {expected}. Restore it from a copy. Other settings are given on the command line, or to a new "
+                "run by --config_files."
+            )
+
+
+@cache
+def _say_unverified(folder: Path) -> None:
+    getLogger().warning(f"{folder} has no {SUMS} (a run of an earlier version): its files cannot be verified.")
