@@ -15,15 +15,13 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from torch.nn import functional
 
-from recbole_llm.config.registry import get_model
 from recbole_llm.config.schema import models as schema
 from recbole_llm.data.candidates import CANDIDATES
-from recbole_llm.errors import CheckpointError, ConfigError
+from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.precision import full_precision
@@ -47,6 +45,7 @@ from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import Reranker
+from recbole_llm.model.retriever import get_retriever
 from recbole_llm.prompt.letters import PromptComposer, PromptTemplate
 from recbole_llm.prompt.sampling import shuffled
 from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
@@ -124,57 +123,11 @@ class LlamaRec(Reranker):
     # ---- the two models
 
     def _build_retriever(self, config: Any, dataset: Any) -> None:
-        """Return a new model by its name, or the model of a finished run by its folder."""
-        name = self.settings.retriever
-        self.retriever_from: str | None = None
-        self.training_stages = [RETRIEVER, RANKER]
-        self.learned_earlier: tuple[str, ...] = ("retriever.",)
-        if Path(name).is_dir():
-            self.retriever_from = name
-            self.training_stages, self.learned_earlier = [RANKER], ()
-            self.retriever = submodel.load_trained(name, config, dataset)
-            self.retriever_config = self.retriever.config
-            if not np.array_equal(self.retriever.item_tokens, dataset.field2id_token[dataset.iid_field]):
-                raise CheckpointError(
-                    f"retriever={name!r} numbers its items differently from this run. Train it again with the same "
-                    "files and filters."
-                )
-            if self.settings.retriever_settings:
-                raise ConfigError(
-                    f"retriever_settings={config['retriever_settings']} are for a retriever that is trained here, and "
-                    f"{name} is a finished run. Leave them out, or set retriever_settings={{}}."
-                )
-        else:
-            self._check_name(name)
-            self.retriever_config = submodel.inner_config(name, config, self.settings.retriever_settings)
-            config.notices += self.retriever_config.notices
-            self._refuse(self.retriever_config)
-            self.retriever = submodel.build(self.retriever_config, dataset)
-            if len(self.retriever.training_stages) > 1:
-                raise self._not_here(name, "is itself trained in stages")
-
-    @staticmethod
-    def _check_name(name: str) -> None:
-        try:
-            get_model(name)
-        except ConfigError as error:
-            known = str(error).replace("model=", "retriever=", 1)
-            raise ConfigError(f"{known} The run directory of a finished run may be named, too.") from error
-
-    @staticmethod
-    def _refuse(inner: Any) -> None:
-        if inner.model_class is LlamaRec:
-            raise LlamaRec._not_here("LlamaRec", "has its own retriever")
-        if submodel.has_pretraining(inner):
-            raise LlamaRec._not_here(inner["model"], "is itself trained in stages")
-        if "item" in (inner["load_col"] or {}):
-            raise LlamaRec._not_here(inner["model"], "reads item features, which this run does not load")
-
-    @staticmethod
-    def _not_here(name: str, why: str) -> ConfigError:
-        return ConfigError(
-            f"retriever={name!r} {why}. Train it in a separate run and set retriever to its run directory."
-        )
+        found = get_retriever(self.settings.retriever, self.settings.retriever_settings, config, dataset)
+        self.retriever, self.retriever_config, self.retriever_from = found.model, found.config, found.run_dir
+        trained = found.run_dir is not None
+        self.training_stages = [RANKER] if trained else [RETRIEVER, RANKER]
+        self.learned_earlier: tuple[str, ...] = () if trained else ("retriever.",)
 
     def stage_config(self, name: str) -> Any:
         """Return the settings of a stage: the retriever's own property file, or ours for the ranker."""
