@@ -5,6 +5,7 @@ step is that of its largest part, and no row is padded to the longest of the bat
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,6 +68,35 @@ class MicroBatches:
                 parts.append(order[start : end - 1])
                 start = end - 1
         return [*parts, order[start:]]
+
+    def summed(
+        self,
+        loss: Callable[..., torch.Tensor],
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        *rows: torch.Tensor,
+        answer: torch.Tensor | int = 0,
+    ) -> torch.Tensor:
+        """Return the sum of ``loss(ids, mask, *rows)`` over the parts of a batch, no part wider than its texts.
+
+        Parameters
+        ----------
+        loss : callable
+            Sums over its rows.
+        ids, mask : torch.LongTensor, shape (B, W)
+            Left-padded texts.
+        *rows : torch.Tensor, shape (B, ...)
+            What else belongs to each text.
+        answer
+            As in :meth:`parts`.
+        """
+        length = mask.sum(1)
+        losses = []
+        for part in self.parts(length, answer):
+            width = int(length[part].max())
+            kept = (values[part] for values in rows)
+            losses.append(partial(loss, ids[part, -width:], mask[part, -width:], *kept))
+        return self.total(losses)
 
     def total(self, losses: Sequence[Loss]) -> torch.Tensor:
         """Return the sum of the losses of the parts, each of which is called once.

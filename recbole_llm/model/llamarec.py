@@ -10,7 +10,6 @@ Trained on prompts with the next item among 19 random ones, by cross-entropy on 
 """
 
 from collections.abc import Mapping
-from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -141,8 +140,7 @@ class LlamaRec(Reranker):
         self.retriever.requires_grad_(False)
         ranker = load_for_tuning(self.resolved, config, self.settings.llm_init == "pretrained", self.device)
         ranker.config.use_cache = False
-        ranker = with_adapters(ranker, self.resolved, config)
-        self.ranker = ranker
+        self.ranker = ranker = with_adapters(ranker, self.resolved, config)
         self.micro_batches = MicroBatches.of(ranker, self.settings)
         self.train(self.training)
         trained = sum(p.numel() for p in ranker.parameters() if p.requires_grad)
@@ -235,15 +233,10 @@ class LlamaRec(Reranker):
         here : torch.BoolTensor, shape (B, C)
             Which candidates there are.
         """
-        length = mask.sum(1)
-        self.tokens_read += int(length.sum())
-        losses = []
-        for rows in self.micro_batches.parts(length, answer=0 if self.loss == "candidates" else 2):
-            width = int(length[rows].max())
-            part = (ids[rows, -width:], mask[rows, -width:], label[rows], here[rows])
-            losses.append(partial(self._summed_loss, *part))
-        answers = 2 if self.loss == "letter_eos" else 1
-        return self.micro_batches.total(losses) / (answers * len(ids))
+        self.tokens_read += int(mask.sum())
+        read = 0 if self.loss == "candidates" else 2
+        total = self.micro_batches.summed(self._summed_loss, ids, mask, label, here, answer=read)
+        return total / ((2 if self.loss == "letter_eos" else 1) * len(ids))
 
     def _summed_loss(
         self, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor

@@ -10,7 +10,6 @@ and Rank's candidates. The papers fine-tune paid models; here any causal languag
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -333,11 +332,8 @@ class LLMSeqPrompt(LLMRecommender):
         if not total:
             return sum(p.sum() for p in self.lm.parameters() if p.requires_grad) * 0.0
         self.tokens_read += int(texts.length.sum())
-        losses = []
-        for rows in self.micro_batches.parts(texts.length, sizes + 1):
-            width = int(texts.length[rows].max())
-            losses.append(partial(self._summed_loss, texts.ids[rows, -width:], texts.mask[rows, -width:], sizes[rows]))
-        return self.micro_batches.total(losses) / total
+        summed = self.micro_batches.summed(self._summed_loss, texts.ids, texts.mask, sizes, answer=sizes + 1)
+        return summed / total
 
     def _summed_loss(self, ids: torch.Tensor, mask: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         last = max(int(sizes.max()), 1) + 1
