@@ -328,7 +328,7 @@ def _undertrained(rows: Sequence[Row]) -> list[str]:
             best = run.results["stages"][-1]["best_epoch"] if run.results["stages"] else None
             validated = [line["epoch"] for line in run.curve if line.get("valid_score") is not None]
             if validated and best == validated[-1]:
-                found.append(f"{row.label} was still improving in its last epoch ({best + 1:g}): it may need more.")
+                found.append(f"{row.label} was still improving in its last epoch ({best:g}): it may need more.")
                 break
     return found
 

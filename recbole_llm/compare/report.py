@@ -164,13 +164,12 @@ def _runs(comparison: Comparison) -> list[dict[str, Any]]:
     for row in comparison.rows:
         for run in row.runs:
             stages = run.results["stages"]
-            best = stages[-1]["best_epoch"] if stages else None
             runs.append(
                 {
                     "row": row,
                     "seed": run.seed,
                     "epochs": run.results["epochs"],
-                    "best_epoch": None if best is None else best + 1,
+                    "best_epoch": stages[-1]["best_epoch"] if stages else None,
                     "updates": run.results["updates"],
                     "valid": run.results["best_valid_score"],
                     "name": str(run.run_dir) if run.file != run.run_dir else run.run_dir.name,

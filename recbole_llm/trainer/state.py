@@ -9,22 +9,22 @@ from recbole_llm import distributed
 from recbole_llm.trainer import checkpoint
 
 
-def values_of(trainer: Any, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> dict[str, Any]:
+def values_of(trainer: Any, epochs: int, batches: int = 0, sums: Sequence[float] = ()) -> dict[str, Any]:
     """Return the trainer's own values as JSON data.
 
     Parameters
     ----------
     trainer : RunTrainer
-    next_epoch, next_batch : int
-        Where training continues.
+    epochs, batches : int
+        Epochs of the stage that are finished, and batches of the next one.
     sums : sequence of float
         Loss of the epoch so far, see :class:`recbole_llm.trainer.accumulation.LossMean`.
     """
     early = trainer.early_stopping
     return {
         "stage": trainer.stage.number,
-        "next_epoch": next_epoch,
-        "next_batch": next_batch,
+        "finished_epochs": epochs,
+        "finished_batches": batches,
         "loss_sums": list(sums),
         "updates": trainer.updates,
         "misses": early.misses,
@@ -53,9 +53,9 @@ def result_of_stage(trainer: Any) -> dict[str, Any]:
     }
 
 
-def save(trainer: Any, run_dir: Path, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
+def save(trainer: Any, run_dir: Path, epochs: int, batches: int = 0, sums: Sequence[float] = ()) -> None:
     """Write the training state of all processes; see :func:`values_of`."""
-    values = values_of(trainer, next_epoch, next_batch, sums)
+    values = values_of(trainer, epochs, batches, sums)
     random_states = distributed.gather(checkpoint.random_state(trainer.device))
     if random_states is not None:
         folder = run_dir / checkpoint.STATE
@@ -82,8 +82,8 @@ def restore(trainer: Any, run_dir: Path) -> bool:
     early.score, early.epoch, early.misses = values["best_valid_score"], values["best_epoch"], values["misses"]
     if values["best_valid_result"] is not None:
         early.result = OrderedDict(values["best_valid_result"])
-    trainer.start_epoch = trainer.stage.epochs if early.stopped else values["next_epoch"]
-    trainer.start_batch, trainer.start_sums = values["next_batch"], values["loss_sums"]
+    trainer.start_epoch = trainer.stage.epochs if early.stopped else values["finished_epochs"]
+    trainer.start_batch, trainer.start_sums = values["finished_batches"], values["loss_sums"]
     trainer.steps.count = values["updates"]
     trainer.stage_results, trainer.curve = values["stage_results"], values["curve"]
     meter = trainer.meter
@@ -91,7 +91,7 @@ def restore(trainer: Any, run_dir: Path) -> bool:
     meter.peak_memory_mb = values["peak_memory_mb"]
     trainer.steps.scaler.load_state_dict(values["scaler"])
     trainer.logger.info(
-        f"Resuming {run_dir}: stage {trainer.stage.name!r}, epoch {values['next_epoch']} comes next"
-        + (f", from batch {trainer.start_batch} on." if trainer.start_batch else ".")
+        f"Resuming {run_dir}: stage {trainer.stage.name!r}, epoch {values['finished_epochs'] + 1} comes next"
+        + (f", after {trainer.start_batch} of its batches." if trainer.start_batch else ".")
     )
     return True

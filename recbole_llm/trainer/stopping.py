@@ -20,17 +20,17 @@ class EarlyStopping:
     Attributes
     ----------
     score, result, epoch : float, dict, int
-        Of the best validation; None before the first.
+        Of the best validation, the epoch counted from 1; None before the first.
     misses : int
         Validations since the best one.
 
     Examples
     --------
     >>> early = EarlyStopping(patience=2, bigger=True)
-    >>> [early.update(score, {}, epoch) for epoch, score in enumerate([0.1, 0.2, 0.2, 0.1])]
+    >>> [early.update(score, {}, epoch) for epoch, score in enumerate([0.1, 0.2, 0.2, 0.1], 1)]
     [True, True, False, False]
     >>> early.epoch, early.stopped
-    (1, True)
+    (2, True)
     """
 
     patience: int

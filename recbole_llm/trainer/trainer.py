@@ -61,7 +61,7 @@ class RunTrainer(Trainer):
         The last one, of validation or test.
     stage : Stage
     curve : list of dict
-        Rows of ``history.csv``: a row for every epoch and every validation inside one.
+        Rows of ``history.csv``: a row for every epoch, counted from 1, and every validation inside one.
     stage_results : list of dict
         What each finished stage came to.
     """
@@ -119,7 +119,7 @@ class RunTrainer(Trainer):
 
     @property
     def best_epoch(self) -> int | None:
-        """Epoch whose weights are kept; None before the first."""
+        """Epoch whose weights are kept, counted from 1; None before there are any."""
         return self.early_stopping.epoch
 
     @property
@@ -171,7 +171,8 @@ class RunTrainer(Trainer):
     ) -> tuple[float, OrderedDict[str, float] | None]:
         """Train every stage; returns the best validation score and result of the last one.
 
-        Parameters are RecBole's. ``saved=False`` writes nothing; the best weights are then kept in memory.
+        Parameters are RecBole's, but epochs count from 1 for ``callback_fn``, as in all that is shown or written.
+        ``saved=False`` writes nothing; the best weights are then kept in memory.
         """
         self.save_to_files(saved)
         self.train_rows = len(train_data.dataset)
@@ -222,7 +223,7 @@ class RunTrainer(Trainer):
 
         inside_epochs = asked.valid_data is not None and bool(stage.eval_updates)
         self._inside = partial(self._validate_inside, asked) if inside_epochs else None
-        for epoch in range(self.start_epoch, stage.epochs):
+        for epoch in range(self.start_epoch + 1, stage.epochs + 1):
             row = self._timed_epoch(train_data, epoch, asked)
             validate = self._is_due(epoch, asked)
             if validate:
@@ -230,7 +231,7 @@ class RunTrainer(Trainer):
             elif asked.valid_data is None or (stage.eval_step <= 0 and not inside_epochs):
                 self.early_stopping.epoch = epoch
                 self.best_weights.keep(to_file=self._saved)
-            self._keep(row, epoch + 1)
+            self._keep(row, epoch)
             if validate:
                 asked.report(epoch, row["valid_score"])
             if self._stopped or self.early_stopping.stopped:
@@ -243,7 +244,7 @@ class RunTrainer(Trainer):
         if asked.valid_data is None or self._stopped or self.stage.eval_step <= 0:
             return False
         # The weights at the end of the epoch may just have been validated.
-        return (epoch + 1) % self.stage.eval_step == 0 and self.updates != self._validated
+        return epoch % self.stage.eval_step == 0 and self.updates != self._validated
 
     def _validate_untrained(self, asked: FitArguments) -> None:
         """Choose and validate in a stage without epochs: a tuner compares settings by their validation score."""
@@ -263,7 +264,7 @@ class RunTrainer(Trainer):
         require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)
         row = self._row(epoch, sum(mean_of(sums)))
         self._validate(epoch, row, asked, f"epoch {epoch}, update {self.updates},")
-        self._keep(row, epoch, batches, sums)
+        self._keep(row, epoch - 1, batches, sums)
         asked.report(epoch, row["valid_score"])
         return self.early_stopping.stopped
 
@@ -271,7 +272,7 @@ class RunTrainer(Trainer):
         """Train for one epoch; return its row of the curve."""
         before = self.meter.seconds.get("train", 0.0)
         with self.meter.phase("train"):
-            loss = self._train_epoch(train_data, epoch, show_progress=asked.show_progress)
+            loss = self._train_epoch(train_data, epoch - 1, show_progress=asked.show_progress)
         seconds = self.meter.seconds["train"] - before  # without validation inside the epoch
         self.train_loss_dict[epoch] = sum(loss) if isinstance(loss, tuple) else loss
         if asked.verbose:
@@ -287,11 +288,11 @@ class RunTrainer(Trainer):
             "train_loss": loss,
         }
 
-    def _keep(self, row: dict[str, Any], next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
+    def _keep(self, row: dict[str, Any], epochs: int, batches: int = 0, sums: Sequence[float] = ()) -> None:
         """Add a row to the curve and save what resuming needs."""
         self.curve.append(row)
         self.trackers.log(self.curve, to_files=self._saved)
-        self._save_training_state(next_epoch, next_batch, sums)
+        self._save_training_state(epochs, batches, sums)
 
     def _validate(self, epoch: int, row: dict[str, Any], asked: FitArguments, where: str | None = None) -> None:
         start = time.perf_counter()
@@ -317,6 +318,7 @@ class RunTrainer(Trainer):
         self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float | tuple[float, ...]:
         """One pass over the training rows; returns the mean loss over their targets, or that of each part of it."""
+        epoch = epoch_idx + 1  # RecBole's callers count from 0
         # Stages continue the count, so that a second stage does not repeat the draws of the first.
         train_data.set_epoch(epoch_idx + 1_000_000 * self.stage.number, self.start_batch)
 
@@ -324,15 +326,15 @@ class RunTrainer(Trainer):
             if self._inside is None or self.updates % self.stage.eval_updates:
                 return False
             distributed.broadcast_state(self.model, parameters=False)
-            self._stopped = self._inside(epoch_idx, batches, loss.sums())
+            self._stopped = self._inside(epoch, batches, loss.sums())
             self.model.train()
             return self._stopped
 
         first, sums, self.start_batch, self.start_sums = self.start_batch, self.start_sums, 0, []
-        label = f"Train {epoch_idx:>5}"
+        label = f"Train {epoch:>5}"
         sums = self.steps.epoch(train_data, first, sums, validate, loss_func, label, show_progress)
         distributed.broadcast_state(self.model, parameters=False)
-        require_finite(sums, epoch_idx, self.stage.learning_rate, self.run_dir)
+        require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)
         means = mean_of(sums)
         return means if len(means) > 1 else means[0]
 
@@ -369,10 +371,10 @@ class RunTrainer(Trainer):
 
     # ---- files
 
-    def _save_training_state(self, next_epoch: int, next_batch: int = 0, sums: Sequence[float] = ()) -> None:
+    def _save_training_state(self, epochs: int, batches: int = 0, sums: Sequence[float] = ()) -> None:
         if self.run_dir is None or not (self._saved and self.config["save_state"]):
             return
-        state.save(self, self.run_dir, next_epoch, next_batch, sums)
+        state.save(self, self.run_dir, epochs, batches, sums)
 
     def resume(self) -> bool:
         """Continue from the state in the run directory; False where there is none yet."""

@@ -197,4 +197,4 @@ def _charts(study: Study, best: Trial) -> list[dict[str, Any]]:
 
 
 def _last_epoch(study: Study) -> int:
-    return max(epoch + 1 for trial in study.trials for stage, epoch, _ in trial.curve if stage == 0)
+    return max(epoch for trial in study.trials for stage, epoch, _ in trial.curve if stage == 0)

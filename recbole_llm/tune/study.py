@@ -54,7 +54,7 @@ class Trial:
     score : float or None
         Best validation score; of a pruned trial the best until then.
     curve : list of (stage, epoch, score)
-        Every validation: index of the stage, epoch within it (from 0), validation score.
+        Every validation: index of the stage, epoch within it (from 1), validation score.
     result : dict
         Validation metrics of the best epoch.
     details : dict
@@ -142,13 +142,13 @@ def prune_rule(study: "OptunaStudy", number: int) -> PruneRule:
 
     def rule(curve: Sequence[Sequence[Any]]) -> str | None:
         for stage, epoch, score in curve:
-            step = stage * STAGE + epoch + 1
+            step = stage * STAGE + epoch
             if step not in reported:
                 handle.report(score, step)
                 reported.add(step)
         if not curve or not handle.should_prune():
             return None
-        return f"{curve[-1][-1]:.6g} after {curve[-1][1] + 1} epochs, {type(study.pruner).__name__}"
+        return f"{curve[-1][-1]:.6g} after {curve[-1][1]} epochs, {type(study.pruner).__name__}"
 
     return rule
 
@@ -196,7 +196,7 @@ class Study:
     def _view(self, frozen: "FrozenTrial") -> Trial:
         states = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
         state, steps = states.get(frozen.state.name, "started"), sorted(frozen.intermediate_values.items())
-        curve = [((step - 1) // STAGE, (step - 1) % STAGE, score) for step, score in steps]
+        curve = [(step // STAGE, step % STAGE, score) for step, score in steps]
         score = frozen.value if state == "finished" else None
         if state == "pruned":
             score = (max if self.bigger else min)(score for _, _, score in curve)
@@ -296,7 +296,7 @@ class Study:
         frozen = self.optuna.get_trials(deepcopy=False)[number]
         state = checkpoint.state_folder(self.folder / "trials" / f"{number:04d}")
         values = checkpoint.read_state(state) if state else {}
-        progress = [values.get("stage", 0), values.get("next_epoch", 0)]
+        progress = [values.get("stage", 0), values.get("finished_epochs", 0)]
         before, starts = frozen.user_attrs.get("starts", [None, 0])
         starts = starts + 1 if before == progress else 1
         if starts > STARTS:

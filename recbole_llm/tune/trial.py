@@ -141,7 +141,7 @@ def _run_trial(
         """Continue or end the trial after the validation in the last row."""
         curve[:] = _curve(rows, stages)
         if curve and not np.isfinite(curve[-1][-1]):
-            raise FloatingPointError(f"The validation score of epoch {curve[-1][1] + 1} is {curve[-1][-1]}.")
+            raise FloatingPointError(f"The validation score of epoch {curve[-1][1]} is {curve[-1][-1]}.")
         reason = prune(curve)
         if reason:
             raise Pruned(reason)

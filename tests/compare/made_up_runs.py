@@ -50,7 +50,7 @@ def made_up_run(ranks, model="SASRec", seed=1, metrics=METRICS, **changes):
         "test_unmasked": result(unmasked),
         "tied_targets": 0.0,
         "targets_in_history": 0,
-        "stages": [{"stage": "train", "best_epoch": 0, "updates": 10}],
+        "stages": [{"stage": "train", "best_epoch": 1, "updates": 10}],
         "epochs": 2,
         "updates": 10,
         "dataset": {
@@ -76,7 +76,7 @@ def made_up_run(ranks, model="SASRec", seed=1, metrics=METRICS, **changes):
     curve = [
         {"stage": "train", "epoch": float(epoch), "train_seconds": 1.5, "valid_seconds": 0.2, "valid_score": score}
         | {"ndcg@10": score, "recall@10": 2 * score}
-        for epoch, score in enumerate((0.1, 0.09))
+        for epoch, score in enumerate((0.1, 0.09), 1)
     ]
     arrays = {**_test_rows(users), "rank_masked": ranks, "rank_unmasked": unmasked}
     return FinishedRun(Path("saved") / f"{model}-toy-{seed}", results, curve, arrays)

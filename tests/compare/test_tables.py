@@ -154,7 +154,7 @@ def test_warnings_name_what_differs():
     second.results["protocol"]["valid_metric"] = "Recall@10"
     second.results["tied_targets"] = 0.2
     second.results["notices"] = ["a notice"]
-    second.results["stages"][0]["best_epoch"] = 1
+    second.results["stages"][0]["best_epoch"] = 2
     first.results["targets_in_history"] = 3
     del made.__dict__["warnings"]
     text = "\n".join(made.warnings)

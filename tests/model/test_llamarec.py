@@ -521,7 +521,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, monkeypatch, caplo
     weights = load_file(f"{whole['run_dir']}/model.safetensors")
     original = RunTrainer._save_training_state
     caplog.set_level("INFO")
-    for after, place in ((1, "epoch 1 comes"), (3, "epoch 0 comes next."), (4, "epoch 0 comes next, from batch 2 on")):
+    for after, place in ((1, "epoch 2 comes"), (3, "epoch 1 comes next."), (4, "epoch 1 comes next, after 2 of its")):
         saved = []
 
         def dying(self, *arguments, after=after, saved=saved):

@@ -1,3 +1,4 @@
+import csv
 import json
 import logging
 import re
@@ -81,6 +82,22 @@ def test_contents(finished):
     lines = (run_dir / "history.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 4
     assert lines[0].startswith("stage,epoch,updates,learning_rate,train_loss")
+
+
+def test_epochs_count_from_one_on_the_screen_and_in_every_file(shop, tiny, caplog):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    caplog.set_level(logging.INFO)
+    run_dir = Path(run("SASRec", "shop", config_dict={**tiny, "epochs": 3, "stopping_step": 9})["run_dir"])
+    said = re.sub(r"\x1b\[[0-9;]*m", "", caplog.text)
+    assert re.findall(r"epoch (\d+) training", said) == re.findall(r"epoch (\d+) evaluating", said) == ["1", "2", "3"]
+    with (run_dir / "history.csv").open(encoding="utf-8") as file:
+        curve = list(csv.DictReader(file))
+    assert [row["epoch"] for row in curve] == ["1", "2", "3"]
+    best = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["stages"][-1]
+    assert float(curve[best["best_epoch"] - 1]["valid_score"]) == best["best_valid_score"]
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/train_loss")] == [1, 2, 3]
 
 
 def test_ranks_recompute_the_metrics(finished):

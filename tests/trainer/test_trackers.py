@@ -8,8 +8,8 @@ from recbole_llm.errors import MissingExtraError
 from recbole_llm.trainer.trackers import Trackers
 
 ROWS = [
-    {"stage": "train", "epoch": 0, "updates": 3, "train_loss": 2.5},
-    {"stage": "train", "epoch": 1, "updates": 6, "train_loss": 2.0, "valid_score": 0.25, "recall@10": 0.5},
+    {"stage": "train", "epoch": 1, "updates": 3, "train_loss": 2.5},
+    {"stage": "train", "epoch": 2, "updates": 6, "train_loss": 2.0, "valid_score": 0.25, "recall@10": 0.5},
 ]
 
 
@@ -63,7 +63,7 @@ def test_weights_and_biases_gets_numbers_by_stage_and_no_secret(monkeypatch, tmp
     trackers.close()
     assert (wandb.project, wandb.settings, wandb.ended) == ("shop", {"learning_rate": 0.1}, 1)
     assert wandb.rows == [
-        {"epoch": 1, "train/updates": 6, "train/train_loss": 2.0, "train/valid_score": 0.25, "train/recall@10": 0.5}
+        {"epoch": 2, "train/updates": 6, "train/train_loss": 2.0, "train/valid_score": 0.25, "train/recall@10": 0.5}
     ]
 
 

@@ -185,7 +185,7 @@ def test_early_stopping_compares_unrounded_scores(settings, monkeypatch):
     scores = iter([0.11, 0.12, 0.119, 0.118, 0.117, 0.2])
     monkeypatch.setattr(trainer, "_valid_epoch", lambda *_, **__: (next(scores), {"ndcg@10": 0.0}))
     trainer.fit(train, valid, saved=False)
-    assert trainer.best_epoch == 1 and len(trainer.curve) == 4
+    assert trainer.best_epoch == 2 and len(trainer.curve) == 4
 
 
 def test_the_best_weights_are_evaluated_not_the_last(settings, monkeypatch):
@@ -315,7 +315,7 @@ def test_equal_scores_end_training_and_keep_the_first_weights(settings, monkeypa
 
     monkeypatch.setattr(trainer, "_valid_epoch", same)
     trainer.fit(train, valid, saved=False)
-    assert len(trainer.curve) == 1 + 3 and trainer.best_epoch == 0
+    assert len(trainer.curve) == 1 + 3 and trainer.best_epoch == 1
     trainer.best_weights.restore()
     assert torch.equal(model.item_embedding.weight, kept[0]) and not torch.equal(kept[0], kept[-1])
 
@@ -332,7 +332,7 @@ def test_a_run_that_had_stopped_does_not_go_on(settings, monkeypatch):
     epochs = []
     monkeypatch.setattr(RunTrainer, "_train_epoch", lambda *a, **k: epochs.append(1))
     run("SASRec", "cycle", config_dict={**given, "resume": str(run_dir)})
-    assert not epochs and json.loads((run_dir / "results.json").read_text())["stages"][0]["best_epoch"] == 0
+    assert not epochs and json.loads((run_dir / "results.json").read_text())["stages"][0]["best_epoch"] == 1
 
 
 def test_an_evaluation_cannot_be_changed_and_the_model_stays_the_trainer_s(settings):

@@ -106,7 +106,7 @@ def test_tpe_learns_from_scores_whichever_way_is_better(bigger, tmp_path):
 
 
 def curve(*scores, stage=0):
-    return [[stage, epoch, score] for epoch, score in enumerate(scores)]
+    return [[stage, epoch, score] for epoch, score in enumerate(scores, 1)]
 
 
 def pruned(tmp_path, own, others, bigger=True, **options):

@@ -50,7 +50,7 @@ def test_ray_gives_what_one_trial_after_the_other_gives(cluster, settings):
     assert all((a.params, a.score, a.curve, a.result) == (b.params, b.score, b.curve, b.result) for a, b in pairs)
     assert beside["test_result"] == alone["test_result"]
     log = Path(beside["run_dir"]) / "run.log"
-    assert "epoch 2 evaluating" in log.read_text(encoding="utf-8")
+    assert "epoch 3 evaluating" in log.read_text(encoding="utf-8")
 
     # Two trials were under way at the same time: both were added before the first one ended.
     file = Path(beside["study_dir"]) / JOURNAL
