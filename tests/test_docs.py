@@ -16,7 +16,10 @@ PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((R
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUN = ("run_recbole_llm.py", "recbole-llm")
-COMMANDS = ("run", "compare", "tune", "models", "convert", "check", "recommend", "export", "evaluate", "help")
+COMMANDS = (
+    *("run", "compare", "tune", "models", "convert", "check", "recommend", "export", "evaluate", "help"),
+    "leaderboard",
+)
 
 
 def commands(page):

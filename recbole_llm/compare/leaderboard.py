@@ -12,10 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recbole_llm.compare import report, tables
 from recbole_llm.compare.analysis import Comparison
+from recbole_llm.compare.board import TESTED
+from recbole_llm.compare.claims import tests_of_board
+from recbole_llm.compare.datastats import statistics_of
 from recbole_llm.compare.execution import Outcome, execute, find_finished, is_same_run
+from recbole_llm.compare.pairs import families, pairs_of
 from recbole_llm.compare.plan import Job, Plan, make_plan
+from recbole_llm.compare.publish import check, write_pages
 from recbole_llm.compare.records import (
     BOARD,
     FORMAT,
@@ -25,6 +29,7 @@ from recbole_llm.compare.records import (
     read_json,
     record_name,
     record_of,
+    stored_pairs,
     tests_of,
     write_json,
 )
@@ -40,17 +45,22 @@ from recbole_llm.run.logging import log_to_console
 HELP = """\
 Tables of many models under one protocol, reproducible by command.
 
-  recbole-llm leaderboard [PLAN ...] [--data_path=FOLDER] [--key=value ...]
-  recbole-llm leaderboard --check
+  recbole-llm leaderboard [PLAN ...] [--models=ROW,ROW] [--seeds=1,2] [--data_path=FOLDER] [--key=value ...]
+  recbole-llm leaderboard --check | --rebuild
 
   PLAN             a file, or a name in props/leaderboard/ (default: all of them): rows, seeds and protocol as in
                    props/compare.yaml. Runs jobs without a record; the same command continues after an interruption
+  --models, --seeds
+                   run only these rows and seeds of the plan; the page says what is missing. A list for names with a
+                   comma: --models="[LRURec, 'A, B']"
   --results=DIR    where pages and records go (default: docs/results)
-  --check          rebuild every page from its records; exit status 1 if one differs
+  --check          make every page again from its records, the tables inside README.md and docs/ and claims.md
+                   included; exit status 1 if one differs
+  --rebuild        the same, and write them; runs nothing
   --key=value      where and how runs are executed (data_path, checkpoint_dir, use_gpu, show_progress, ...);
                    all other settings are in the plan
 
-Writes <PLAN>.md, .csv and .html, and a small JSON record per run in records/<PLAN>/.
+Writes <PLAN>.md, .csv, .html and claims.md, and a small JSON record per run in records/<PLAN>/.
 """
 RESULTS = Path("docs") / "results"
 
@@ -62,18 +72,36 @@ def leaderboard_main(arguments: Sequence[str]) -> int:
         return 0
     given, names = split_arguments(arguments)
     results = Path(str(given.pop("results", RESULTS))).expanduser()
-    if given.pop("check", False) is not False:
-        if names or given:
-            raise ConfigError("--check looks at every page of --results and takes no plan or setting.")
-        differing = check(results)
-        for file in differing:
-            sys.stdout.write(f"{file} is not what its records say: run `recbole-llm leaderboard {file.stem}`.\n")
-        return int(bool(differing))
+    for switch in ("check", "rebuild"):
+        if given.pop(switch, False) is not False:
+            if names or given:
+                raise ConfigError(f"--{switch} is about every page of --results and takes no plan or setting.")
+            return _check(results) if switch == "check" else _rebuild(results)
+    rows, seeds = _names(given.pop("models", None)), _names(given.pop("seeds", None))
     failed = False
     for plan in [find_plan(name) for name in names] or plans():
-        comparison = leaderboard(plan, results, given)
+        comparison = leaderboard(plan, results, given, rows, seeds)
         failed |= any(row.failures for row in comparison.all_rows)
     return int(failed)
+
+
+def _check(results: Path) -> int:
+    differing = check(results)
+    for file in differing:
+        sys.stdout.write(f"{file} is not what its records say: run `recbole-llm leaderboard --rebuild`.\n")
+    return int(bool(differing))
+
+
+def _rebuild(results: Path) -> int:
+    write_pages(results)
+    return 0
+
+
+def _names(value: Any) -> list[Any] | None:
+    """Return what a list on the command line names; None if it was not given."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return value if value is None or isinstance(value, list) else [value]
 
 
 def plans() -> list[Path]:
@@ -98,7 +126,11 @@ def find_plan(name: str) -> Path:
 
 
 def leaderboard(
-    plan_file: str | Path, results: str | Path = RESULTS, circumstances: Mapping[str, Any] | None = None
+    plan_file: str | Path,
+    results: str | Path = RESULTS,
+    circumstances: Mapping[str, Any] | None = None,
+    rows: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> RecordedComparison:
     """Run the jobs of a plan that have no record, record them, and write the pages.
 
@@ -113,11 +145,13 @@ def leaderboard(
         Folder of pages and records.
     circumstances : dict, optional
         Where and how runs are executed, such as ``data_path``; other settings are in the plan.
+    rows, seeds : list, optional
+        Run only these of the plan.
 
     Raises
     ------
     ConfigError
-        For a plan that cannot be carried out, or a setting that is part of it.
+        For a plan that cannot be carried out, a setting that is part of it, or rows and seeds that it does not have.
     """
     log_to_console()
     plan_file, results, given = Path(plan_file), Path(results), dict(circumstances or {})
@@ -128,21 +162,42 @@ def leaderboard(
                 f"{nearest(key, CIRCUMSTANCES)} Allowed here: {', '.join(sorted(CIRCUMSTANCES))}."
             )
     plan = make_plan(config_file_list=[plan_file], arguments=given)
+    wanted = _wanted(plan, rows, seeds)
     folder = results / "records" / plan_file.stem
     folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
         # A run on this machine comes first: only with its ranks can rows be tested against each other.
         known = {(job.label, job.seed): _known(job, folder) for job in plan.jobs}
         missing = [job for job in plan.jobs if known[job.label, job.seed] is None]
-        logging.getLogger().info(f"{plan_file.stem}: {len(missing)} of {len(plan.jobs)} runs are missing.")
+        chosen = [job for job in missing if (job.label, job.seed) in wanted]
+        logging.getLogger().info(
+            f"{plan_file.stem}: {len(missing)} of {len(plan.jobs)} runs are missing, {len(chosen)} are made now."
+        )
+
+        data = statistics_of(plan.jobs[0].config)
 
         def write(outcomes: Sequence[Outcome]) -> None:
             if any(known.values()) or any(outcome.run_dir for outcome in outcomes):
-                _write_board(plan, folder, known, outcomes)
-                write_pages(folder, results)
+                _write_board(plan, folder, known, outcomes, data)
+                write_pages(results)
 
-        write(execute(replace(plan, jobs=missing), write))
+        write(execute(replace(plan, jobs=chosen), write))
         return RecordedComparison(folder, results)
+
+
+def _wanted(plan: Plan, rows: Sequence[str] | None, seeds: Sequence[int] | None) -> set[tuple[str, int]]:
+    """Return label and seed of the jobs asked for."""
+    has: dict[str, list[Any]] = {"models": plan.labels, "seeds": list(dict.fromkeys(job.seed for job in plan.jobs))}
+    for key, values in (("models", rows), ("seeds", seeds)):
+        for value in values or ():
+            if value not in has[key]:
+                listed = ", ".join(map(str, has[key]))
+                raise ConfigError(f"--{key}: {value!r} is not in the plan, which has {listed}.")
+    return {
+        (job.label, job.seed)
+        for job in plan.jobs
+        if (rows is None or job.label in rows) and (seeds is None or job.seed in seeds)
+    }
 
 
 def _known(job: Job, folder: Path) -> FinishedRun | None:
@@ -156,7 +211,11 @@ def _known(job: Job, folder: Path) -> FinishedRun | None:
 
 
 def _write_board(
-    plan: Plan, folder: Path, known: Mapping[tuple[str, int], FinishedRun | None], outcomes: Sequence[Outcome]
+    plan: Plan,
+    folder: Path,
+    known: Mapping[tuple[str, int], FinishedRun | None],
+    outcomes: Sequence[Outcome],
+    data: Mapping[str, object],
 ) -> None:
     """Write the records of all runs and the file that lists them; remove records of rows no longer in the plan."""
     rows = _rows_of(plan, known, outcomes)
@@ -178,8 +237,10 @@ def _write_board(
         ],
         "options": {key: plan.options[key] for key in ("baselines", "significance_test", "significance_level")},
         "warnings": plan.warnings,
+        "seeds": list(dict.fromkeys(job.seed for job in plan.jobs)),
+        "data": data,
         "ranks": hashes,
-        "tests": _tests(plan, rows, hashes, folder / BOARD),
+        **_tests(plan, rows, hashes, folder),
     }
     write_json(folder / BOARD, board)
     for file in folder.glob("*.json"):
@@ -204,49 +265,19 @@ def _rows_of(
     return [rows[label] for label in plan.labels]
 
 
-def _tests(plan: Plan, rows: Sequence[Row], hashes: Mapping[str, list[str]], file: Path) -> list[dict[str, Any]]:
-    """Return the paired tests: computed if all runs are present, else stored ones of the same ranks, else none."""
+def _tests(plan: Plan, rows: Sequence[Row], hashes: Mapping[str, list[str]], folder: Path) -> dict[str, Any]:
+    """Return paired tests: computed if all runs are present, else stored ones of the same ranks, else none."""
     runs = [run for row in rows for run in row.runs]
     if all(run.ranks for run in runs):
         check_same_test(runs)
         mark_baselines(rows, plan.options["baselines"])
-        return tests_of(Comparison(rows, plan.options, plan.directory))
-    old = read_json(file) if file.is_file() else {}
-    return old["tests"] if old.get("ranks") == hashes else []
-
-
-def pages_of(folder: Path, results: Path) -> dict[Path, str]:
-    """Render the pages of a board from its records alone, by file."""
-    comparison = RecordedComparison(folder, results)
-    command = f"recbole-llm leaderboard {folder.name}"
-    head = f"# {comparison.dataset}: {folder.name}\n\n<!-- Made by `{command}`; changes by hand are lost. -->\n"
-    origin = "\n".join(f"* {name}: {value}" for name, value in report.facts_of(comparison, command))
-    return {
-        results / f"{folder.name}.md": f"{head}\n{tables.as_markdown(comparison)}\n## Provenance\n\n{origin}\n",
-        results / f"{folder.name}.csv": tables.as_csv(comparison),
-        results / f"{folder.name}.html": report.render(comparison, command),
-    }
-
-
-def write_pages(folder: Path, results: Path) -> None:
-    """Write the pages of a board, each atomically."""
-    for file, content in pages_of(folder, results).items():
-        temporary = file.with_name(f"{file.name}.tmp")
-        temporary.write_text(content, encoding="utf-8", newline="\n")
-        temporary.replace(file)
-
-
-def check(results: str | Path = RESULTS) -> list[Path]:
-    """Return pages that are missing or differ from their records.
-
-    Raises
-    ------
-    ConfigError
-        If there are no records.
-    """
-    results = Path(results)
-    boards = sorted(file.parent for file in (results / "records").glob(f"*/{BOARD}"))
-    if not boards:
-        raise ConfigError(f"There are no records in {results / 'records'}: run a plan first.")
-    pages = {file: content for folder in boards for file, content in pages_of(folder, results).items()}
-    return [file for file, content in pages.items() if not file.is_file() or file.read_bytes() != content.encode()]
+        comparison = Comparison(rows, plan.options, plan.directory)
+        claimed = tests_of_board(folder.name)
+        wanted = [(row.label, twin.label) for twin, others in families(rows) for row in others]
+        wanted += [(test.row, test.against) for test in claimed]
+        metrics = dict.fromkeys([*TESTED, *(test.metric for test in claimed)])
+        pairs = pairs_of(comparison, wanted, list(metrics))
+        return {"tests": tests_of(comparison), "pairs": stored_pairs(pairs)}
+    old = read_json(folder / BOARD) if (folder / BOARD).is_file() else {}
+    same = old.get("ranks") == hashes
+    return {key: old[key] if same else [] for key in ("tests", "pairs")}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.compare.analysis import Comparison, Test
+from recbole_llm.compare.pairs import Pair
 from recbole_llm.compare.runs import FinishedRun, Row, mark_baselines
 from recbole_llm.errors import CheckpointError
 from recbole_llm.run.identity import CIRCUMSTANCES, plain
@@ -152,6 +153,11 @@ class RecordedComparison(Comparison):
         return tests
 
     @cached_property
+    def pairs(self) -> list[Pair]:
+        """The stored comparisons of two rows each."""
+        return [Pair(**entry) for entry in self.board["pairs"]]
+
+    @cached_property
     def warnings(self) -> list[str]:
         """Warnings about the comparison, for the reader of its tables."""
         missing = [] if self.board["tests"] else ["The paired tests are missing: they need the runs of all rows."]
@@ -166,3 +172,8 @@ def hashes_of(rows: Sequence[Row]) -> dict[str, list[str]]:
 def tests_of(comparison: Comparison) -> list[dict[str, Any]]:
     """The paired tests of a comparison as a board keeps them."""
     return plain([{"version": version, **asdict(test)} for (version, _, _), test in comparison.tests.items()])
+
+
+def stored_pairs(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Return pairs as a board keeps them."""
+    return [plain(asdict(pair)) for pair in pairs]

@@ -173,26 +173,28 @@ def as_markdown(comparison: Comparison) -> str:
     heads = metric_heads(comparison)
     parts = []
     for version in comparison.versions:
-        grid = [[_escape_markdown(label), *cells] for label, *cells in metric_grid(comparison, version, show)]
-        parts += [caption(comparison, version) + ".", "", _markdown_table(grid, heads), ""]
+        grid = [[escape_markdown(label), *cells] for label, *cells in metric_grid(comparison, version, show)]
+        parts += [caption(comparison, version) + ".", "", markdown_table(grid, heads), ""]
     parts += [f"Best in bold, second best in italics. \\* {comparison.test_description}.", ""]
-    costs = [[_escape_markdown(label), *cells] for label, *cells in cost_grid(comparison)]
-    parts += [_markdown_table(costs, cost_heads(comparison)), ""]
+    costs = [[escape_markdown(label), *cells] for label, *cells in cost_grid(comparison)]
+    parts += [markdown_table(costs, cost_heads(comparison)), ""]
     if comparison.timed:
-        ladder = [[_escape_markdown(label), *cells] for label, *cells in ladder_grid(comparison)]
-        parts += [ladder_caption(comparison) + ".", "", _markdown_table(ladder, ladder_heads(comparison)), ""]
-    parts += [f"* {_escape_markdown(warning)}" for warning in comparison.warnings]
+        ladder = [[escape_markdown(label), *cells] for label, *cells in ladder_grid(comparison)]
+        parts += [ladder_caption(comparison) + ".", "", markdown_table(ladder, ladder_heads(comparison)), ""]
+    parts += [f"* {escape_markdown(warning)}" for warning in comparison.warnings]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Escape what Markdown would read as markup."""
     for character in "\\`*_|<":
         text = text.replace(character, "\\" + character)
     return " ".join(text.split())
 
 
-def _markdown_table(grid: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *grid]
+def markdown_table(grid: Sequence[Sequence[str]], heads: Sequence[str], left: int = 1) -> str:
+    """Return a table of GitHub's Markdown with its first ``left`` columns aligned to the left."""
+    lines = [heads, [*["---"] * left, *["---:"] * (len(heads) - left)], *grid]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from recbole_llm.cli import main
 from recbole_llm.compare import execution, worker
-from recbole_llm.compare.leaderboard import check, find_plan, leaderboard, plans
+from recbole_llm.compare.leaderboard import find_plan, leaderboard, plans
 from recbole_llm.compare.plan import make_plan
+from recbole_llm.compare.publish import check
 from recbole_llm.compare.records import RecordedComparison, record_name
 from recbole_llm.errors import CheckpointError, ConfigError
 from tests.worlds import write_cycle
@@ -29,7 +30,8 @@ models:
 baselines: [MostPopular]
 """
 HERE = {"data_path": "data", "show_progress": False, "use_gpu": False}
-RECORDS = Path("docs/results/records/toy")
+RESULTS = Path("docs/results")
+RECORDS = RESULTS / "records/toy"
 
 
 @pytest.fixture(autouse=True)
@@ -81,26 +83,26 @@ def test_a_leaderboard(here, capsys):
     assert str(Path.cwd()) not in table + page
 
     # The pages come from the records alone, and the same command runs nothing.
-    assert main(["leaderboard", "--check"]) == 0 and check() == []
+    assert main(["leaderboard", "--check"]) == 0 and check(RESULTS) == []
     before = pages()
     shutil.rmtree("saved")
     for name in before:
         (Path("docs/results") / name).unlink()
     assert main(["leaderboard", "--check"]) == 1
-    assert capsys.readouterr().out.count("run `recbole-llm leaderboard toy`") == 3
+    assert capsys.readouterr().out.count("run `recbole-llm leaderboard --rebuild`") == 3
     leaderboard("toy.yaml", circumstances=HERE)
-    assert len(here) == 6 and pages() == before and check() == []
+    assert len(here) == 6 and pages() == before and check(RESULTS) == []
 
     # A figure that was typed.
     file = Path("docs/results/toy.md")
     file.write_text(file.read_text(encoding="utf-8").replace("0.", "1.", 1), encoding="utf-8")
-    assert check() == [file]
+    assert check(RESULTS) == [file]
     file.write_bytes(before["toy.md"])
     record = RECORDS / record_name("LRURec", 1)
     content = json.loads(record.read_text(encoding="utf-8"))
     content["test_masked"]["recall@10"] += 0.01
     record.write_text(json.dumps(content), encoding="utf-8")
-    assert [path.name for path in check()] == ["toy.md", "toy.csv", "toy.html"]
+    assert [path.name for path in check(RESULTS)] == ["toy.md", "toy.csv", "toy.html"]
 
 
 def test_what_changed_is_run_again_and_what_left_is_dropped(here):
@@ -126,7 +128,7 @@ def test_a_run_that_fails_is_listed_and_tried_again(here):
     Path("toy.yaml").write_text(PLAN.replace("LRURec, epochs: 2", "DIEN"), encoding="utf-8")
     assert main(["leaderboard", "toy.yaml", "--data_path=data", "--use_gpu=False"]) == 1
     assert "DIEN, seed 1 is missing" in Path("docs/results/toy.md").read_text(encoding="utf-8")
-    assert check() == []
+    assert check(RESULTS) == []
     here.clear()
     assert main(["leaderboard", "toy.yaml", "--data_path=data", "--use_gpu=False"]) == 1
     assert here == [("DIEN", 1), ("DIEN", 2)]
@@ -144,7 +146,7 @@ def test_stopped_and_started_again(here, monkeypatch):
         patch.setattr(execution, "in_own_process", stop)
         with pytest.raises(KeyboardInterrupt):
             leaderboard("toy.yaml", circumstances=HERE)
-    assert check() == [] and len(list(RECORDS.glob("*-seed*"))) == 3  # what is finished is shown
+    assert check(RESULTS) == [] and len(list(RECORDS.glob("*-seed*"))) == 3  # what is finished is shown
     leaderboard("toy.yaml", circumstances=HERE)
     assert len(here) == 6 and len(RecordedComparison(RECORDS, Path("docs/results")).rows) == 3
 
@@ -164,7 +166,7 @@ def test_user_errors(capsys):
     for damaged in ("{", "[]", '{"format": 99}'):
         (RECORDS / "board.json").write_text(damaged)
         with pytest.raises(CheckpointError, match="board.json"):
-            check()
+            check(RESULTS)
 
 
 # ---- the plans that ship
