@@ -123,17 +123,17 @@ class GenerateAlone:
         output = model.t5.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
             attention_mask=mask,
-            num_beams=model.beams,
-            num_return_sequences=model.beams,
+            num_beams=model.settings.beams,
+            num_return_sequences=model.settings.beams,
             max_new_tokens=model.trie.max_length,
-            length_penalty=model.length_penalty,
-            early_stopping=model.early_stopping,
+            length_penalty=model.settings.length_penalty,
+            early_stopping=model.settings.early_stopping,
             do_sample=False,
             output_scores=True,
             return_dict_in_generate=True,
         )
-        item = model.trie.item_of[model.trie.walk(output.sequences[:, 1:])].view(-1, model.beams)
-        score = output.sequences_scores.view(-1, model.beams)
+        item = model.trie.item_of[model.trie.walk(output.sequences[:, 1:])].view(-1, model.settings.beams)
+        score = output.sequences_scores.view(-1, model.settings.beams)
         return item_scores(item, score, model.fill, torch.zeros(len(item), dtype=torch.long, device=item.device))
 
 

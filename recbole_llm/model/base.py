@@ -154,11 +154,11 @@ class LLMRecommender(SequentialRecommender):
     def start_evaluation(self) -> None:
         """Reset the counts of :meth:`evaluation_counts`; called before every evaluation."""
 
-    def evaluation_counts(self) -> dict[str, int]:
+    def evaluation_counts(self) -> Mapping[str, float]:
         """Return counts since :meth:`start_evaluation`; the trainer adds up those of all processes."""
         return {}
 
-    def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, Any] | None:
+    def evaluation_report(self, counts: Mapping[str, float]) -> dict[str, Any] | None:
         """Turn the counts of a whole evaluation into figures for the results; None: nothing to report."""
         return None
 

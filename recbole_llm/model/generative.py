@@ -13,21 +13,21 @@ titles in place of codes.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional
-from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_llm.config.schema import models as schema
 from recbole_llm.data.candidates import CANDIDATES, UnseenNegatives
 from recbole_llm.evaluator.mask import excluded
+from recbole_llm.layer.code_loss import NO_TOKEN, CodeLoss
 from recbole_llm.layer.precision import product
-from recbole_llm.llm.backbone import dtype_to_train, load_encoder, load_seq2seq, load_tokenizer
+from recbole_llm.llm.backbone import load_tokenizer
 from recbole_llm.llm.head import float32_logits
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.llm.t5 import load_t5, redraw_numbers
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.prompt.decoding import (
     DecodingCounts,
@@ -37,13 +37,13 @@ from recbole_llm.prompt.decoding import (
     exact_scores,
     item_scores,
 )
+from recbole_llm.prompt.item_codes import labels_of, pack, unpack
 from recbole_llm.prompt.item_index import Histories, ItemIndex, build_item_index
 from recbole_llm.prompt.p5 import PromptTable, Templates, WordPrompts
 from recbole_llm.text.item_text import item_text_of
 
 PAPER_LLM = "google-t5/t5-small"
 AROUND_CANDIDATES = 128  # tokens of a prompt that are kept for words and history beside candidates
-CODE_BYTES = 64  # codes are stored in rows of a multiple of this many bytes
 
 
 class GenerativeRecommender(LLMRecommender):
@@ -70,36 +70,27 @@ class GenerativeRecommender(LLMRecommender):
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
         self.settings = settings = schema.Generative.of(config)
-        self.task, self.head_kind, self.item_repr = settings.task, settings.head, settings.item_repr
-        self.decoding, self.loss_reduction = settings.decoding, settings.loss_reduction
-        self.prompt_cut, self.max_prompt_tokens = settings.prompt_cut, settings.max_prompt_tokens
-        self.whole_word_rule, self.whole_word_at_test = settings.whole_word, settings.whole_word_at_test
-        self.pad_in_loss = settings.pad_in_loss
-        self.unmasked_cross_attention = settings.unmasked_cross_attention
-        self.beams, self.length_penalty = settings.beams, settings.length_penalty
-        self.early_stopping, self.max_new_tokens = settings.early_stopping, settings.max_new_tokens
+        self.task, self.head_kind, self.decoding = settings.task, settings.head, settings.decoding
         self.k = max(config["topk"])
         self.mask_history = bool(config["mask_history"])
+        self.max_prompt_tokens = settings.max_prompt_tokens
         self.tasks = self.train_tasks(config)
         key = "topn_test_template" if self.task == "topn" else "test_template"
         self.templates = Templates.of(self.templates_of(config), self.task, self.test_template_of(config, key), key)
-        self._separators = list(self.settings.separators)
-        self._item_prefix, self._target_prefix = settings.item_prefix or "", settings.target_prefix or ""
+        self._separators = list(settings.separators)
 
         spec = LLMSpec.from_config(config, key="llm", preferred=PAPER_LLM)
-        scratch = self.settings.rec_llm_init == "scratch"
-        self.resolved = resolve_llm(spec, logger=self.logger, weights=not scratch)
-        self.scratch = scratch
+        self.resolved = resolve_llm(spec, logger=self.logger, weights=settings.rec_llm_init == "pretrained")
         self.tokenizer = load_tokenizer(self.resolved)
         # With codes in the place of texts nothing is read: a control of the text would change nothing.
-        by_text = self.item_repr == "title" or self.settings.item_index == "title"
+        by_text = settings.item_repr == "title" or settings.item_index == "title"
         self.item_text = item_text_of(dataset, config, for_prompt=True) if by_text else None
         index = build_item_index(
-            self.settings.item_index,
+            settings.item_index,
             Histories.of(dataset),
-            self.settings.item_index_seed,
+            settings.item_index_seed,
             self.item_text.texts if self.item_text else (),
-            **self._index_options(config),
+            **self._index_options(settings),
         )
         if index.leak == "leaky":
             self.logger.warning(
@@ -109,28 +100,23 @@ class GenerativeRecommender(LLMRecommender):
         if index.new_tokens:
             self.tokenizer.add_tokens(index.new_tokens)
 
-        rate = settings.dropout
-        self.t5: Any
-        if self.head_kind == "decoder":
-            width = self.settings.feed_forward_size
-            self.t5 = load_seq2seq(self.resolved, not scratch, rate, width, self.settings.scratch_shape)
-            self.d = self.t5.config.d_model
-        else:
-            self.t5 = load_encoder(
-                self.resolved, not scratch, dtype_to_train(self.resolved), rate, self.settings.scratch_shape
-            )
-            self.d = self.t5.config.d_model
+        self.t5 = load_t5(self.resolved, settings)
+        self.d = self.t5.config.d_model
+        if self.head_kind == "projection":
             self.projection = nn.Linear(self.d, self.n_items, bias=False)
         if index.new_tokens and len(self.tokenizer) > self.t5.get_input_embeddings().num_embeddings:
             self.t5.resize_token_embeddings(len(self.tokenizer))
-        if self.settings.digit_embedding_range is not None:
-            self._redraw_digits(self.settings.digit_embedding_range)
-        self.whole_word_embedding = nn.Embedding(self.settings.whole_word_size, self.d)
-        nn.init.normal_(self.whole_word_embedding.weight, std=self.settings.whole_word_std)
-        shape = (len(self.tasks), self.settings.soft_prompts, self.d)
+        if settings.digit_embedding_range is not None:
+            redraw_numbers(self.t5, self.tokenizer, settings.digit_embedding_range)
+        self.whole_word_embedding = nn.Embedding(settings.whole_word_size, self.d)
+        nn.init.normal_(self.whole_word_embedding.weight, std=settings.whole_word_std)
+        shape = (len(self.tasks), settings.soft_prompts, self.d)
         self.soft_prompt = nn.Parameter(torch.empty(shape).uniform_(-0.1, 0.1)) if shape[1] else None
-        self.register_buffer("index_codes", self._as_bytes(index))
+        self.register_buffer("index_codes", pack(index))
         self._use_index(index)
+        self.code_loss = CodeLoss(
+            settings.loss_reduction, self.tokenizer.pad_token_id if settings.pad_in_loss else None
+        )
         self.negatives = self._negatives(config, dataset)
         self.reports_loss = str(config["valid_metric"]).lower() == "loss"
         self.start_evaluation()
@@ -171,77 +157,42 @@ class GenerativeRecommender(LLMRecommender):
         return UnseenNegatives(dataset, min(wanted, max(room - 1, 1)))
 
     @staticmethod
-    def _index_options(config: Any) -> dict[str, Any]:
+    def _index_options(settings: schema.Generative) -> dict[str, Any]:
         clusters, quantisation = ("clusters", "cluster_size"), ("factors", "subspaces", "codewords")
-        names = {"collaborative": clusters, "sci": clusters, "gci": quantisation}.get(config["item_index"], ())
-        options = {name: config[f"item_index_{name}"] for name in names}
+        names = {"collaborative": clusters, "sci": clusters, "gci": quantisation}.get(settings.item_index, ())
+        options = {name: getattr(settings, f"item_index_{name}") for name in names}
         return {name: value for name, value in options.items() if value is not None}
-
-    def _redraw_digits(self, bound: float) -> None:
-        """Reinitialise embeddings of number tokens from U(-bound, bound) (LightLM)."""
-        pieces = self.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer))))
-        numbers = [token for token, piece in enumerate(pieces) if piece and piece.lstrip("\u2581").isdigit()]
-        table = self.t5.get_input_embeddings().weight
-        with torch.no_grad():
-            table[numbers] = torch.empty(len(numbers), table.shape[1]).uniform_(-bound, bound)
 
     # ---- item index: part of what a run must keep, whatever a later version of a clustering finds
 
-    def _as_bytes(self, index: ItemIndex) -> torch.Tensor:
-        """Codes of items and then users as rows of UTF-8."""
-        rows = [code.encode() for code in (*index.items, *index.users)]
-        width = -(-max(map(len, rows)) // CODE_BYTES) * CODE_BYTES
-        table = np.zeros((len(rows), width), dtype=np.uint8)
-        for place, row in enumerate(rows):
-            table[place, : len(row)] = np.frombuffer(row, dtype=np.uint8)
-        return torch.from_numpy(table)
-
     def _use_index(self, index: ItemIndex) -> None:
         self.index = index
-        shown = self.item_text.texts if self.item_text and self.item_repr == "title" else index.items
-        mark = (self._item_prefix, "") if self.item_repr == "index" else ("[", "]")
+        by_title = self.settings.item_repr == "title"
+        shown = self.item_text.texts if self.item_text and by_title else index.items
+        mark = ("[", "]") if by_title else (self.settings.item_prefix or "", "")
         self.prompt_table = PromptTable(
             self.tokenizer,
             self.templates.texts,
             [mark[0] + text + mark[1] for text in shown],
             [f"user_{code}" for code in index.users],
             separators=self._separators,
-            rule=self.whole_word_rule,
-            items_are_entities=self.item_repr == "title",
+            rule=self.settings.whole_word,
+            items_are_entities=by_title,
         )
         end = [self.tokenizer.eos_token_id]
-        targets = [self._target_prefix + code for code in index.items]
+        targets = [(self.settings.target_prefix or "") + code for code in index.items]
         self.codes = [tokens + end for tokens in self.tokenizer(targets, add_special_tokens=False).input_ids]
         self.codes[0] = []
         vocabulary = max(self.t5.get_input_embeddings().num_embeddings, len(self.tokenizer))
         self.trie = Trie(self.codes, vocabulary) if self.head_kind == "decoder" else None
-        longest = max(map(len, self.codes))
-        labels = torch.full((self.n_items, longest), -100)
-        for item, code in enumerate(self.codes):
-            labels[item, : len(code)] = torch.tensor(code, dtype=torch.long)
-        self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("labels", labels_of(self.codes), persistent=False)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        stored = state_dict.get(prefix + "index_codes")
-        if (
-            stored is not None
-            and stored.shape == self.index_codes.shape
-            and not torch.equal(stored.cpu(), self.index_codes.cpu())
-        ):
-            texts = [bytes(row[row > 0]).decode() for row in stored.cpu().numpy()]
-            items, users = texts[: self.n_items], texts[self.n_items :]
-            index = self.index
-            self._use_index(ItemIndex(index.scheme, items, users, index.new_tokens, index.leak, index.info))
+        stored, own = state_dict.get(prefix + "index_codes"), self.index_codes
+        if stored is not None and stored.shape == own.shape and not torch.equal(stored.cpu(), own.cpu()):
+            self._use_index(unpack(stored, self.index))
             self.to(self.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Move the trie along with the tensors."""
-        result = super()._apply(*args, **kwargs)
-        trie = getattr(self, "trie", None)
-        if trie is not None:
-            trie.to(self.labels.device)
-        return result
 
     # ---- prompts
 
@@ -261,7 +212,7 @@ class GenerativeRecommender(LLMRecommender):
         else:
             template = torch.full((len(items),), self.templates.test * len(self._separators))
         user = interaction[self.USER_ID]
-        return self.prompt_table.build(user, items, length, template, self.max_prompt_tokens, self.prompt_cut)
+        return self.prompt_table.build(user, items, length, template, self.max_prompt_tokens, self.settings.prompt_cut)
 
     def candidates_of(self, interaction: Interaction) -> torch.Tensor:
         """Return the items to choose from, (B, C), 0 at the end where there are fewer: the batch's, or drawn ones."""
@@ -288,7 +239,7 @@ class GenerativeRecommender(LLMRecommender):
         mask : torch.LongTensor, shape (B, P + T)
         """
         x = self.t5.get_input_embeddings()(prompts.input_ids)
-        if self.whole_word_rule != "none" and (self.training or self.whole_word_at_test):
+        if self.settings.whole_word != "none" and (self.training or self.settings.whole_word_at_test):
             ids = prompts.whole_word_ids.clamp(max=self.whole_word_embedding.num_embeddings - 1)
             x = x + self.whole_word_embedding(ids)
         mask = prompts.attention_mask
@@ -298,32 +249,7 @@ class GenerativeRecommender(LLMRecommender):
             mask = functional.pad(mask, (len(soft), 0), value=1)
         encoder = self.t5.get_encoder() if self.head_kind == "decoder" else self.t5
         hidden = encoder(inputs_embeds=x, attention_mask=mask).last_hidden_state
-        return hidden, torch.ones_like(mask) if self.unmasked_cross_attention else mask
-
-    def code_loss(self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean negative log-likelihood of codes, teacher forced.
-
-        Parameters
-        ----------
-        hidden, mask
-            From :meth:`forward`.
-        labels : torch.LongTensor, shape (B, T)
-            Tokens of the codes, -100 after their end.
-        """
-        if self.pad_in_loss:
-            labels = labels.masked_fill(labels == -100, self.tokenizer.pad_token_id)
-        # Not by `labels`: transformers would compute a loss of its own besides.
-        logits = self.t5(
-            encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-            attention_mask=mask,
-            decoder_input_ids=self.t5.prepare_decoder_input_ids_from_labels(labels),
-            use_cache=False,
-        ).logits
-        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-        counted = labels != -100
-        if self.loss_reduction == "token":
-            return losses.sum() / counted.sum()
-        return (losses.sum(1) / counted.sum(1)).mean()
+        return hidden, torch.ones_like(mask) if self.settings.unmasked_cross_attention else mask
 
     # ---- training
 
@@ -347,16 +273,14 @@ class GenerativeRecommender(LLMRecommender):
         return self._weight
 
     def _weight_of(self, labels: torch.Tensor) -> torch.Tensor | float:
-        if self.head_kind == "projection" or self.loss_reduction == "sample":
-            return len(labels)
-        count = (labels != -100).sum(1)
-        return count.max() * len(count) if self.pad_in_loss else count.sum()
+        return len(labels) if self.head_kind == "projection" else self.code_loss.weight(labels)
 
     def _loss(
         self, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, interaction: Interaction, task: str
     ) -> torch.Tensor:
         if self.head_kind == "decoder":
-            return self.code_loss(hidden, mask, labels[:, : int((labels != -100).sum(1).max())])
+            longest = int((labels != NO_TOKEN).sum(1).max())
+            return self.code_loss(self.t5, hidden, mask, labels[:, :longest])
         target, scores = interaction[self.POS_ITEM_ID], self._project(hidden, mask)
         if task == "topn":
             candidates = interaction[CANDIDATES]
@@ -400,11 +324,11 @@ class GenerativeRecommender(LLMRecommender):
                     hidden,
                     mask,
                     self.trie,
-                    self.beams,
+                    self.settings.beams,
                     constrained=self.decoding == "trie",
-                    max_length=self.max_new_tokens,
-                    length_penalty=self.length_penalty,
-                    early_stopping=self.early_stopping,
+                    max_length=self.settings.max_new_tokens,
+                    length_penalty=self.settings.length_penalty,
+                    early_stopping=self.settings.early_stopping,
                 )
             history = interaction[self.ITEM_SEQ]
             left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
@@ -424,20 +348,18 @@ class GenerativeRecommender(LLMRecommender):
         """Add the loss of the targets of evaluated rows, teacher forced."""
         labels = self.labels[interaction[self.POS_ITEM_ID]]
         weight = float(self._weight_of(labels))
-        self._loss_sum += float(self._loss(hidden, mask, labels, interaction, self.task)) * weight
-        self._loss_weight += weight
+        loss = float(self._loss(hidden, mask, labels, interaction, self.task))
+        self.counts.add(loss_sum=loss * weight, loss_weight=weight)
 
     def start_evaluation(self) -> None:
-        """Reset the counts of beams."""
+        """Reset the counts of beams and the sum of losses."""
         self.counts = DecodingCounts()
-        self._loss_sum, self._loss_weight = 0.0, 0.0
 
-    def evaluation_counts(self) -> dict[str, Any]:
+    def evaluation_counts(self) -> Mapping[str, float]:
         """Return counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
-        loss = {"loss_sum": self._loss_sum, "loss_weight": self._loss_weight} if self._loss_weight else {}
-        return {**self.counts.counts, **loss}
+        return dict(self.counts.counts)
 
-    def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
+    def evaluation_report(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Rates of invalid, repeated and already-seen beams and of list places by their origin, and the mean ``loss``.
 
         The loss is included if ``valid_metric`` names it.
@@ -451,7 +373,7 @@ class GenerativeRecommender(LLMRecommender):
         return {
             "llm": self.resolved.label(),
             "llm_revision": self.resolved.revision,
-            "rec_llm_init": "scratch" if self.scratch else "pretrained",
+            "rec_llm_init": self.settings.rec_llm_init,
             "item_index": self.index.scheme,
             "item_index_leak": self.index.leak,
             "item_index_info": self.index.info,

@@ -433,11 +433,11 @@ class LLMSeqPrompt(LLMRecommender):
         self.counts: dict[str, int] = {}
         self.writer.tokens = 0
 
-    def evaluation_counts(self) -> dict[str, int]:
+    def evaluation_counts(self) -> Mapping[str, float]:
         """Return counts since :meth:`start_evaluation`; the trainer adds up those of several processes."""
         return {**self.counts, "tokens": self.writer.tokens}
 
-    def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, float]:
+    def evaluation_report(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Rates of :func:`recbole_llm.prompt.answer_counts.answer_rates`."""
         return answer_rates(counts, self.variant in ("classify", "rank"))
 

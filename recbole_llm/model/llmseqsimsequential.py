@@ -55,12 +55,12 @@ class LLMSeqSimSequential(Hybrid):
         """Reset the number of users that each model served."""
         self._served = torch.zeros(2, dtype=torch.long)
 
-    def evaluation_counts(self) -> dict[str, int]:
+    def evaluation_counts(self) -> Mapping[str, float]:
         """Users that each model served since the evaluation began; the trainer adds up those of several processes."""
         popular, unpopular = self._served.tolist()
         return {"users_of_popular_model": popular, "users_of_unpopular_model": unpopular}
 
-    def evaluation_report(self, counts: Mapping[str, int]) -> dict[str, int]:
+    def evaluation_report(self, counts: Mapping[str, float]) -> dict[str, float]:
         """Return the same counts."""
         return {name: counts[name] for name in self.evaluation_counts()} if counts else {}
 

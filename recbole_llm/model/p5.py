@@ -101,7 +101,7 @@ class P5(GenerativeRecommender):
             interaction[self.ITEM_SEQ_LEN],
             template,
             self.max_prompt_tokens,
-            self.prompt_cut,
+            self.settings.prompt_cut,
             candidates,
             item,
         )

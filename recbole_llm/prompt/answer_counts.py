@@ -47,7 +47,7 @@ def count_answers(
     }
 
 
-def answer_rates(counts: Mapping[str, int], chosen: bool) -> dict[str, float]:
+def answer_rates(counts: Mapping[str, float], chosen: bool) -> dict[str, float]:
     """Turn counts into rates among all names that were written, and per user.
 
     ``exact_rate``, ``hallucination_rate`` and ``empty_rate`` add up to 1. ``duplicate_rate``: names that the same user

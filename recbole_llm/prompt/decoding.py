@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutput
@@ -21,7 +22,7 @@ NOTHING = -1e8
 UNREACHED = -1e6
 
 
-class Trie:
+class Trie(nn.Module):
     """Codes of the catalogue as tensors: edges (node, token) -> node, sorted, so that a step is one binary search.
 
     Parameters
@@ -30,13 +31,29 @@ class Trie:
         Token ids by internal item id, each with its end token; ``codes[0]``, padding, is left out.
     vocab_size : int
 
+    Attributes
+    ----------
+    item_of : torch.LongTensor, shape (nodes + 1,)
+        Item that ends at a node, 0 for none.
+    keys, child : torch.LongTensor, shape (edges,)
+        Edges as ``node * vocab_size + token``, sorted, and the nodes that they lead to.
+    count, first : torch.LongTensor, shape (nodes + 1,)
+        Number of edges from a node, and the place of the first one.
+
     Raises
     ------
     ConfigError
         Two items share a code, a code is empty, or one is the beginning of another.
     """
 
+    item_of: torch.Tensor
+    keys: torch.Tensor
+    child: torch.Tensor
+    count: torch.Tensor
+    first: torch.Tensor
+
     def __init__(self, codes: Sequence[Sequence[int]], vocab_size: int) -> None:
+        super().__init__()
         self.vocab_size = vocab_size
         self.max_length = max(len(code) for code in codes[1:])
         edges: dict[int, int] = {}
@@ -57,18 +74,13 @@ class Trie:
         keys = torch.tensor(sorted(edges))
         child = torch.tensor([edges[key] for key in keys.tolist()])
         count = torch.bincount(keys // vocab_size, minlength=len(item_of))
-        self.item_of = torch.tensor([*item_of, 0])  # the last node, one more than there are, is where strangers end
-        if bool((count[self.item_of[:-1] > 0] > 0).any()):
+        if bool((count[torch.tensor(item_of) > 0] > 0).any()):
             raise ConfigError("item_index: the tokens of one item are the beginning of another's; give them an end.")
-        self.keys, self.child = keys, child
-        self.count = functional.pad(count, (0, 1))
-        self.first = self.count.cumsum(0) - self.count
-
-    def to(self, device: Any) -> "Trie":
-        """Move the tensors."""
-        for name in ("item_of", "keys", "child", "count", "first"):
-            setattr(self, name, getattr(self, name).to(device))
-        return self
+        # The last node, one more than there are, is where strangers end.
+        count = functional.pad(count, (0, 1))
+        tensors = {"item_of": torch.tensor([*item_of, 0]), "keys": keys, "child": child, "count": count}
+        for name, tensor in {**tensors, "first": count.cumsum(0) - count}.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def walk(self, tokens: torch.Tensor) -> torch.Tensor:
         """Node after reading tokens from the root; (N, T) -> (N,). Tokens after an item has ended do not count."""
@@ -104,7 +116,7 @@ class TrieConstraint(LogitsProcessor):
         return self.trie.mask(scores, self.trie.walk(input_ids[:, self.skip :]))
 
 
-class LineEnd:
+class LineEnd(nn.Module):
     """Stopping criterion for one-line answers: the line break after the first words.
 
     Parameters
@@ -114,22 +126,20 @@ class LineEnd:
         Width of the logits.
     """
 
+    words: torch.Tensor
+    breaks: torch.Tensor
+    whole: torch.Tensor
+
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+        super().__init__()
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
         lines = [text.split("\n") for text in texts][:vocab_size]
         rest = vocab_size - len(lines)
         words = [any(line.strip() for line in parts) for parts in lines]
         breaks = [len(parts) > 1 for parts in lines]
         whole = [any(line.strip() for line in parts[:-1]) for parts in lines]
-        self.words, self.breaks, self.whole = (
-            functional.pad(torch.tensor(marks), (0, rest)) for marks in (words, breaks, whole)
-        )
-
-    def to(self, device: Any) -> "LineEnd":
-        """Move the tensors."""
-        for name in ("words", "breaks", "whole"):
-            setattr(self, name, getattr(self, name).to(device))
-        return self
+        for name, marks in {"words": words, "breaks": breaks, "whole": whole}.items():
+            self.register_buffer(name, functional.pad(torch.tensor(marks), (0, rest)), persistent=False)
 
     def behind(self, width: int) -> StoppingCriteria:
         """Return the criterion for prompts of ``width`` tokens."""
@@ -150,12 +160,12 @@ class _AtLineEnd(StoppingCriteria):
 class DecodingCounts:
     """Counts of beams by outcome, over all rows since the last reset."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
 
-    def add(self, **numbers: int) -> None:
+    def add(self, **numbers: float) -> None:
         """Add to the counts."""
         for name, number in numbers.items():
-            self.counts[name] = self.counts.get(name, 0) + int(number)
+            self.counts[name] = self.counts.get(name, 0) + number
 
     def rates(self) -> dict[str, float]:
         """Shares of beams that are no item, repeat one or are in the history; and of list places by their origin.

@@ -111,7 +111,7 @@ def test_golden_pod_losses_and_gradients(golden, settings, case):
     if soft is not None:
         torch.testing.assert_close(hidden, arrays["encoder_last_hidden_state"].float(), rtol=0, atol=2e-5)
     labels = arrays["labels"].masked_fill(arrays["labels"] == 0, -100)
-    loss = model.code_loss(hidden, mask, labels)
+    loss = model.code_loss(model.t5, hidden, mask, labels)
     assert loss.item() == pytest.approx(facts["results"][case]["loss"], abs=2e-5)
     loss.backward()
     for name, norm in facts["results"][case]["grad_norm"].items():
@@ -153,7 +153,7 @@ def test_codes_of_a_batch_may_be_shorter_than_the_longest(settings):
     wide = torch.nn.functional.pad(labels, (0, 2), value=-100)
     with torch.no_grad():
         hidden, mask = model.eval().forward(model.prompts(batch))
-        losses = [model.code_loss(hidden, mask, each) for each in (labels, wide, wide[:, : labels.shape[1]])]
+        losses = [model.code_loss(model.t5, hidden, mask, each) for each in (labels, wide, wide[:, : labels.shape[1]])]
     torch.testing.assert_close(losses[1], losses[0])
     torch.testing.assert_close(losses[2], losses[0])
 
@@ -418,7 +418,7 @@ def test_the_validation_loss_is_the_mean_over_all_targets(settings):
             model.full_sort_predict(interaction)
             labels = model.labels[interaction["item_id"]]
             tokens = int((labels != -100).sum())
-            total += float(model.code_loss(*model.forward(model.prompts(interaction)), labels)) * tokens
+            total += float(model.code_loss(model.t5, *model.forward(model.prompts(interaction)), labels)) * tokens
             weight += tokens
     report = model.evaluation_report(model.evaluation_counts())
     assert report["loss"] == pytest.approx(total / weight, rel=1e-5)
