@@ -27,10 +27,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import qr, svd
-from scipy.sparse.linalg import eigsh
 
 from recbole_llm.errors import ConfigError
+from recbole_llm.prompt.spectral import cluster_paths, without_diagonal
 
 SCHEMES = ("random", "sequential_train", "sequential_full", "collaborative", "sci", "gci", "title")
 LEAKS = {"sequential_train": "reduced", "sequential_full": "leaky"}
@@ -228,8 +227,8 @@ def _collaborative(
     _at_least("item_index_clusters", clusters, 2)
     _at_least("item_index_cluster_size", cluster_size, 2)
     matrix = histories.matrix()[:, 1:]
-    affinity = _without_diagonal(matrix.T @ matrix)
-    paths = _cluster_paths(affinity, clusters, cluster_size, seed)
+    affinity = without_diagonal(matrix.T @ matrix)
+    paths = cluster_paths(affinity, clusters, cluster_size, seed)
     # A leaf's members are children like any other: number them within the leaf.
     paths = [(*path, place) for path, place in zip(paths, _places(paths), strict=True)]
     vocabulary = max(clusters, cluster_size) + 1
@@ -261,9 +260,9 @@ def _spectral(histories: Histories, seed: int, clusters: int = 50, cluster_size:
     _at_least("item_index_cluster_size", cluster_size, 2)
     matrix = histories.matrix()[1:, 1:]
     graph = sp.bmat(
-        [[_without_diagonal(matrix @ matrix.T), matrix], [matrix.T, _without_diagonal(matrix.T @ matrix)]], "csr"
+        [[without_diagonal(matrix @ matrix.T), matrix], [matrix.T, without_diagonal(matrix.T @ matrix)]], "csr"
     )
-    paths = _cluster_paths(graph, clusters, cluster_size, seed)
+    paths = cluster_paths(graph, clusters, cluster_size, seed)
     n_users = histories.n_users - 1
     # Users and items have separate numbers in a cluster, and are told apart by their word in the prompt.
     users = [(*path, place) for path, place in zip(paths[:n_users], _places(paths[:n_users]), strict=True)]
@@ -277,13 +276,6 @@ def _spectral(histories: Histories, seed: int, clusters: int = 50, cluster_size:
     )
 
 
-def _without_diagonal(matrix: sp.spmatrix) -> sp.csr_matrix:
-    matrix = sp.csr_matrix(matrix)
-    matrix.setdiag(0)
-    matrix.eliminate_zeros()
-    return matrix
-
-
 def _places(paths: list[tuple[int, ...]]) -> list[int]:
     """Return the running number of every entry among those with the same path."""
     seen: dict[tuple[int, ...], int] = {}
@@ -292,53 +284,6 @@ def _places(paths: list[tuple[int, ...]]) -> list[int]:
         places.append(seen.get(path, 0))
         seen[path] = places[-1] + 1
     return places
-
-
-def _cluster_paths(affinity: sp.csr_matrix, clusters: int, largest: int, seed: int) -> list[tuple[int, ...]]:
-    """Labels from the root to the leaf of every node, clusters split again while they have more than ``largest``."""
-    paths: list[tuple[int, ...]] = [()] * affinity.shape[0]
-    waiting = [np.arange(affinity.shape[0])]
-    while waiting:
-        members = waiting.pop()
-        if len(members) <= largest:
-            continue
-        labels = spectral_clusters(affinity[members][:, members], min(clusters, len(members) - 1), seed)
-        if len(np.unique(labels)) == 1:
-            # Nothing tells them apart, no shared history, say: equal parts.
-            labels = np.arange(len(members)) * min(clusters, -(-len(members) // largest)) // len(members)
-        for number, label in enumerate(np.unique(labels)):
-            part = members[labels == label]
-            for member in part:
-                paths[member] = (*paths[member], number)
-            waiting.append(part)
-    return paths
-
-
-def spectral_clusters(affinity: sp.csr_matrix, clusters: int, seed: int) -> np.ndarray:
-    """Normalised-cut clusters; nodes without a neighbour are one cluster more.
-
-    The leading eigenvectors of D^-1/2 A D^-1/2, assigned by column-pivoted QR (Damle, Minden and Ying, 2019): no
-    k-means, no start values.
-
-    Returns
-    -------
-    numpy.ndarray of int64, shape (nodes,)
-    """
-    degree = np.asarray(affinity.sum(1)).ravel()
-    labels = np.full(len(degree), clusters, dtype=np.int64)
-    linked = np.flatnonzero(degree)
-    if len(linked) <= clusters + 1:
-        labels[linked] = np.arange(len(linked))
-        return labels
-    scale = sp.diags(1 / np.sqrt(degree[linked]))
-    normalised = scale @ affinity[linked][:, linked] @ scale
-    start = np.random.default_rng(seed).standard_normal(len(linked))
-    # The signs of eigenvectors are arbitrary; the assignment does not depend on them.
-    _, vectors = eigsh(normalised, k=clusters, which="LA", v0=start, tol=1e-4, ncv=min(len(linked), 4 * clusters))
-    pivots = qr(vectors.T, pivoting=True, mode="r")[-1][:clusters]
-    left, _, right = svd(vectors[pivots].T)
-    labels[linked] = np.abs(vectors @ (left @ right)).argmax(1)
-    return labels
 
 
 # ---- product quantisation

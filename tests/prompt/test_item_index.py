@@ -11,8 +11,8 @@ from recbole_llm.prompt.item_index import (
     bpr_vectors,
     build_item_index,
     max_id_rule,
-    spectral_clusters,
 )
+from recbole_llm.prompt.spectral import spectral_clusters
 
 
 def histories(n_users=60, n_items=80, length=10, seed=0):
