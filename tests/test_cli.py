@@ -99,7 +99,7 @@ def test_the_examples_of_the_help_name_real_keys(capsys):
 def test_help_explains_settings_and_models(capsys):
     assert main(["help", "learning_rate"]) == 0
     text = capsys.readouterr().out
-    assert "number of at least 0" in text and "RecBole's default: 0.001" in text and "LiteLLM4Rec, POD: 0.0005" in text
+    assert "number above 0" in text and "RecBole's default: 0.001" in text and "LiteLLM4Rec, POD: 0.0005" in text
     assert main(["help", "--loss"]) == 0
     assert "'sampled_softmax'" in capsys.readouterr().out
     assert main(["help", "LRURec"]) == 0

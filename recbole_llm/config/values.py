@@ -174,7 +174,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"``, or "" if no known name is close; names that differ in case come first."""
     known = list(known)
     same = [other for other in known if other.lower() == name.lower()]
-    close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -422,7 +422,7 @@ def _check_order(user: Array, item: Array, time: Array, name: str, findings: Fin
         final = report.tied_last / users
         text = f"tied times: {tied.sum() / same_user.sum():.1%} of adjacent interactions; for {report.tied_last:,} of "
         text += f"{users:,} users ({final:.1%}) the last item (the test target) is arbitrary: ties "
-        text += "keep the order of the file"
+        text += f"keep the order of the file.{report.rounding}".rstrip(".")
         findings.append(Finding("final_ties", "warning" if final > 0.01 else "note", text, final))
     with np.errstate(over="ignore"):
         rounded = item[history_order(user, time.astype(np.float32))]

@@ -98,8 +98,12 @@ def check_evaluated(config: Any, splits: Sequence["HistoryDataset"]) -> list[str
     texts = []
     if evaluated.get("valid") == 0:
         texts.append(
-            f"No user has a validation item{rule}: there is no early stopping, and the weights of the last epoch are "
-            "tested."
+            f"No user has a validation item{rule}"
+            + (
+                ": there is no early stopping, and the weights of the last epoch are tested."
+                if config["epochs"]
+                else "."
+            )
         )
     names = {"test": "tested", "valid": "validated"}
     counts = [f"{evaluated[phase]:,} {names[phase]}" for phase in wanted[::-1] if evaluated[phase] < users]

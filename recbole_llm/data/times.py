@@ -14,6 +14,8 @@ _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\
 DATES_FROM = 1e8
 #: Seconds and milliseconds of our century are at least this far apart; dates in one unit are not.
 UNIT_GAP = 50
+#: Whole numbers up to here are exact in 64-bit floats; nanoseconds since 1970 are above it.
+EXACT_UP_TO = 2.0**53
 
 
 def parse_number(text: str) -> float:
@@ -106,6 +108,17 @@ class TimeReport:
         """Whether times seem to be in more than one unit."""
         return self.below > 0
 
+    @property
+    def rounding(self) -> str:
+        """A sentence on times that 64-bit floats round, such as nanoseconds since 1970; empty if there are none."""
+        size = max(abs(self.low), abs(self.high))
+        if size <= EXACT_UP_TO:
+            return ""
+        return (
+            f" Times beyond 2^53 are read as 64-bit floats: of this size, those less than {np.spacing(size):g} apart "
+            "are equal. Subtract a constant, or write a larger unit."
+        )
+
     def notices(self, field: str) -> list[str]:
         """Return warnings about the time ``field``, with counts; empty if there are no problems."""
         if self.all_equal:
@@ -124,7 +137,7 @@ class TimeReport:
             texts.append(
                 f"Equal values of {field}: for {self.tied_last:,} of {self.users:,} users "
                 f"({self.tied_last / self.users:.1%}) the order of the file decides which item is the last, the one "
-                "that is tested."
+                f"that is tested.{self.rounding}"
             )
         return texts
 

@@ -62,7 +62,12 @@ def recommend_main(argv: Sequence[str]) -> int:
     """
     parser = _parser("recommend", _RECOMMEND_HELP)
     add = parser.add_argument
-    add("--users", default="all", metavar="WHO", help="all, ids separated by commas, or a file (default: all)")
+    add(
+        "--users",
+        default="all",
+        metavar="WHO",
+        help="all, ids separated by commas, or a file (default: all); a user who is called all: 'all,'",
+    )
     add(
         "--histories",
         metavar="FILE",
@@ -119,7 +124,8 @@ def recommend_main(argv: Sequence[str]) -> int:
 
 def _of_histories(recommender: Recommender, file: str, options: dict[str, Any]) -> Iterator[pd.DataFrame]:
     user_field, item_field = recommender.dataset.uid_field, recommender.dataset.iid_field
-    for users, histories in reading.read_histories(file, user_field, item_field, 1024):
+    encoding, time_field = recommender.config["encoding"] or "utf-8", recommender.dataset.time_field
+    for users, histories in reading.read_histories(file, user_field, item_field, 1024, encoding, time_field):
         lists = recommender.recommend(histories, **options)
         rows = [
             (user, item, rank, score)
@@ -135,7 +141,12 @@ def export_main(argv: Sequence[str]) -> int:
     parser = _parser("export", _EXPORT_HELP)
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="folder to write to")
-    add("--users", default="all", metavar="WHO", help="all, none, ids separated by commas, or a file (default: all)")
+    add(
+        "--users",
+        default="all",
+        metavar="WHO",
+        help="all, none, ids separated by commas, or a file (default: all); a user who is called all: 'all,'",
+    )
     add(
         "--faiss",
         nargs="?",

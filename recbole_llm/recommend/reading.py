@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.data.lines import read_lines
+from recbole_llm.data.times import parse_number
 from recbole_llm.errors import DataError
 from recbole_llm.extras import optional
 
@@ -85,23 +86,33 @@ def _is_table(path: Path, field: str, encoding: str) -> bool:
     return False
 
 
-def _columns(path: Path, fields: list[str], encoding: str = "utf-8") -> Iterator[tuple[str, ...]]:
-    """Read some columns of a table, row by row, as text."""
+def _columns(
+    path: Path, fields: list[str], encoding: str = "utf-8", time_field: str | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Read some columns of a table, row by row, as text; behind them the time, a number, if there is such a column."""
     if path.suffix == ".parquet":
-        yield from _parquet_columns(path, fields)
+        yield from _parquet_columns(path, fields, time_field)
         return
     lines = read_lines(path, encoding)
     first = next(lines, (0, ""))[1]
     separator = "\t" if "\t" in first else ","
     heads = [head.partition(":")[0] for head in first.split(separator)]
     places = [_place(path, field, heads) for field in fields]
+    time = heads.index(time_field) if time_field in heads else None
     # Quotation marks are part of an atomic file's ids; in other tables they hold a cell together.
     atomic = path.suffix in (".inter", ".item", ".user") or ":token" in first
     for number, line in lines:
         cells = line.split(separator) if atomic else next(csv.reader([line], delimiter=separator))
         if len(cells) != len(heads):
             raise DataError(f"{path}, line {number}: {len(cells)} fields instead of the {len(heads)} of line 1.")
-        yield tuple(cells[place] for place in places)
+        row = tuple(cells[place] for place in places)
+        if time is None:
+            yield row
+            continue
+        try:
+            yield (*row, parse_number(cells[time]))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}, column {time_field!r}: {error}.") from None
 
 
 def _place(path: Path, field: str, heads: list[str]) -> int:
@@ -110,16 +121,22 @@ def _place(path: Path, field: str, heads: list[str]) -> int:
     return heads.index(field)
 
 
-def _parquet_columns(path: Path, fields: list[str]) -> Iterator[tuple[str, ...]]:
+def _parquet_columns(path: Path, fields: list[str], time_field: str | None = None) -> Iterator[tuple[Any, ...]]:
     parquet = optional("pyarrow.parquet", "convert", "reading parquet")
     try:
         file = parquet.ParquetFile(path)
         for field in fields:
             _place(path, field, file.schema_arrow.names)
-        for batch in file.iter_batches(columns=fields):
-            values = [batch.column(field).to_pylist() for field in fields]
-            for number, row in enumerate(zip(*values, strict=True)):
-                yield tuple(as_id(value, f"{path}, row {number}: an id") for value in row)
+        times = [time_field] if time_field in file.schema_arrow.names else []
+        number = -1
+        for batch in file.iter_batches(columns=[*fields, *times]):
+            values = [batch.column(field).to_pylist() for field in (*fields, *times)]
+            for row in zip(*values, strict=True):
+                number += 1
+                ids = [as_id(value, f"{path}, row {number}: an id") for value in row[: len(fields)]]
+                if None in row[len(fields) :]:
+                    raise DataError(f"{path}, row {number}: there is no {time_field!r}.")
+                yield (*ids, *row[len(fields) :])
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -130,7 +147,7 @@ def _parquet_columns(path: Path, fields: list[str]) -> Iterator[tuple[str, ...]]
 
 
 def read_histories(
-    file: str, user_field: str, item_field: str, size: int, encoding: str = "utf-8"
+    file: str, user_field: str, item_field: str, size: int, encoding: str = "utf-8", time_field: str | None = None
 ) -> Iterator[tuple[list[str], list[list[str]]]]:
     """Users and their items, ``size`` users at a time.
 
@@ -138,10 +155,12 @@ def read_histories(
     ----------
     file : str
         JSON lines ``{"user_id": "ann", "item_id": ["50", "181"]}``, or a table (``.csv``, ``.tsv``, ``.parquet``,
-        ``.inter``) with a line an interaction. Oldest item first.
+        ``.inter``) with a line an interaction. Oldest item first, but for tables with a column ``time_field``, which
+        decides; equal times keep the order of the file.
     user_field, item_field : str
     size : int
     encoding : str
+    time_field : str, optional
 
     Raises
     ------
@@ -153,10 +172,7 @@ def read_histories(
     if path.suffix in _TABLES:
         if not path.is_file():
             raise DataError(f"There is no file {file!r} to read histories from.")
-        grouped: dict[str, list[str]] = {}
-        for user, item in _columns(path, [user_field, item_field], encoding):
-            grouped.setdefault(user, []).append(item)
-        rows = grouped.items()
+        rows = _table_histories(path, user_field, item_field, encoding, time_field)
     else:
         rows = _json_histories(path, user_field, item_field, encoding)
     users: list[str] = []
@@ -173,6 +189,18 @@ def read_histories(
         raise DataError(f"{file} holds no history.")
     if users:
         yield users, histories
+
+
+def _table_histories(
+    path: Path, user_field: str, item_field: str, encoding: str, time_field: str | None
+) -> Iterator[tuple[str, list[str]]]:
+    grouped: dict[str, list[tuple[Any, ...]]] = {}
+    for user, *event in _columns(path, [user_field, item_field], encoding, time_field):
+        if not user or not event[0]:
+            raise DataError(f"{path}: an interaction has no {item_field if user else user_field}: {(user, *event)}.")
+        grouped.setdefault(user, []).append(tuple(event))
+    for user, events in grouped.items():
+        yield user, [item for item, *_ in sorted(events, key=lambda event: event[1:])]
 
 
 def _json_histories(path: Path, user_field: str, item_field: str, encoding: str) -> Iterator[tuple[str, list[str]]]:

@@ -329,7 +329,7 @@ def test_keys_that_only_code_reads_are_known():
         ({"epochs": True}, "invalid value for epochs: True"),
         ({"epochs": -1}, "invalid value for epochs: -1 (give a whole number of at least 0)"),
         ({"train_batch_size": 0}, "invalid value for train_batch_size: 0 (give a whole number of at least 1)"),
-        ({"learning_rate": "fast"}, "give a number of at least 0"),
+        ({"learning_rate": "fast"}, "give a number above 0"),
         ({"mask_history": "perhaps"}, "give True or False"),
         ({"val_interval": "rating"}, "a mapping of names to an interval"),
         ({"state": "LOUD"}, "invalid value for state: 'LOUD' (give one of debug, info"),

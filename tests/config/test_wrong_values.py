@@ -74,6 +74,7 @@ OF_EVERY_MODEL = [
     {"learning_rate": math.nan},
     {"learning_rate": math.inf},
     {"learning_rate": -1e-3},
+    {"learning_rate": 0},
     {"learning_rate": None},
     {"learning_rate": "1e-3x"},
     {"learning_rate": {"lr": 1}},

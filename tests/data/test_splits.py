@@ -45,6 +45,14 @@ def test_no_validation_is_said(atomic, make_dataset):
     assert second.startswith("Of 3 users, 0 validated")
 
 
+def test_a_model_that_does_not_train_has_no_early_stopping_to_lose(atomic, make_dataset):
+    users(atomic, 3, 3, 3)
+    dataset = make_dataset(epochs=0)
+    dataset.build()
+    assert dataset.config.notices[0].startswith("No user has a validation item (leave-one-out")
+    assert not any("early stopping" in notice for notice in dataset.config.notices)
+
+
 @pytest.mark.parametrize("split", [{"LS": "valid_and_test"}, {"LS": "test_only"}, {"RS": [0.6, 0.2, 0.2]}])
 def test_enough_to_evaluate_needs_no_word(atomic, make_dataset, split):
     users(atomic, 9, 8, 10)

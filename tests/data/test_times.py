@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recbole_llm.convert.command import check_main
 from recbole_llm.data.times import examine_times, history_order
 from tests.properties import examples
 
@@ -88,3 +89,23 @@ def test_a_run_says_it(atomic, make_dataset):
     assert "timestamp seems to mix units" in notices
     assert "1 of 5 times go up to 0, the others start at 1300000000" in notices
     assert "for 1 of 2 users" in notices
+
+
+@pytest.mark.parametrize(("start", "said"), [(1_700_000_000_000_000_000, True), (1_700_000_000_000_000, False)])
+def test_times_that_floats_cannot_tell_apart_are_said(start, said, atomic, make_dataset, capsys):
+    """Nanoseconds since 1970: two events 100 ns apart are equal in 64 bits. Microseconds are exact."""
+    rows = [
+        ("u", "a", start),
+        ("u", "b", start + 1000),
+        ("u", "c", start + 1100),
+        ("v", "a", start),
+        ("v", "c", start),
+    ]
+    folder = atomic(inter=HEADER + "".join(f"{user}\t{item}\t{time}\n" for user, item, time in rows))
+    dataset = make_dataset()
+    dataset.build()
+    (notice,) = (text for text in dataset.config.notices if "Equal values" in text)
+    assert f"for {2 if said else 1} of 2 users" in notice
+    assert ("those less than 256 apart are equal" in notice) == said
+    check_main([str(folder / "shop")])
+    assert ("those less than 256 apart are equal" in " ".join(capsys.readouterr().out.split())) == said

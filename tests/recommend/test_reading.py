@@ -115,3 +115,42 @@ def test_histories_that_are_missing_something(name, content, message, tmp_path):
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         list(read_histories(str(tmp_path / name), "user_id", "item_id", 1))
+
+
+def test_a_table_with_times_is_read_in_their_order(tmp_path):
+    """An interaction log is rarely sorted; the order of the file decides only where there is no time."""
+    rows = [("ann", "c", 30), ("bob", "x", 5), ("ann", "a", 9), ("ann", "b", 9.5), ("ann", "d", 30)]
+    sorted_by_time = {"ann": ["a", "b", "c", "d"], "bob": ["x"]}
+    as_in_the_file = {"ann": ["c", "a", "b", "d"], "bob": ["x"]}
+    head = ("user_id", "item_id", "timestamp")
+    for name, types, separator in (("a.inter", (":token", ":token", ":float"), "\t"), ("a.csv", ("", "", ""), ",")):
+        lines = [separator.join(map("".join, zip(head, types, strict=True)))]
+        lines += [separator.join(map(str, row)) for row in rows]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+    arrow = pytest.importorskip("pyarrow", exc_type=ImportError)
+    parquet = pytest.importorskip("pyarrow.parquet", exc_type=ImportError)
+    columns = dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
+    parquet.write_table(arrow.table(columns), tmp_path / "a.parquet")
+    for name in ("a.inter", "a.csv", "a.parquet"):
+        for field, expected in (("timestamp", sorted_by_time), ("time", as_in_the_file)):
+            read = read_histories(str(tmp_path / name), "user_id", "item_id", 9, time_field=field)
+            assert [dict(zip(*part, strict=True)) for part in read] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("ann,a,soon", r"line 2, column 'timestamp': 'soon' is not a finite number"),
+        ("ann,a,", r"line 2, column 'timestamp': '' is not a finite number"),
+        (",a,3", r"an interaction has no user_id"),
+        ("ann,,3", r"an interaction has no item_id"),
+    ],
+)
+def test_interactions_that_are_missing_something(row, message, tmp_path):
+    (tmp_path / "a.csv").write_text(f"user_id,item_id,timestamp\n{row}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        list(read_histories(str(tmp_path / "a.csv"), "user_id", "item_id", 9, time_field="timestamp"))
+
+
+def test_a_user_may_be_called_all():
+    assert read_ids("all,", "user_id") == ["all"]

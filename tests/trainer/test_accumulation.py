@@ -94,7 +94,7 @@ def test_the_loss_that_is_written_down_is_a_mean_over_targets(name, eval_updates
     """Of one model that does not move: whatever the batches, and from their first to their last."""
     written = []
     for size in (7, 1000):
-        more = {"learning_rate": 0.0, "train_batch_size": size, "shuffle": False, "eval_updates": eval_updates}
+        more = {"learning_rate": 1e-20, "train_batch_size": size, "shuffle": False, "eval_updates": eval_updates}
         result = run(name, "uneven", config_dict={**settings, **MODELS[name], **more})
         with open(f"{result['run_dir']}/history.csv", encoding="utf-8") as file:
             written.append([float(row["train_loss"]) for row in csv.DictReader(file)])
@@ -104,7 +104,7 @@ def test_the_loss_that_is_written_down_is_a_mean_over_targets(name, eval_updates
 
 
 def test_the_log_prints_the_mean(settings, caplog):
-    config, model, train, valid = prepare(settings, "LRURec", train_batch_size=7, learning_rate=0.0)
+    config, model, train, valid = prepare(settings, "LRURec", train_batch_size=7, learning_rate=1e-20)
     trainer = RunTrainer(config, model)
     with caplog.at_level("INFO"):
         trainer.fit(train, valid, saved=False)

@@ -162,7 +162,7 @@ class LiteLLM4Rec(ItemText, Adaptor, RecLLM, ItemLoss):
     train_strategy: Literal["sampling", "all"]
     dropout: Dropout | None
     dropout_place: Literal["t5", "vectors", "pooled", "vectors+pooled"]
-    stage2_learning_rate: NonNegative | None
+    stage2_learning_rate: AboveZero | None
     stage2_epochs: Count | None
     task: Literal["sequential", "topn"]
     topn_negatives: Positive
@@ -185,7 +185,7 @@ class LlamaRec(LoRA):
 
     retriever: TextName
     retriever_settings: Annotated[dict[str, Any], InnerSettings("LRURec", named_by="retriever")]
-    retriever_learning_rate: NonNegative | None
+    retriever_learning_rate: AboveZero | None
     retriever_epochs: Count | None
     n_candidates: AtLeastTwo
     llm_init: Initial

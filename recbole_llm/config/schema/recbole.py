@@ -130,7 +130,7 @@ class Optimisation(Section):
     epochs: Count
     train_batch_size: Positive
     learner: Annotated[str, one_of(LEARNERS)]
-    learning_rate: NonNegative
+    learning_rate: AboveZero
     train_neg_sample_args: NegativeSampling | None
     eval_step: Count
     stopping_step: Count
