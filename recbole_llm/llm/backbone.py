@@ -369,3 +369,10 @@ def hidden_size(module_or_config: Any) -> int:
         if isinstance(value, int):
             return value
     raise ConfigError(f"llm: the configuration of {getattr(config, 'model_type', config)!r} names no hidden size.")
+
+
+def transformer_layers(module: torch.nn.Module) -> tuple[str, torch.nn.ModuleList] | None:
+    """Return the list of a decoder's layers and its name within the module; None where there is no such list."""
+    count = getattr(module.config.get_text_config(), "num_hidden_layers", None)  # type: ignore[operator, union-attr]
+    lists = ((name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList))
+    return next(((name, part) for name, part in lists if len(part) == count), None)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.llm.backbone import checkpoint_activations, load_causal_lm
+from recbole_llm.llm.backbone import checkpoint_activations, load_causal_lm, transformer_layers
 from recbole_llm.llm.dtype import dtype_to_train
 from recbole_llm.llm.spec import ResolvedLLM
 
@@ -45,6 +45,7 @@ def with_adapters(lm: Any, resolved: ResolvedLLM, config: Any) -> Any:
         float(config["lora_alpha"]),
         config["lora_dropout"],
         config["lora_target_modules"],
+        layers=config["lora_layers"],
     )
 
 
@@ -78,6 +79,7 @@ def add_lora(
     dropout: float,
     targets: Sequence[str] | str,
     task: str = "CAUSAL_LM",
+    layers: int | None = None,
 ) -> Any:
     """Freeze a model and put low-rank adapters (LoRA) beside some of its linear layers.
 
@@ -92,6 +94,9 @@ def add_lora(
         Last parts of the names of layers, or PEFT's ``all-linear``.
     task : str
         PEFT's name of what the model does: ``CAUSAL_LM``, or ``FEATURE_EXTRACTION`` for one without a head.
+    layers : int, optional
+        Transformer layers with adapters, counted from the last one; None: all. The layers below keep no activations
+        and have no backward pass.
 
     Returns
     -------
@@ -100,11 +105,11 @@ def add_lora(
     Raises
     ------
     ConfigError
-        A target does not exist; the message lists those that do.
+        A target does not exist, the message lists those that do; or there are fewer layers.
     """
     from peft import LoraConfig, get_peft_model
 
-    names = lora_targets(module, resolved, targets)
+    names = lora_targets(module, resolved, targets, layers)
     if not 0 <= float(dropout) < 1 or rank < 1:
         raise ConfigError(f"lora_r={rank} must be at least 1 and lora_dropout={dropout} in [0, 1).")
     config = LoraConfig(
@@ -125,23 +130,41 @@ def add_lora(
     return adapted
 
 
-def lora_targets(module: torch.nn.Module, resolved: ResolvedLLM, targets: Sequence[str] | str) -> list[str]:
-    """Return the layers that get an adapter, as a list of the last parts of their names, or of ``all-linear``.
+def lora_targets(
+    module: torch.nn.Module, resolved: ResolvedLLM, targets: Sequence[str] | str, layers: int | None = None
+) -> list[str]:
+    """Return what gets an adapter: last parts of names, or ``all-linear``; with ``layers``, whole names.
 
     Raises
     ------
     ConfigError
-        One does not exist; the message lists those that do.
+        One does not exist, the message lists those that do; or there are fewer layers.
     """
-    linear = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
+    within = ("",) if layers is None else _last_layers(module, resolved, layers)
+    linear = [name for name, part in module.named_modules() if _is_linear(part) and name.startswith(within)]
+    known = sorted({name.rpartition(".")[2] for name in linear})
     names = [targets] if isinstance(targets, str) else [str(target) for target in targets]
-    absent = [name for name in names if name not in linear and name != "all-linear"]
+    absent = [name for name in names if name not in known and name != "all-linear"]
     if absent or not names:
+        where = "" if layers is None else f" in its last {layers} transformer layers"
         raise ConfigError(
-            f"lora_target_modules={targets!r}: {resolved.name} has no layer {', '.join(absent) or 'of no name'}. It "
-            f"has {', '.join(linear)}."
+            f"lora_target_modules={targets!r}: {resolved.name} has no layer {', '.join(absent) or 'of no name'}"
+            f"{where}. It has {', '.join(known)}."
         )
-    return names
+    if layers is None:
+        return names
+    wanted = known if names == ["all-linear"] else names
+    return [name for name in linear if name.rpartition(".")[2] in wanted]
+
+
+def _last_layers(module: torch.nn.Module, resolved: ResolvedLLM, count: int) -> tuple[str, ...]:
+    """Return the beginnings of the names of what the last ``count`` transformer layers are made of."""
+    found = transformer_layers(module)
+    if found is None or count > len(found[1]):
+        has = "no list of layers" if found is None else f"{len(found[1])} layers"
+        raise ConfigError(f"lora_layers={count}: {resolved.name} has {has}. Set lora_layers=~ for all of them.")
+    name, layers = found
+    return tuple(f"{name}.{number}." for number in range(len(layers) - count, len(layers)))
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

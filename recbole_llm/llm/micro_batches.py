@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recbole_llm.llm.backbone import hidden_size
+from recbole_llm.llm.backbone import hidden_size, transformer_layers
 
 # Bytes of activations at a time on a CPU; a GPU takes this share of its memory. Constants of a machine, so that parts,
 # and with them rounding, are the same in every run on it.
@@ -42,7 +42,7 @@ class MicroBatches:
         self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
         config = lm.config.get_text_config()
         layer, kept = layer_bytes(config, lm.dtype.itemsize)
-        layers = config.num_hidden_layers
+        layers = _layers_with_gradients(lm)
         # A position whose logits are computed costs them in 32 bits, their softmax and their gradient.
         self.costs = (kept * layers + layer if checkpointed else layer * layers, 12.0 * config.vocab_size)
         self.limit = _activation_bytes(lm.device)
@@ -106,6 +106,17 @@ class MicroBatches:
         if len(losses) == 1 or not torch.is_grad_enabled() or not self.parameters or _half_precision():
             return torch.stack([loss() for loss in losses]).sum()
         return _Sum.apply(losses, *self.parameters)
+
+
+def _layers_with_gradients(lm: Any) -> int:
+    """Return how many layers keep activations for the backward pass: those from the first trainable weight on."""
+    found = transformer_layers(lm)
+    if found is None:
+        return int(lm.config.get_text_config().num_hidden_layers)
+    name, layers = found
+    learns = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
+    outside = (p.requires_grad for part, p in lm.named_parameters() if not part.startswith(f"{name}."))
+    return len(layers) if any(outside) or not any(learns) else len(layers) - learns.index(True)
 
 
 def layer_bytes(config: Any, itemsize: int) -> tuple[float, float]:

@@ -99,7 +99,8 @@ class LlamaRec(Reranker):
         if self.settings.load_in_4bit:
             require_bitsandbytes()
         if self.settings.tuning == "lora":
-            lora_targets(causal_lm_skeleton(self.resolved), self.resolved, self.settings.lora_target_modules)
+            skeleton, settings = causal_lm_skeleton(self.resolved), self.settings
+            lora_targets(skeleton, self.resolved, settings.lora_target_modules, settings.lora_layers)
         self.ranker: Any = None
         self.mask_history = bool(config["mask_history"])
         self.n_candidates = self.settings.n_candidates

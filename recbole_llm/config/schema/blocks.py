@@ -109,6 +109,7 @@ class LoRA(Section):
     lora_alpha: AboveZero
     lora_dropout: Dropout
     lora_target_modules: Name | Annotated[list[Name], Rule(bool, "names of layers")]
+    lora_layers: Positive | None
     gradient_checkpointing: bool
 
     @classmethod
