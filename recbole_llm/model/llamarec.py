@@ -32,6 +32,7 @@ from recbole_llm.llm.backbone import (
     require_bitsandbytes,
 )
 from recbole_llm.llm.head import float32_logits
+from recbole_llm.llm.left_padded import last_logits
 from recbole_llm.llm.lora import (
     check_base,
     load_for_tuning,
@@ -197,13 +198,7 @@ class LlamaRec(Reranker):
         """Logits of the first letters behind left-padded texts, (B, count); of no other word."""
         of = only_logits_of if torch.is_grad_enabled() else float32_logits
         with of(self.ranker, self.letter_ids[:count]):
-            return self._logits(ids, mask, 1)[:, -1]
-
-    def _logits(self, ids: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
-        """Logits behind the last positions of left-padded texts, (B, last, vocabulary); of no other position."""
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        output = self.ranker(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=last)
-        return output.logits.float()
+            return last_logits(self.ranker, ids, mask, 1)[:, -1]
 
     # ---- training
 
@@ -247,9 +242,9 @@ class LlamaRec(Reranker):
             scores = self._letters(ids, mask, here.shape[1])
             return functional.cross_entropy(scores.masked_fill(~here, -torch.inf), label, reduction="sum")
         if self.loss == "letter":
-            return functional.cross_entropy(self._logits(ids, mask, 1)[:, -1], answer, reduction="sum")
+            return functional.cross_entropy(last_logits(self.ranker, ids, mask, 1)[:, -1], answer, reduction="sum")
         ids = torch.cat([ids, answer[:, None]], dim=1)
-        logits = self._logits(ids, functional.pad(mask, (0, 1), value=1), 2)
+        logits = last_logits(self.ranker, ids, functional.pad(mask, (0, 1), value=1), 2)
         targets = torch.stack([answer, torch.full_like(answer, self.eos)], dim=1)
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 

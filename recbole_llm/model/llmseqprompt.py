@@ -10,20 +10,21 @@ and Rank's candidates. The papers fine-tune paid models; here any causal languag
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
-from torch.nn import functional
 from transformers import GenerationConfig
 
 from recbole_llm.config.schema import models as schema
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
-from recbole_llm.llm.backbone import load_tokenizer, position_limit
+from recbole_llm.llm.backbone import load_tokenizer
+from recbole_llm.llm.left_padded import summed_answer_loss
 from recbole_llm.llm.lora import (
     check_base,
     load_for_tuning,
@@ -36,29 +37,24 @@ from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import STAND_IN_LLM
-from recbole_llm.prompt.answer_counts import answer_rates, count_answers
-from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, parse_list, parse_title
+from recbole_llm.prompt.answer_counts import answer_rates
+from recbole_llm.prompt.answers import AnswerReader
+from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, prompt_limit
 from recbole_llm.prompt.decoding import LineEnd, Trie, item_scores
-from recbole_llm.prompt.item_names import (
-    ItemNames,
-    NearestItems,
-    map_choice,
-    map_list,
-    map_set,
-    normalised,
-)
+from recbole_llm.prompt.item_names import ItemNames, normalised
+from recbole_llm.prompt.nearest import NearestItems, nearest_by_text
 from recbole_llm.prompt.pieces import Prompts, cut_titles
+from recbole_llm.prompt.representatives import chosen_first, find_representatives
 from recbole_llm.prompt.sampling import row_keys, scramble, shuffled
 from recbole_llm.prompt.writer import Writer, Writing
 from recbole_llm.run import submodel
-from recbole_llm.text.encoder import TextEncoder, encode_items
 from recbole_llm.text.item_text import item_text_of
 
 # The papers' models are paid services; this one is open, small, and has a chat template.
 STAND_IN_CAUSAL_LM = "Qwen/Qwen2.5-0.5B-Instruct"
 # What an item without a title is called in a prompt (the authors' words).
 NO_TITLE = "Unknown item"
-MAX_PROMPT_TOKENS, MAX_NAME_TOKENS = 4096, 50
+MAX_NAME_TOKENS = 50
 # Lists of names end where this share of the titles would have.
 USUAL_TITLE = 0.9
 
@@ -152,59 +148,21 @@ class LLMSeqPrompt(LLMRecommender):
         self.register_buffer("named", torch.tensor([bool(title) for title in self.titles]), persistent=False)
         self.nearest: NearestItems | None = None
         if self.settings.unknown_names == "nearest" and self.variant in ("genitem", "genlist"):
-            self.nearest = self._nearest(config)
-
-    def _nearest(self, config: Any) -> NearestItems:
-        resolved = resolve_llm(LLMSpec.from_config(config, preferred=STAND_IN_LLM), logger=self.logger)
-        reading: dict[str, Any] = {
-            "pooling": self.settings.item_pooling,
-            "max_tokens": self.settings.item_max_tokens,
-            "device": self.device,
-            "logger": self.logger,
-        }
-        vectors, _ = encode_items(
-            self.titles,
-            resolved,
-            **reading,
-            cache_dir=config["embedding_cache_dir"],
-            show_progress=config["show_progress"],
-        )
-        encoder: list[TextEncoder] = []
-
-        def encode(names: list[str]) -> np.ndarray:
-            # Loaded with the first name that no item has; what a model makes up does not belong into the cache.
-            if not encoder:
-                encoder.append(TextEncoder(resolved, **reading))
-            return encoder[0].encode(names, show_progress=False)
-
-        return NearestItems(vectors, encode, self.device)
+            resolved = resolve_llm(LLMSpec.from_config(config, preferred=STAND_IN_LLM), logger=self.logger)
+            self.nearest = nearest_by_text(self.titles, resolved, self.settings, config, self.device, self.logger)
 
     def _build_clusters(self, config: Any) -> None:
         """Cluster the item vectors and choose an item to represent each cluster (Classify)."""
         if self.variant != "classify":
             return
-        from sklearn.cluster import KMeans
-
-        vectors = self.seqsim.item_vectors.cpu().double().numpy()
-        named = self.named.cpu().numpy()
-        distinct = len(np.unique(vectors[named], axis=0))
-        count = min(self.settings.clusters, distinct)
-        fitted = KMeans(count, random_state=0, n_init=10).fit(vectors[1:])
-        cluster = np.concatenate([[-1], fitted.labels_])
-        # The most popular named item of each; clusters without any are left out.
-        order = np.argsort(-self.popularity, kind="stable")
-        order = order[named[order]]
-        kept, first = np.unique(cluster[order], return_index=True)
-        chosen = torch.from_numpy(order[first])
-        distance = torch.cdist(torch.from_numpy(vectors), torch.from_numpy(fitted.cluster_centers_[kept]))
-        self.k = min(self.k, len(kept))
-        number = np.searchsorted(kept, cluster).clip(max=len(kept) - 1)
-        number = np.where(kept[number] == cluster, number, len(kept))
+        vectors, named = self.seqsim.item_vectors.cpu().double().numpy(), self.named.cpu().numpy()
+        found = find_representatives(vectors, named, self.popularity, self.settings.clusters)
+        self.k = min(self.k, len(found.items))
         # Saved: a later version of the clustering may find others.
-        self.register_buffer("representatives", chosen)
-        self.register_buffer("cluster_of", torch.from_numpy(number))
-        nearest = distance.topk(self.k, largest=False).indices
-        self.register_buffer("answers_of", chosen[nearest], persistent=False)
+        self.register_buffer("representatives", found.items)
+        self.register_buffer("cluster_of", found.cluster_of)
+        nearest = found.distance.topk(self.k, largest=False).indices
+        self.register_buffer("answers_of", found.items[nearest], persistent=False)
 
     def _build_prompts(self, config: Any) -> None:
         style = self.settings.prompt_style
@@ -219,20 +177,12 @@ class LLMSeqPrompt(LLMRecommender):
         self.names = ItemNames(
             [text if has else "" for text, has in zip(written, named, strict=True)], self.popularity
         )
+        self.reader = AnswerReader(self.names, self.nearest, self.k, self.single)
         longest = min(self.prompts.longest_answer(), MAX_NAME_TOKENS)
         usual = longest if self.single else self.prompts.longest_answer(USUAL_TITLE)
         self.max_new_tokens = self.settings.max_new_tokens or usual
-        positions = position_limit(self.resolved)
         answer = max(self.max_new_tokens, self.prompts.longest_answer())
-        limit = self.settings.max_prompt_tokens
-        if limit is None:
-            limit = MAX_PROMPT_TOKENS if positions is None else min(MAX_PROMPT_TOKENS, positions - answer)
-        if limit < 1 or (positions is not None and limit + answer > positions):
-            raise ConfigError(
-                f"max_prompt_tokens={limit} and an answer of up to {answer} tokens are beyond the {positions} "
-                f"positions of {self.resolved.name}: lower max_prompt_tokens, max_title_tokens or list_length."
-            )
-        self.prompts.max_length = limit
+        self.prompts.max_length = prompt_limit(self.settings.max_prompt_tokens, answer, self.resolved)
 
     def _texts_of_names(self) -> list[str]:
         ids = self.tokenizer(self.titles, add_special_tokens=False)["input_ids"]
@@ -332,16 +282,8 @@ class LLMSeqPrompt(LLMRecommender):
         if not total:
             return sum(p.sum() for p in self.lm.parameters() if p.requires_grad) * 0.0
         self.tokens_read += int(texts.length.sum())
-        summed = self.micro_batches.summed(self._summed_loss, texts.ids, texts.mask, sizes, answer=sizes + 1)
-        return summed / total
-
-    def _summed_loss(self, ids: torch.Tensor, mask: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-        last = max(int(sizes.max()), 1) + 1
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        output = self.lm(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=last, use_cache=False)
-        logits, labels = output.logits[:, :-1].float(), ids[:, 1 - last :]
-        here = torch.arange(last - 1, 0, -1, device=labels.device) <= sizes[:, None]
-        return functional.cross_entropy(logits[here], labels[here], reduction="sum")
+        loss = partial(summed_answer_loss, self.lm)
+        return self.micro_batches.summed(loss, texts.ids, texts.mask, sizes, answer=sizes + 1) / total
 
     # ---- evaluation
 
@@ -380,20 +322,8 @@ class LLMSeqPrompt(LLMRecommender):
         out = [set(row) - {0} for row in left_out.tolist()]
         shown = interaction[self.ITEM_SEQ].tolist()
         histories = [items | set(row) - {0} for items, row in zip(out, shown, strict=True)]
-        if self.single:
-            written = [[self.names.as_in_catalogue(parse_title(text)) for text in answer] for answer in answers]
-            lists = map_set(written, out, self.names, self.nearest)
-        else:
-            lines = [parse_list(answer[0], self.k) for answer in answers]
-            written = [[self.names.as_in_catalogue(name) for name in names] for names in lines]
-            if candidates is None:
-                lists = map_list(written, out, self.names, self.nearest)
-            else:
-                allowed = [[item for item in row if item] for row in candidates.tolist()]
-                lists, outside = map_choice(written, allowed, self.names)
-                self.counts["outside"] = self.counts.get("outside", 0) + outside
-        recommended = [[item for item in items if item not in seen] for items, seen in zip(lists, out, strict=True)]
-        new = count_answers(self.names, written, recommended, histories, self.k)
+        choices = None if candidates is None else [[item for item in row if item] for row in candidates.tolist()]
+        lists, new = self.reader.read(answers, out, histories, choices)
         if candidates is not None and self.ITEM_ID in interaction:
             target = interaction[self.ITEM_ID].to(candidates.device)[:, None]
             new["reachable"] = int((candidates == target).any(1).sum())
@@ -411,20 +341,11 @@ class LLMSeqPrompt(LLMRecommender):
             return item_scores(table, place, self.fill, shift)
         similar = self.seqsim.full_sort_predict(interaction)
         if self.variant == "classify" and self.settings.classify_expand:
-            similar = self._expanded(similar, table)
+            similar = chosen_first(similar, table, self.cluster_of, len(self.representatives))
         order = similar.sort(dim=1, descending=True, stable=True).indices
         rank = torch.arange(self.n_items, device=self.device, dtype=torch.float32).expand_as(order)
         scores = torch.empty_like(similar, dtype=torch.float32).scatter(1, order, -1 - rank)
         return self.mask_padding(scores.scatter(1, table, place))
-
-    def _expanded(self, similar: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Scores by which members of the chosen clusters, table (B, k) of their representatives, come first."""
-        chosen = torch.zeros(len(table), len(self.representatives) + 1, dtype=torch.bool, device=table.device)
-        # Padding and items of clusters without a name are in a last one, which nobody chooses.
-        chosen.scatter_(1, self.cluster_of[table], True)
-        chosen[:, -1] = False
-        span = similar[:, 1:].amax() - similar[:, 1:].amin() + 1
-        return similar + span * chosen[:, self.cluster_of]
 
     # ---- what is reported
 

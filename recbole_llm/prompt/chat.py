@@ -17,6 +17,8 @@ import torch
 
 from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
+from recbole_llm.llm.backbone import position_limit
+from recbole_llm.llm.resolve import ResolvedLLM
 from recbole_llm.prompt.lists import ListPrompts, ListStyle, ListText
 from recbole_llm.prompt.pieces import NONE, PieceMaker, Prompts
 
@@ -28,6 +30,7 @@ SEPARATOR = "###"
 _NUMBERED = re.compile(r"\s*\d+\s*[.)](?:\s+(.*)|)$")
 _ANSWER = "<answer>"
 LINES = ListStyle("\n")
+MAX_PROMPT_TOKENS = 4096  # where neither the settings nor the language model say less
 
 
 @dataclass(frozen=True)
@@ -269,3 +272,23 @@ class TitlePrompts(ListPrompts):
 
 def _numbered_lines(count: int) -> ListStyle:
     return ListStyle("\n", tuple(f"{number}." for number in range(1, count + 1)))
+
+
+def prompt_limit(wanted: int | None, answer: int, resolved: ResolvedLLM) -> int:
+    """Return the maximum number of tokens of a prompt whose answer has up to ``answer`` tokens.
+
+    Raises
+    ------
+    ConfigError
+        If prompt and answer do not fit into the positions of the language model.
+    """
+    positions = position_limit(resolved)
+    limit = wanted
+    if limit is None:
+        limit = MAX_PROMPT_TOKENS if positions is None else min(MAX_PROMPT_TOKENS, positions - answer)
+    if limit < 1 or (positions is not None and limit + answer > positions):
+        raise ConfigError(
+            f"max_prompt_tokens={limit} and an answer of up to {answer} tokens are beyond the {positions} positions "
+            f"of {resolved.name}: lower max_prompt_tokens, max_title_tokens or list_length."
+        )
+    return limit

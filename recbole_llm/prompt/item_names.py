@@ -9,16 +9,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from typing import Any
 
 import numpy as np
-import torch
 
-from recbole_llm.evaluator.topk import top_k
+from recbole_llm.prompt.nearest import NearestItems
 from recbole_llm.text.titles import fronted_article, plain_text, without_article
-
-# Vectors of written names that are kept at once.
-KEPT_NAMES = 50_000
 
 
 def normalised(name: str) -> str:
@@ -110,43 +105,6 @@ class ItemNames:
             else:
                 counts.exact += times
                 counts.seen += times * all(item in history for item in items)
-
-
-class NearestItems:
-    """Items whose names are most similar to a text, by the dot product of embeddings.
-
-    Parameters
-    ----------
-    vectors : numpy.ndarray, shape (n_items, d)
-        Of the items' names; row 0 is padding. A zero row is never found.
-    encode : callable
-        Texts -> (n, d) vectors; each distinct text once.
-    device : torch.device
-    """
-
-    def __init__(self, vectors: np.ndarray, encode: Any, device: Any) -> None:
-        # Products in double precision, rounded: equal ones stay equal whatever they are computed with.
-        self.vectors = torch.from_numpy(vectors).to(device).double()
-        self._nothing = ~(self.vectors != 0).any(1)
-        self._encode = encode
-        self._known: dict[str, torch.Tensor] = {}
-
-    def order(self, names: Sequence[str], k: int) -> list[list[int]]:
-        """Return the ``k`` nearest items of each name, best first."""
-        if len(self._known) > KEPT_NAMES:
-            self._known.clear()
-        absent = list(dict.fromkeys(name for name in names if name not in self._known))
-        if absent:
-            new = torch.from_numpy(self._encode(absent)).to(self.vectors)
-            self._known.update(zip(absent, new, strict=True))
-        query = torch.stack([self._known[name] for name in names])
-        rows = []
-        for part in query.split(256):
-            similar = (part @ self.vectors.T).float().masked_fill(self._nothing, -torch.inf)
-            values, items = top_k(similar, k)
-            found = zip(items.tolist(), (values > -torch.inf).sum(1).tolist(), strict=True)
-            rows += [row[:count] for row, count in found]
-        return rows
 
 
 def map_set(

@@ -21,6 +21,7 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, MissingExtraError, ModelNotFoundError
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.evaluator.topk import top_items
+from recbole_llm.llm.left_padded import last_logits
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.prompt import verbalizer
@@ -249,7 +250,7 @@ def test_the_side_of_the_padding_does_not_matter(settings, llama):
     where = (torch.arange(width) + (width - prompts.length)[:, None]) % width
     right, mask = prompts.ids.gather(1, where), prompts.mask.gather(1, where)
     with torch.no_grad():
-        left = model._logits(prompts.ids, prompts.mask, 1)[:, -1]
+        left = last_logits(model.ranker, prompts.ids, prompts.mask, 1)[:, -1]
         padded = model.ranker(input_ids=right, attention_mask=mask).logits
     last = padded[torch.arange(len(batch)), prompts.length - 1]
     torch.testing.assert_close(left, last, rtol=1e-4, atol=1e-4)

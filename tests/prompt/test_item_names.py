@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from recbole_llm.prompt.item_names import (
     ItemNames,
     NameCounts,
-    NearestItems,
     map_choice,
     map_list,
     map_set,
     normalised,
 )
+from recbole_llm.prompt.nearest import NearestItems
 from tests.properties import examples
 
 TITLES = ["", "red", "green", "blue", "pink", "twin", "twin", "", "grey"]

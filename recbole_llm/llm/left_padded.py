@@ -1,0 +1,33 @@
+"""Left-padded texts through a causal language model: logits and losses at their ends."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+def last_logits(lm: Any, ids: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
+    """Return the logits behind the last positions of texts, and of no other position.
+
+    Parameters
+    ----------
+    lm : transformers causal language model, or a PEFT model around it
+    ids, mask : torch.LongTensor, shape (B, W)
+    last : int
+        Number of positions.
+
+    Returns
+    -------
+    torch.FloatTensor, shape (B, last, vocabulary)
+    """
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    output = lm(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=last, use_cache=False)
+    return output.logits.float()
+
+
+def summed_answer_loss(lm: Any, ids: torch.Tensor, mask: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of the last ``sizes`` (B,) tokens of texts, summed over all of them."""
+    last = max(int(sizes.max()), 1) + 1
+    logits, labels = last_logits(lm, ids, mask, last)[:, :-1], ids[:, 1 - last :]
+    counted = torch.arange(last - 1, 0, -1, device=labels.device) <= sizes[:, None]
+    return functional.cross_entropy(logits[counted], labels[counted], reduction="sum")
