@@ -9,9 +9,8 @@ import socket
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,9 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from recbole_llm.errors import ConfigError, DistributedError, RecBoleLLMError
+from recbole_llm.errors import DistributedError, RecBoleLLMError
 
 T = TypeVar("T")
 PORT = 5678  # RecBole's, where the processes of several machines must agree on one
@@ -212,83 +210,6 @@ def broadcast_state(model: nn.Module, parameters: bool = True) -> None:
             dist.broadcast(values.view(-1).view(torch.uint8), src=0)  # bytes: not every type can be sent
             if values.data_ptr() != tensor.data_ptr():
                 tensor.detach().copy_(values)
-
-
-# ---- gradients
-
-
-class _Loss(nn.Module):
-    """The loss as a forward pass, which is where DistributedDataParallel listens."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, interaction: Any, loss: Callable[[Any], Any] | None) -> Any:
-        return (loss or self.model.calculate_loss)(interaction)  # type: ignore[operator]
-
-
-class ParallelLoss:
-    """``calculate_loss`` of any model, with gradients averaged over the processes.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The same on all processes (:func:`broadcast_state`).
-    find_unused : bool, optional
-        Whether some parameters may get no gradient, which takes time to find out at every step. None: the first step,
-        whose gradients are averaged without DistributedDataParallel, tells.
-    """
-
-    def __init__(self, model: nn.Module, find_unused: bool | None = None) -> None:
-        self._model = model
-        self._parallel: Any = None if find_unused is None else _parallel(model, find_unused)
-
-    def __call__(self, interaction: Any, loss: Callable[[Any], Any] | None = None) -> Any:
-        """Loss, or parts of it, of this process's rows."""
-        if self._parallel is None:
-            return (loss or self._model.calculate_loss)(interaction)  # type: ignore[operator]
-        try:
-            return self._parallel(interaction, loss)
-        except RuntimeError as error:
-            if "find_unused_parameters" not in str(error):
-                raise
-            raise ConfigError(
-                "Some parameters had a gradient in the first training step and none in a later one. Set "
-                "find_unused_parameters=True."
-            ) from error
-
-    def no_sync(self) -> Any:
-        """Context of a batch whose gradients are only added up; the next one outside of it averages them."""
-        return nullcontext() if self._parallel is None else self._parallel.no_sync()
-
-    def finish_step(self) -> None:
-        """After the backward pass of a batch outside of :meth:`no_sync`: its gradients are averaged."""
-        if self._parallel is None:
-            self._parallel = _parallel(self._model, find_unused=not _average_gradients(self._model))
-
-
-def _parallel(model: nn.Module, find_unused: bool) -> DistributedDataParallel:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has another name for broadcast_buffers
-        # Buffers are broadcast once an epoch, not at every step: item vectors are buffers.
-        return DistributedDataParallel(
-            _Loss(model), find_unused_parameters=find_unused, broadcast_buffers=False, init_sync=False
-        )
-
-
-def _average_gradients(model: nn.Module) -> bool:
-    """Average gradients over the processes; whether all processes have used all parameters."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    used = total(torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32))
-    size = world().size
-    for parameter, users in zip(parameters, used.tolist(), strict=True):
-        if users > 0:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad /= size
-            dist.all_reduce(parameter.grad)
-    return bool((used == size).all())
 
 
 # ---- processes without torchrun

@@ -58,19 +58,42 @@ TRAINED = {
     # Its loss is a mean over targets, of which the rows have different numbers.
     "LRURec": {"train_batch_size": 7, "first_item_target": True, "clip_grad_norm": 0.5, "accumulate_grad_batches": 2},
 }
+# The same by rows of the item table. All items are negatives: processes would draw different ones.
+TRAINED["LRURec by rows"] = {
+    **TRAINED["LRURec"],
+    **{"loss": "sampled_softmax", "num_negatives": 100, "learner": "adam", "sparse_item_gradients": True},
+}
 
 
 def train(folder: Path, model: str) -> dict[str, Any]:
     """Weights after an epoch of plain gradient descent, and its loss."""
     from recbole_llm.trainer.trainer import RunTrainer
 
-    config, network, loader, *_ = prepare(folder, model, learner="sgd", learning_rate=0.5, **TRAINED[model])
+    given = {"learner": "sgd", "weight_decay": 0.0, **TRAINED[model]}
+    config, network, loader, *_ = prepare(folder, model.split()[0], learning_rate=0.5, **given)
     trainer = RunTrainer(config, network)
+    trainer.steps.optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     loss = trainer._train_epoch(loader, 0)
     # Not tensors: theirs is memory that ends with the process.
     weights = {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
     of_all = distributed.gather(weights)
     return {"loss": loss, "rows": loader.sample_size, "weights": weights, "of_all": of_all}
+
+
+def average() -> list[Any]:
+    """Gradients averaged by rows: of both processes, of one, of none."""
+    from recbole_llm.layer.gathering import gather_rows
+    from recbole_llm.trainer.gradients import average_rows
+
+    found: list[Any] = []
+    for rows in ([[1, 2, 2], [2, 5]], [[], [4]], [None, [3]], [None, None]):
+        table = torch.nn.Parameter(torch.zeros(7, 2))
+        own = rows[distributed.world().rank]
+        if own is not None:
+            gather_rows(table, torch.tensor(own, dtype=torch.long), sparse=True).sum().backward()
+        average_rows(table)
+        found.append(None if table.grad is None else table.grad.to_dense()[:, 0].tolist())
+    return found
 
 
 EVALUATED = {
@@ -139,6 +162,7 @@ def everything(folder: Path) -> dict[str, Any]:
         answers["rows"] = distributed.gather(rows(folder))
         answers["trained"] = {model: train(folder, model) for model in TRAINED}
         answers["evaluated"] = {case: evaluate(folder, case) for case in EVALUATED}
+        answers["averaged"] = distributed.gather(average())
         answers["draws"] = distributed.gather(torch.rand(3).tolist())
 
         def refuse() -> None:

@@ -54,6 +54,15 @@ def test_gradients_are_those_of_the_whole_batch(model, two, folder):
         assert np.array_equal(*(weights[name] for weights in together["of_all"])), name
 
 
+def test_gradients_by_rows_are_averaged_whichever_rows_a_process_has_read(two):
+    both, of_one, of_other, none = two["averaged"][0]
+    assert both == [0, 0.5, 1.5, 0, 0, 0.5, 0]
+    assert of_one == [0, 0, 0, 0, 0.5, 0, 0]
+    assert of_other == [0, 0, 0, 0.5, 0, 0, 0]
+    assert none is None
+    assert two["averaged"][0] == two["averaged"][1]
+
+
 @pytest.mark.parametrize("case", sorted(work.EVALUATED))
 def test_metrics_are_those_of_one_process_to_the_last_digit(case, two, folder):
     alone, together = work.evaluate(folder, case), two["evaluated"][case]

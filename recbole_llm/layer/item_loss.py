@@ -13,6 +13,9 @@ With hidden states h (N, d), item vectors E (n_items, d), scores s_i = h E_i (+ 
     alpha = K / (items - 1), beta = alpha (t (1 - 1 / alpha) + 1 / alpha) and
     ``-(beta log sigmoid(s_t) + sum_j log(1 - sigmoid(s_j))) / (K + 1)``. t = 0 is binary cross-entropy.
 
+On a large catalogue a sampled loss gives its table a row-sparse gradient (``sparse_item_gradients``), so that a step
+costs what it samples and not what there is.
+
 Padding (item 0) is never sampled. Draws come from torch's global generator of the device, which a run seeds and a
 checkpoint keeps.
 """
@@ -28,12 +31,18 @@ from recbole_llm.config.registry import property_file, props_dir
 from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.cross_entropy import at_once, linear_cross_entropy
+from recbole_llm.layer.gathering import gather_rows, row_sparse
 
 # Keys of the configuration and what they are where a model's property file does not have them.
 # Gathering one vector takes as long as this many scores of a matrix product (measured on a CPU).
 WHOLE_TABLE = 64
 LOSSES = ("ce", "sampled_softmax", "gbce")
 DISTRIBUTIONS = ("uniform", "popularity", "in_batch")
+# From how many items on a gradient of the whole table costs more than that of the rows of a usual batch.
+SPARSE_FROM = 100_000
+LAZY_LEARNERS = ("adam", "adamw", "sparse_adam")
+# A draw of distinct items permutes all of them up to this many times the number wanted.
+PERMUTED = 64
 
 
 class ItemLoss(nn.Module):
@@ -64,6 +73,8 @@ class ItemLoss(nn.Module):
         How often each item is a target in training; needed for "popularity" and "in_batch".
     pad_class : bool
         Whether item 0 is a class of the full softmax.
+    sparse : bool
+        Whether table and bias get row-sparse gradients, where they are parameters themselves.
 
     Raises
     ------
@@ -86,6 +97,7 @@ class ItemLoss(nn.Module):
         gbce_t: float = 0.75,
         target_counts: np.ndarray | None = None,
         pad_class: bool = False,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
         given = {"loss": loss, "negatives": negatives, "negative_distribution": negative_distribution}
@@ -94,6 +106,7 @@ class ItemLoss(nn.Module):
         self.per_target = negatives == "per_target" or (negatives == "auto" and loss == "gbce")
         self.distribution = choice(given, "negative_distribution", DISTRIBUTIONS)
         self.n_real = n_items - 1
+        self.sparse = sparse and loss != "ce"
         self.logq, self.gbce_t, self.pad_class = bool(logq), float(gbce_t), pad_class
         if num_negatives < 1:
             raise ConfigError(f"num_negatives={num_negatives!r} is too small: at least 1 is needed.")
@@ -123,7 +136,7 @@ class ItemLoss(nn.Module):
             self.register_buffer("cumulative", torch.from_numpy(share.cumsum()), persistent=False)
 
     @classmethod
-    def from_config(cls, config: Any, dataset: Any, pad_class: bool = False) -> "ItemLoss":
+    def from_config(cls, config: Any, dataset: Any, pad_class: bool = False, reads_rows: bool = False) -> "ItemLoss":
         """Return the configured loss; ``props/common/item_loss.yaml`` holds the defaults.
 
         Parameters
@@ -133,6 +146,9 @@ class ItemLoss(nn.Module):
             The training split.
         pad_class : bool
             As the class's.
+        reads_rows : bool
+            Whether the model reads its table by :func:`recbole_llm.layer.gathering.gather_rows` and nothing else, so
+            that gradients may be row-sparse; it then says so in ``row_sparse_parameters``.
 
         Raises
         ------
@@ -147,10 +163,14 @@ class ItemLoss(nn.Module):
                 f"loss_type={loss_type!r} is RecBole's key, and {config['model']} does not take its loss from there: "
                 f"leave it at 'CE' and set loss to one of {', '.join(LOSSES)}, with num_negatives, gbce_t and so on."
             )
+        wanted = values.pop("sparse_item_gradients")
+        # RecBole's key; the other optimizers take dense gradients or have no moments that would decay.
+        lazy = str(config["learner"]).lower() in LAZY_LEARNERS
+        sparse = reads_rows and lazy and (wanted is True or (wanted == "auto" and dataset.item_num >= SPARSE_FROM))
         counts = None
         if values["loss"] != "ce" and values["negative_distribution"] != "uniform":
             counts = np.bincount(np.asarray(dataset.inter_feat[dataset.iid_field]), minlength=dataset.item_num)
-        return cls(dataset.item_num, **values, target_counts=counts, pad_class=pad_class)
+        return cls(dataset.item_num, **values, target_counts=counts, pad_class=pad_class, sparse=sparse)
 
     def forward(
         self, hidden: torch.Tensor, table: torch.Tensor, target: torch.Tensor, bias: torch.Tensor | None = None
@@ -160,8 +180,8 @@ class ItemLoss(nn.Module):
         Parameters
         ----------
         hidden : torch.Tensor, shape (N, d), N at least 1
-        table : torch.Tensor, shape (n_items, d)
-            Row 0 is padding.
+        table : torch.Tensor, shape (n_items or more, d)
+            Row 0 is padding; rows beyond the catalogue are no classes.
         target : torch.LongTensor, shape (N,)
             Items from 1 on.
         bias : torch.Tensor, shape (n_items,), optional
@@ -171,21 +191,22 @@ class ItemLoss(nn.Module):
         torch.Tensor, scalar
         """
         if self.loss == "ce":
-            return linear_cross_entropy(hidden, table, bias, target, pad_class=self.pad_class)
+            return linear_cross_entropy(hidden, table[: self.n_real + 1], bias, target, pad_class=self.pad_class)
         items, expected = self.draw(target)
+        sparse = self.sparse and table.is_leaf
         if self.per_target:
-            scores = scores_of(hidden, table, torch.cat([target[:, None], items], dim=1))
+            scores = scores_of(hidden, table, torch.cat([target[:, None], items], dim=1), sparse)
             positive, negative = scores[:, 0], scores[:, 1:]
         else:
             # One look into the table, and so one gradient of its size.
-            of_target, of_items = functional.embedding(torch.cat([target, items]), table).split(
-                [len(target), len(items)]
-            )
+            looked_up = gather_rows(table, torch.cat([target, items]), sparse)
+            of_target, of_items = looked_up.split([len(target), len(items)])
             positive, negative = (hidden * of_target).sum(-1), hidden @ of_items.T
         wide = torch.promote_types(positive.dtype, torch.float32)  # 16 bits under autocast
         positive, negative = positive.to(wide), negative.to(wide)
         if bias is not None:
-            positive, negative = positive + bias[target], negative + bias[items]
+            positive = positive + gather_rows(bias, target, sparse)
+            negative = negative + gather_rows(bias, items, sparse)
         hit = items == target[:, None]
         if self.loss == "gbce":
             others = functional.softplus(negative).masked_fill(hit, 0.0).sum(1)
@@ -229,12 +250,27 @@ class ItemLoss(nn.Module):
             items += items >= target[:, None]
             rate = count / (self.n_real - 1)
         else:
-            items = 1 + torch.randperm(self.n_real, device=device)[:count]
+            items = distinct_items(self.n_real, count, device)
             rate = count / self.n_real
         return items, torch.tensor(rate, dtype=torch.float64, device=device)
 
 
-def scores_of(hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+def distinct_items(n: int, count: int, device: torch.device) -> torch.Tensor:
+    """Draw ``count`` distinct numbers from 1 to n, every set of them equally likely."""
+    if n <= PERMUTED * count:
+        return 1 + torch.randperm(n, device=device)[:count]
+    while True:
+        # With twice as many draws the wanted number of distinct ones is there but once in a blue moon.
+        drawn = torch.randint(1, n + 1, (2 * count,), device=device)
+        values, order = drawn.sort(stable=True)
+        new = torch.ones_like(values, dtype=torch.bool)
+        new[1:] = values[1:] != values[:-1]
+        first = order[new].sort().values[:count]
+        if len(first) == count:
+            return drawn[first]
+
+
+def scores_of(hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor, sparse: bool = False) -> torch.Tensor:
     """Scores of some items for every row; the (N, K, d) vectors of the items are never in memory at once.
 
     Parameters
@@ -242,20 +278,25 @@ def scores_of(hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) ->
     hidden : torch.Tensor, shape (N, d)
     table : torch.Tensor, shape (n_items, d)
     items : torch.LongTensor, shape (N, K)
+    sparse : bool
+        As :func:`recbole_llm.layer.gathering.gather_rows`.
 
     Returns
     -------
     torch.Tensor, shape (N, K)
     """
     with torch.autocast(hidden.device.type, enabled=False):  # it gathers more than it multiplies
-        return _ScoresOf.apply(hidden.to(table.dtype), table, items)
+        return _ScoresOf.apply(hidden.to(table.dtype), table, items, sparse and table.is_leaf)
 
 
 class _ScoresOf(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor, sparse: bool
+    ) -> torch.Tensor:
         ctx.save_for_backward(hidden, table, items)
-        rows, whole = _piece(table, items)
+        ctx.sparse = sparse
+        rows, whole = _piece(table, items, sparse)
         parts = []
         for h, i in zip(hidden.split(rows), items.split(rows), strict=True):
             parts.append((h @ table.T).gather(1, i) if whole else torch.bmm(table[i], h[..., None]).squeeze(-1))
@@ -265,22 +306,27 @@ class _ScoresOf(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, table, items = ctx.saved_tensors
-        grad_hidden, grad_table = torch.empty_like(hidden), torch.zeros_like(table)
-        rows, whole = _piece(table, items)
+        place, read = items, None
+        if ctx.sparse:  # the gradient of a table of the items that are read
+            read, place = items.unique(return_inverse=True)
+        grad_hidden = torch.empty_like(hidden)
+        grad_table = torch.zeros_like(table) if read is None else table.new_zeros(len(read), table.shape[1])
+        rows, whole = _piece(table, items, ctx.sparse)
         for start in range(0, len(hidden), rows):
-            h, i, g = hidden[start : start + rows], items[start : start + rows], grad[start : start + rows]
+            part = slice(start, start + rows)
+            h, i, g = hidden[part], items[part], grad[part]
             if whole:
                 scores = h.new_zeros(len(h), len(table)).scatter_add_(1, i, g)
-                grad_hidden[start : start + rows] = scores @ table
+                grad_hidden[part] = scores @ table
                 grad_table.addmm_(scores.T, h)
             else:
-                grad_hidden[start : start + rows] = torch.bmm(g[:, None], table[i]).squeeze(1)
-                grad_table.index_add_(0, i.reshape(-1), (g[..., None] * h[:, None]).flatten(0, 1))
-        return grad_hidden, grad_table, None
+                grad_hidden[part] = torch.bmm(g[:, None], table[i]).squeeze(1)
+                grad_table.index_add_(0, place[part].reshape(-1), (g[..., None] * h[:, None]).flatten(0, 1))
+        return grad_hidden, grad_table if read is None else row_sparse(read, grad_table, table), None, None
 
 
-def _piece(table: torch.Tensor, items: torch.Tensor) -> tuple[int, bool]:
+def _piece(table: torch.Tensor, items: torch.Tensor, sparse: bool) -> tuple[int, bool]:
     """Rows to score at once, and whether all items are scored for them: that is faster where the table is small."""
     (n_items, width), wanted = table.shape, items.shape[1]
-    whole = n_items <= WHOLE_TABLE * wanted
+    whole = not sparse and n_items <= WHOLE_TABLE * wanted
     return max(1, at_once(table) // (n_items if whole else wanted * width)), whole

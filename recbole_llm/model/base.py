@@ -83,6 +83,18 @@ class LLMRecommender(SequentialRecommender):
         """
         return len(interaction)
 
+    def row_sparse_parameters(self) -> list[torch.Tensor]:
+        """Return the trained parameters with row-sparse gradients: tables of which training reads rows only.
+
+        See :func:`recbole_llm.layer.gathering.gather_rows`. By default those of embeddings with ``sparse=True`` and of
+        models inside this one.
+        """
+        found = [each.weight for each in self.modules() if isinstance(each, nn.Embedding) and each.sparse]
+        for child in self.children():
+            if isinstance(child, LLMRecommender):
+                found.extend(child.row_sparse_parameters())
+        return list({id(each): each for each in found if each.requires_grad}.values())
+
     tokens_read: int = 0
     """Number of tokens that a language model has read so far, for the pace in the log; 0: not counted."""
 

@@ -74,7 +74,7 @@ class LLM2BERT4Rec(LLM2Sequential):
     def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Vectors at every position, shape (N, d)."""
         position = packing.position(ending_at=self.max_seq_length - 1 if self.paper else None)
-        x = functional.embedding(items, table) + self.position_embedding(position)
+        x = self.look_up(table, items) + self.position_embedding(position)
         if not self.paper:
             x = self.LayerNorm(x)
         x = dropout(x, self.dropout_rate, self.training)

@@ -12,7 +12,6 @@ after the GRU, biases in it, and an activation on W h + b.
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from recbole_llm.config import Config
@@ -81,7 +80,7 @@ class LLM2GRU4Rec(LLM2Sequential):
 
     def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
         """States of the GRU at every position, shape (N, hidden_size); rows are in order of length."""
-        x = dropout(functional.embedding(items, table), self.dropout_rate, self.training)
+        x = dropout(self.look_up(table, items), self.dropout_rate, self.training)
         if x.device.type == "cpu":
             # Step by step over the rows that are long enough: no step for padding.
             position = packing.position()

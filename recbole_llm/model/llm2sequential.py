@@ -19,6 +19,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
+from recbole_llm.layer.gathering import gather_rows
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_table import TiedItemTable, text_vectors
 from recbole_llm.layer.packing import Packing
@@ -79,7 +80,7 @@ class LLM2Sequential(LLMRecommender):
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
-        self.item_loss = ItemLoss.from_config(config, dataset)
+        self.item_loss = ItemLoss.from_config(config, dataset, reads_rows=True)
         settings = schema.TextTable.of(config)
         self.paper, self.unmasked_padding = settings.backbone == "paper", settings.paper_unmasked_padding
         default_head = self.paper or self.recbole_has_head
@@ -201,6 +202,17 @@ class LLM2Sequential(LLMRecommender):
         hidden = hidden if batch.real is None else hidden[batch.real]
         return self.loss_of(table, self.output(hidden), real.pack(following))
 
+    def look_up(self, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Rows of :meth:`table`, shape (N, d)."""
+        return gather_rows(table, items, self.item_loss.sparse)
+
+    def row_sparse_parameters(self) -> list[torch.Tensor]:
+        """Return the item table and biases, where the loss samples and the table is not computed from texts."""
+        table = self.item_embedding.weight
+        if not self.item_loss.sparse or table is None or self.item_embedding.vectors is not None:
+            return []
+        return [table] if self.output_bias is None else [table, self.output_bias]
+
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | int:
         """Return how many targets :meth:`calculate_loss` averaged over: the weight of the gradients of a process."""
         length = interaction[self.ITEM_SEQ_LEN]
@@ -208,7 +220,7 @@ class LLM2Sequential(LLMRecommender):
 
     def loss_of(self, table: torch.Tensor, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Mean loss of output vectors (N, d) with targets (N,)."""
-        return self.item_loss(output, table[: self.n_items], target, self.output_bias)
+        return self.item_loss(output, table, target, self.output_bias)
 
     # ---- serving
 

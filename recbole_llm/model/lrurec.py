@@ -21,6 +21,7 @@ from recbole_llm.config.schema import models as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
+from recbole_llm.layer.gathering import gather_rows
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.lru import LRU
 from recbole_llm.layer.packing import Packing
@@ -47,7 +48,7 @@ class LRURec(LLMRecommender):
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
-        self.item_loss = ItemLoss.from_config(config, dataset, pad_class=True)
+        self.item_loss = ItemLoss.from_config(config, dataset, pad_class=True, reads_rows=True)
         settings = schema.LRURec.of(config)
         width, rate = settings.hidden_size, settings.dropout
         self.first_item_target = settings.first_item_target
@@ -94,7 +95,8 @@ class LRURec(LLMRecommender):
         hidden : torch.Tensor, shape of items and D
         states : list of torch.Tensor, complex, n_layers times (B, L, H)
         """
-        x = self.norm(self.dropout(self.item_embedding(items)))
+        x = gather_rows(self.item_embedding.weight, items, self.item_loss.sparse)
+        x = self.norm(self.dropout(x))
         states = []
         for layer, block in enumerate(self.blocks):
             x, after = block(x, None if state is None else state[:, layer], packing)
@@ -134,6 +136,10 @@ class LRURec(LLMRecommender):
                 hidden = torch.cat([hidden, self.forward(torch.zeros_like(first)[:, None])[0][:, 0]])
                 target = torch.cat([target, first])
         return self.item_loss(hidden, self.item_embedding.weight, target, self.item_bias)
+
+    def row_sparse_parameters(self) -> list[torch.Tensor]:
+        """Return item vectors and biases, where the loss samples from a large catalogue."""
+        return [self.item_embedding.weight, self.item_bias] if self.item_loss.sparse else []
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | int:
         """Return how many targets :meth:`calculate_loss` averaged over: the weight of the gradients of a process."""

@@ -41,6 +41,7 @@ def training_record(config: Config, trainer: Any, meter: Meter) -> dict[str, Any
                 "processes": trainer.world.size,
                 "rows_per_process": -(-config["train_batch_size"] // trainer.world.size),
             },
+            "sparse_item_gradients": bool(trainer.model.row_sparse_parameters()),
             "train_rows": trainer.train_rows,
             "language_models": trainer.model.provenance(),
             "auto": config.auto_models,

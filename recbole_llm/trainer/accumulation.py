@@ -12,6 +12,7 @@ import torch
 
 from recbole_llm import distributed
 from recbole_llm.errors import RecBoleLLMError
+from recbole_llm.trainer.gradients import gradient_values
 
 
 class LossMean:
@@ -95,6 +96,7 @@ class GradientMean:
         total = distributed.total(self._total)
         factor = distributed.world().size / total.clamp(min=torch.finfo(total.dtype).tiny)
         for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor.to(parameter.grad.dtype))
+            values = gradient_values(parameter)
+            if values is not None:
+                values.mul_(factor.to(values.dtype))
         self._total = None

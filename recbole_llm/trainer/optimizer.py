@@ -1,11 +1,14 @@
 """The optimizer of a stage."""
 
 from collections.abc import Callable
+from logging import getLogger
 from typing import Any
 
 import torch
 
 from recbole_llm.errors import ConfigError
+from recbole_llm.model.base import LLMRecommender
+from recbole_llm.trainer.lazy_adam import LazyAdam, LazyAdamW
 from recbole_llm.trainer.schedule import parameter_groups
 from recbole_llm.trainer.stage import Stage
 
@@ -15,17 +18,18 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
-    "sparse_adam": torch.optim.SparseAdam,
+    "sparse_adam": LazyAdam,
 }
+LAZY: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": LazyAdam, "adamw": LazyAdamW}
 
 
-def build_optimizer(model: torch.nn.Module, stage: Stage) -> torch.optim.Optimizer | None:
+def build_optimizer(model: LLMRecommender, stage: Stage) -> torch.optim.Optimizer | None:
     """Create the optimizer of a stage for the trainable parameters; None if there are none.
 
     Raises
     ------
     ConfigError
-        For weights of 16 bits.
+        For weights of 16 bits, or ``sparse_item_gradients=True`` where gradients cannot be row-sparse.
     """
     groups = parameter_groups(model, stage.decay_groups, stage.weight_decay)
     trained = [parameter for group in groups for parameter in group["params"]]
@@ -38,8 +42,22 @@ def build_optimizer(model: torch.nn.Module, stage: Stage) -> torch.optim.Optimiz
             "which most updates are lost. Keep them in float32 (llm_dtype); amp=bf16 computes in 16 bits."
         )
     options: dict[str, Any] = {}
-    if stage.learner in ("adam", "adamw"):
+    if stage.learner in ("adam", "adamw", "sparse_adam"):
         options = {"eps": stage.adam_eps, "fused": True}
-    if stage.learner == "sparse_adam":
-        groups = [{"params": group["params"]} for group in groups]  # it knows no weight decay
-    return OPTIMIZERS[stage.learner](groups, lr=stage.learning_rate, **options)
+    create = OPTIMIZERS[stage.learner]
+    if not model.row_sparse_parameters():
+        _refuse_sparse_gradients(model, stage)
+    else:
+        getLogger().info("Row-sparse gradients of the item table: a step updates the rows that it reads.")
+        create = LAZY.get(stage.learner, create)
+    return create(groups, lr=stage.learning_rate, **options)
+
+
+def _refuse_sparse_gradients(model: LLMRecommender, stage: Stage) -> None:
+    if stage.settings["sparse_item_gradients"] is True:
+        raise ConfigError(
+            f"sparse_item_gradients=True: training {type(model).__name__}, as it is configured, reads the whole item "
+            f"table, or learner={stage.learner} takes dense gradients only. It needs loss=sampled_softmax or gbce, "
+            "learner=adam or adamw, and item vectors that are trained themselves (without adaptor or residual_id). "
+            "Leave the key at auto to have such gradients where they are possible."
+        )

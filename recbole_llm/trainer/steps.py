@@ -5,11 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from recbole_llm import distributed
 from recbole_llm.evaluator.progress import progress
 from recbole_llm.trainer.accumulation import GradientMean, LossMean
+from recbole_llm.trainer.gradients import clip_gradients
+from recbole_llm.trainer.parallel import ParallelLoss
 from recbole_llm.trainer.stage import Stage
 
 
@@ -23,7 +24,7 @@ class Steps:
     optimizer : torch.optim.Optimizer
     device : torch.device
     find_unused : bool, optional
-        As :class:`recbole_llm.distributed.ParallelLoss`.
+        As :class:`recbole_llm.trainer.parallel.ParallelLoss`.
 
     Attributes
     ----------
@@ -43,7 +44,7 @@ class Steps:
         self.scaler = torch.amp.GradScaler(device.type, enabled=stage.amp_dtype is torch.float16)
         self.count = self.total = 0
         self._find_unused = find_unused
-        self._parallel: distributed.ParallelLoss | None = None
+        self._parallel: ParallelLoss | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context that the model trains in: mixed precision if ``amp`` enables it."""
@@ -83,7 +84,7 @@ class Steps:
         self.model.train()
         world = distributed.world()
         if world.size > 1 and self._parallel is None:
-            self._parallel = distributed.ParallelLoss(self.model, self._find_unused)
+            self._parallel = ParallelLoss(self.model, self._find_unused)
         batches, accumulate = len(data), self.stage.accumulate
         mean = LossMean(self.device, sums)
         gradients: GradientMean | None = None
@@ -130,7 +131,7 @@ class Steps:
         if self.stage.clip_grad_norm:
             # Gradients are scaled under fp16; clipping them before unscaling would clip at another norm.
             self.scaler.unscale_(self.optimizer)
-            clip_grad_norm_(self.model.parameters(), **self.stage.clip_grad_norm)
+            clip_gradients(self.model.parameters(), **self.stage.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -130,7 +130,7 @@ def test_gradients_are_unscaled_before_they_are_clipped(settings, monkeypatch):
     trainer = RunTrainer(config, model)
     monkeypatch.setattr(trainer.steps.scaler, "unscale_", lambda optimizer: order.append("unscale"))
     monkeypatch.setattr(
-        "recbole_llm.trainer.steps.clip_grad_norm_", lambda parameters, max_norm: order.append(f"clip {max_norm}")
+        "recbole_llm.trainer.steps.clip_gradients", lambda parameters, max_norm: order.append(f"clip {max_norm}")
     )
     monkeypatch.setattr(trainer.steps.scaler, "step", lambda optimizer: order.append("step"))
     trainer._train_epoch(train, 0)

@@ -52,6 +52,7 @@ class ItemLoss(Section):
     negative_alpha: Annotated[float, Bounds()]
     logq: bool
     gbce_t: Share
+    sparse_item_gradients: bool | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
