@@ -116,7 +116,8 @@ def claims_page(boards: Mapping[str, RecordedComparison], command: str) -> str:
         f"<!-- Made by `{command}` from the records and props/claims.yaml; changes by hand are lost. -->",
         "A claim holds if the 95 % interval of the difference lies on its side, and does not hold if it lies on the "
         "other side; otherwise it is not decided. Intervals are over users, seeds averaged, or over seeds for metrics "
-        "of whole lists. Data, splits and language models are those of the boards, not always those of the papers.",
+        "of whole lists; with one seed they miss how much training varies. Data, splits and language models are "
+        "those of the boards, not always those of the papers.",
     ]
     for paper, claims in read_claims():
         grid = [_line(claim, boards) for claim in claims]
@@ -127,7 +128,7 @@ def claims_page(boards: Mapping[str, RecordedComparison], command: str) -> str:
 
 def _line(claim: Claim, boards: Mapping[str, RecordedComparison]) -> list[str]:
     found = [(test, pair) for test in claim.tests for pair in [_pair_of(test, boards)] if pair is not None]
-    effects = "; ".join(_effect(test, pair) for test, pair in found)
+    effects = "; ".join(_effect(test, pair, boards[test.board]) for test, pair in found)
     verdict = _overall(claim, [test.verdict(pair) for test, pair in found])
     return [escape_markdown(claim.text), escape_markdown(claim.source), f"`{claim.command}`", verdict, effects]
 
@@ -144,18 +145,20 @@ def _pair_of(test: ClaimTest, boards: Mapping[str, RecordedComparison]) -> Pair 
 
 
 def _overall(claim: Claim, verdicts: Sequence[str]) -> str:
+    if claim.needs and not claim.tests:
+        return f"cannot be tested here: {escape_markdown(claim.needs)}"
     missing = len(claim.tests) - len(verdicts)
-    if not verdicts:
-        return f"cannot be tested here: {escape_markdown(claim.needs)}" if claim.needs else "not run yet"
     kinds = list(dict.fromkeys(verdicts))
-    text = f"**{kinds[0]}**" if len(kinds) == 1 else "**mixed**: " + ", ".join(verdicts)
-    text += f" ({missing} of {len(claim.tests)} comparisons not run yet)" if missing else ""
+    text = f"**{kinds[0]}**" if len(kinds) == 1 else "**mixed**: " + ", ".join(verdicts) if kinds else "not run yet"
+    text += f" ({missing} of {len(claim.tests)} comparisons not run yet)" if missing and kinds else ""
     return text + (f"; a full test needs {escape_markdown(claim.needs)}" if claim.needs else "")
 
 
-def _effect(test: ClaimTest, pair: Pair) -> str:
-    text = f"{escape_markdown(test.board)}, {escape_markdown(test.row)} over {escape_markdown(test.against)}: "
-    text += f"{metric_name(test.metric)} {pair.mean:.{PLACES}f} and {pair.other:.{PLACES}f}, "
+def _effect(test: ClaimTest, pair: Pair, board: RecordedComparison) -> str:
+    seeds = dict.fromkeys(str(len(row.runs)) for row in board.rows if row.label in (test.row, test.against))
+    text = f"{escape_markdown(test.board)}, {escape_markdown(test.row)} over {escape_markdown(test.against)}, "
+    text += f"{' and '.join(seeds)} seed(s): {metric_name(test.metric)} {pair.mean:.{PLACES}f} and "
+    text += f"{pair.other:.{PLACES}f}, "
     if pair.low is None or pair.high is None:
         return text + f"{pair.relative(pair.difference):+.1%} (one seed, no interval)"
     low, high = pair.relative(pair.low), pair.relative(pair.high)
