@@ -55,6 +55,28 @@ class Packing(NamedTuple):
         """Index of the last real position of each row, (B,)."""
         return self.lengths.cumsum(0) - 1
 
+    def shared_rows(self) -> tuple[torch.Size, torch.Tensor]:
+        """Place the sequences, several to a row, into rows as long as the longest: first fit, long ones first.
+
+        Returns
+        -------
+        shape : torch.Size
+            How many rows, and their length.
+        place : torch.LongTensor, shape (N,)
+            Where each real position is among all positions of these rows.
+        """
+        lengths = self.lengths.tolist()
+        free: list[int] = []  # of each row
+        starts = [0] * len(lengths)
+        for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+            row = next((row for row, space in enumerate(free) if space >= lengths[number]), len(free))
+            if row == len(free):
+                free.append(self.steps)
+            starts[number] = (row + 1) * self.steps - free[row]
+            free[row] -= lengths[number]
+        start = torch.tensor(starts, device=self.places.device)
+        return torch.Size((len(free), self.steps)), start[self.row()] + self.position()
+
     def groups(self) -> list["Packing"]:
         """Split neighbouring rows of similar length into separate packings, in order.
 

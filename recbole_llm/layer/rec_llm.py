@@ -1,11 +1,13 @@
 """The Recommendation LLM: a pretrained network that reads item vectors instead of token embeddings."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
 from recbole_llm.errors import ConfigError
+from recbole_llm.layer.packing import Packing
 
 
 def keep_layers(llm: Any, count: int, name: str) -> None:
@@ -38,7 +40,7 @@ def keep_layers(llm: Any, count: int, name: str) -> None:
     llm.config.num_hidden_layers = count
 
 
-def states(llm: Any, x: torch.Tensor, mask: torch.Tensor, causal_mask: bool = False) -> torch.Tensor:
+def states(llm: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the outputs at every position, shape (B, L, d).
 
     Parameters
@@ -48,29 +50,71 @@ def states(llm: Any, x: torch.Tensor, mask: torch.Tensor, causal_mask: bool = Fa
         Item vectors; 0 at padding.
     mask : torch.BoolTensor, shape (B, L)
         Real positions.
-    causal_mask : bool
-        Let each position of an encoder attend only to those before it, as in a decoder. Histories are padded on
-        the right: padding comes after every real position and is read by none.
     """
     x = x.to(next(llm.parameters()).dtype)
-    attention = mask.long()
-    if causal_mask:
-        length = x.shape[1]
-        later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        attention = torch.zeros(length, length, dtype=x.dtype, device=x.device)
-        attention = attention.masked_fill(later, torch.finfo(x.dtype).min).expand(len(x), 1, -1, -1)
-    return llm(inputs_embeds=x, attention_mask=attention).last_hidden_state
+    return llm(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state
+
+
+def causal_states(llm: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the outputs at every position, each of which reads its own sequence up to itself; 0 at padding.
+
+    Short sequences share a row of the pass, so that hardly any padding is computed; the attention mask keeps them
+    apart, and the position ids of each start anew.
+
+    Parameters
+    ----------
+    llm : transformers model
+        Decoder, or encoder that heeds a mask of shape (rows, 1, L, L).
+    x : torch.Tensor, shape (B, L, d)
+        Item vectors.
+    mask : torch.BoolTensor, shape (B, L)
+        Real positions, on the left.
+
+    Returns
+    -------
+    torch.Tensor, shape (B, L, d)
+    """
+    packing = Packing.of(mask.sum(1))
+    shape, place = packing.shared_rows()
+    rows = x.new_zeros(shape.numel(), x.shape[2], dtype=next(llm.parameters()).dtype)
+    rows = rows.index_copy(0, place, packing.pack(x).to(rows.dtype)).view(*shape, -1)
+    sequence = torch.full((shape.numel(),), -1, device=x.device).index_copy(0, place, packing.row()).view(shape)
+    position = torch.zeros_like(sequence).flatten().index_copy(0, place, packing.position()).view(shape)
+    allowed = (sequence[:, :, None] == sequence[:, None, :]).tril()
+    attention = torch.zeros_like(allowed, dtype=rows.dtype).masked_fill(~allowed, torch.finfo(rows.dtype).min)
+    options = {"position_ids": position + first_position(llm)} if takes_positions(llm) else {}
+    z = llm(inputs_embeds=rows, attention_mask=attention[:, None], **options).last_hidden_state
+    z = packing.pad(z.flatten(0, 1).index_select(0, place))
+    return nn.functional.pad(z, (0, 0, 0, x.shape[1] - z.shape[1]))
+
+
+def takes_positions(llm: Any) -> bool:
+    """Whether a model is told the positions; one with relative positions only, such as T5, is not."""
+    return "position_ids" in inspect.signature(_without_adapters(llm).forward).parameters
+
+
+def first_position(llm: Any) -> int:
+    """Return the id of the first position: RoBERTa and its kin count from the one after that of padding."""
+    padding = getattr(getattr(_without_adapters(llm), "embeddings", None), "padding_idx", None)
+    return 0 if padding is None else int(padding) + 1
+
+
+def _without_adapters(llm: Any) -> Any:
+    return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
 
 
 @torch.no_grad()
-def reads_ahead(llm: Any, width: int, causal_mask: bool) -> bool:
-    """Whether the output at a position depends on a later one: tried on three positions, in evaluation mode."""
-    x = torch.linspace(-1, 1, 3 * width, device=llm.device).view(1, 3, width)
-    other = x.clone()
-    other[:, 2] = -other[:, 2]
-    mask = torch.ones(1, 3, dtype=torch.bool, device=llm.device)
+def reads_others(llm: Any, width: int) -> bool:
+    """Whether an output of :func:`causal_states` depends on later items or on another sequence of its row.
+
+    Tried on four positions and on their halves, which share a row, in evaluation mode.
+    """
+    x = torch.linspace(-1, 1, 4 * width, device=llm.device).view(4, width)
+    batch = torch.stack([x, x.roll(2, 0), x.flip(1)])
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [True, True, False, False]], device=llm.device)
     was_training = llm.training
     llm.eval()
-    first, second = (states(llm, vectors, mask, causal_mask)[:, :2] for vectors in (x, other))
+    together = causal_states(llm, batch, mask)
+    apart = [causal_states(llm, batch[i : i + 1, :2], mask[i : i + 1, :2])[0] for i in range(3)]
     llm.train(was_training)
-    return not torch.allclose(first, second, rtol=1e-3, atol=1e-4)
+    return not torch.allclose(together[:, :2], torch.stack(apart), rtol=1e-3, atol=1e-4)

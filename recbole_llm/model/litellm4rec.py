@@ -31,7 +31,7 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_source import FrozenItems, ItemLLM, ItemSource, ItemTable, TextItems
 from recbole_llm.layer.precision import product
-from recbole_llm.layer.rec_llm import keep_layers, reads_ahead, states
+from recbole_llm.layer.rec_llm import causal_states, keep_layers, reads_others, states
 from recbole_llm.llm.backbone import hidden_size, load_encoder
 from recbole_llm.llm.dtype import dtype_to_train
 from recbole_llm.llm.lora import add_lora, check_base, save_adapters
@@ -134,6 +134,12 @@ class LiteLLM4Rec(LLMRecommender):
                 "train_view=sequence contradicts rec_llm_attention=bidirectional, where a position sees its target: "
                 "set rec_llm_attention=causal."
             )
+        attention = LLMSpec.from_config(config, key="rec_llm", preferred=PAPER_LLM).attn_implementation
+        if self.causal and attention == "flash_attention_2":
+            raise ConfigError(
+                "rec_llm_attention=causal packs sequences by a mask, which flash_attention_2 does not take: use "
+                "rec_llm_attn_implementation=sdpa or eager."
+            )
         if self.task == "topn" and (self.causal or self.tied):
             raise ConfigError("task=topn needs the paper's rec_llm_attention=bidirectional and head=projection.")
         if self.tied and config["fix_head"]:
@@ -181,15 +187,13 @@ class LiteLLM4Rec(LLMRecommender):
         return token_rms
 
     def _check_attention(self) -> None:
-        """Check the attention: decoders are causal anyway, encoders become so by a mask if they honour it."""
-        decoder = self.rec_resolved.family == "decoder"
-        self.causal_mask = self.causal and not decoder
-        if decoder and not self.causal:
+        """Check the attention: decoders are causal anyway, encoders become so by a mask if they heed it."""
+        if self.rec_resolved.family == "decoder" and not self.causal:
             raise ConfigError(
                 f"rec_llm_attention=bidirectional: {self.rec_resolved.name} is a decoder, which reads from left to "
                 "right. Set rec_llm_attention=causal, or use an encoder as rec_llm."
             )
-        if self.causal and reads_ahead(self.rec_llm, self.hidden_size, self.causal_mask):
+        if self.causal and reads_others(self.rec_llm, self.hidden_size):
             raise ConfigError(
                 f"rec_llm_attention=causal: {self.rec_resolved.name} does not honour a causal mask. Use a T5, a "
                 "BERT-type encoder or a decoder as rec_llm."
@@ -294,7 +298,7 @@ class LiteLLM4Rec(LLMRecommender):
         if self.learned_scale is not None:
             x = x * self.learned_scale
         x = self.vector_dropout(x) * mask[..., None]
-        return states(self.rec_llm, x, mask, self.causal_mask), mask  # Eq. 4
+        return (causal_states if self.causal else states)(self.rec_llm, x, mask), mask  # Eq. 4
 
     def user_vectors(self, interaction: Interaction) -> torch.Tensor:
         """Return h_u, shape (B, d)."""

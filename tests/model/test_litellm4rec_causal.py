@@ -7,8 +7,6 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
-from recbole_llm.layer.rec_llm import reads_ahead
-from recbole_llm.llm.backbone import load_encoder
 from recbole_llm.model.litellm4rec import LiteLLM4Rec
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.testing import check_model
@@ -124,6 +122,7 @@ def test_the_second_stage_of_a_tied_head_trains_one_table_for_input_and_output(b
         ({"train_view": "sequence"}, "train_view=sequence contradicts rec_llm_attention=bidirectional"),
         ({"rec_llm": "tiny-random-llama"}, "is a decoder"),
         ({"task": "topn", "topn_negatives": 9, "rec_llm_attention": "causal"}, "task=topn"),
+        ({"rec_llm_attention": "causal", "rec_llm_attn_implementation": "flash_attention_2"}, "sdpa or eager"),
         ({"head": "tied", "fix_head": True}, "fix_head=True contradicts head=tied"),
         ({"head": "tied", "item_llm_mode": "joint"}, "whole catalogue through the Item LLM"),
         ({"share_llm": True, "item_llm_mode": "joint", "rec_llm_layers": 1}, "rec_llm_layers contradicts share_llm"),
@@ -135,12 +134,6 @@ def test_the_second_stage_of_a_tied_head_trains_one_table_for_input_and_output(b
 def test_contradictions_are_named(build, settings, words):
     with pytest.raises(ConfigError, match=words):
         build(**settings)
-
-
-def test_an_encoder_that_does_not_heed_the_mask_is_found(build):
-    model, *_ = build()
-    assert not reads_ahead(model.rec_llm, model.hidden_size, causal_mask=True)
-    assert reads_ahead(load_encoder(model.rec_resolved), model.hidden_size, causal_mask=False)
 
 
 @pytest.mark.parametrize("rec_llm", FAMILIES)
