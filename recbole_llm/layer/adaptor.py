@@ -1,34 +1,24 @@
 """From the width of text vectors to the width of a recommender."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from recbole_llm.config.schema.blocks import Adaptor
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
 
 ADAPTORS = ("none", "linear", "mlp", "moe")
 
 
-def build_adaptor(config: Any, in_width: int, out_width: int) -> nn.Module | None:
-    """Return the configured adaptor, (..., in_width) -> (..., out_width); None for ``adaptor: none``.
-
-    Parameters
-    ----------
-    config : Config
-        ``adaptor``, ``adaptor_hidden_size``, ``adaptor_experts``, ``adaptor_dropout``.
-    in_width, out_width : int
-
-    """
-    kind, rate = config["adaptor"], float(config["adaptor_dropout"])
+def build_adaptor(settings: Adaptor, in_width: int, out_width: int) -> nn.Module | None:
+    """Return the configured adaptor, (..., in_width) -> (..., out_width); None for ``adaptor: none``."""
+    kind, rate = settings.adaptor, settings.adaptor_dropout
     if kind == "linear":
         return nn.Linear(in_width, out_width)
     if kind == "mlp":
-        hidden = out_width if config["adaptor_hidden_size"] is None else int(config["adaptor_hidden_size"])
-        return MLPAdaptor(in_width, hidden, out_width, rate)
+        return MLPAdaptor(in_width, settings.adaptor_hidden_size or out_width, out_width, rate)
     if kind == "moe":
-        return MoEAdaptor(in_width, out_width, int(config["adaptor_experts"]), rate)
+        return MoEAdaptor(in_width, out_width, settings.adaptor_experts, rate)
     return None
 
 

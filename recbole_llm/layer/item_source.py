@@ -10,6 +10,7 @@ they get to the width d of the Recommendation LLM; :class:`ItemTable` is what th
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from recbole_llm.config.schema.blocks import Adaptor
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.llm.backbone import dtype_to_train, hidden_size, load_encoder, load_tokenizer
@@ -86,7 +88,7 @@ class TextItems(ItemSource):
         """Return vectors of the texts of items (...), shape (..., width)."""
         raise NotImplementedError
 
-    def adapt_to(self, d: int, config: Any) -> None:
+    def adapt_to(self, d: int, settings: Adaptor) -> None:
         """Create the adaptor and, if enabled, the items' own vectors.
 
         Raises
@@ -94,17 +96,16 @@ class TextItems(ItemSource):
         ConfigError
             For ``adaptor: none`` between different widths.
         """
-        kind = config["adaptor"] or ("none" if self.width == d else "linear")
+        kind = settings.adaptor or ("none" if self.width == d else "linear")
         if kind == "none" and self.width != d:
             raise ConfigError(
                 f"adaptor=none: the item vectors have {self.width} columns and rec_llm takes {d}. Choose linear, mlp "
                 "or moe, or leave the key alone."
             )
-        keys = ("adaptor_hidden_size", "adaptor_experts", "adaptor_dropout")
-        adaptor = build_adaptor({"adaptor": kind, **{key: config[key] for key in keys}}, self.width, d)
+        adaptor = build_adaptor(replace(settings, adaptor=kind), self.width, d)
         self.adapt = nn.Identity() if adaptor is None else adaptor
         self.ids = None
-        if config["residual_id"]:
+        if settings.residual_id:
             self.ids = nn.Embedding(self.n_items, d, padding_idx=0)
             nn.init.normal_(self.ids.weight, std=ID_STD)
         self.adapts = adaptor is not None or self.ids is not None

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_llm.config import Config
+from recbole_llm.config.schema import models as schema
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import NEXT, HistoryDataset
 from recbole_llm.errors import ConfigError
@@ -83,37 +84,36 @@ class LiteLLM4Rec(LLMRecommender):
     @classmethod
     def view_for(cls, config: Config) -> str:
         """Return the view: random segments (``sampling``); all prefixes (``all``, Sec. 4.4), at once if causal."""
-        every = "sequence" if config["rec_llm_attention"] == "causal" else "prefix"
-        return {"sampling": "segment", "all": every}[config["train_strategy"]]
+        settings = schema.LiteLLM4Rec.of(config)
+        every = "sequence" if settings.rec_llm_attention == "causal" else "prefix"
+        return {"sampling": "segment", "all": every}[settings.train_strategy]
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
+        self.settings = settings = schema.LiteLLM4Rec.of(config)
         self.item_loss = ItemLoss.from_config(config, dataset)
-        self.item_llm_mode = config["item_llm_mode"]
-        self.seq_pool = config["seq_pool"]
-        self.causal = config["rec_llm_attention"] == "causal"
-        self.tied = config["head"] == "tied"
+        self.item_llm_mode, self.seq_pool = settings.item_llm_mode, settings.seq_pool
+        self.causal = settings.rec_llm_attention == "causal"
+        self.tied = settings.head == "tied"
         self._read_task(config)
         self._refuse_contradictions(config)
         self.training_stages = STAGES[self.item_llm_mode][-1:] if self.task == "topn" else STAGES[self.item_llm_mode]
 
-        places = config["dropout_place"]
-        rate = float(config["dropout"])
+        places, rate = settings.dropout_place, settings.dropout
         self.vector_dropout = nn.Dropout(rate if "vectors" in places else 0.0)
         self.pooled_dropout = nn.Dropout(rate if "pooled" in places else 0.0)
         inner = rate if places == "t5" else 0.0
 
         token_rms = self._build_rec_llm(config, inner)
         self.item_source = self._build_item_source(config, dataset, inner)
-        self._build_scale(config["input_scale"], token_rms)
-        self._build_head(config)
+        self._build_scale(settings.input_scale, token_rms)
+        self._build_head()
         self.to(self.device)
         if self.training_stages == [FINETUNE]:
             self.start_stage(FINETUNE)
 
     def _read_task(self, config: Config) -> None:
-        self.task = config["task"]
-        self.topn_input = config["topn_input"]
+        self.task, self.topn_input = self.settings.task, self.settings.topn_input
         self.scores_are_products = self.task == "sequential"
         if self.task == "topn" and self.item_loss.loss != "ce":
             raise ConfigError(
@@ -142,47 +142,47 @@ class LiteLLM4Rec(LLMRecommender):
             )
         if self.task == "topn" and (self.causal or self.tied):
             raise ConfigError("task=topn needs the paper's rec_llm_attention=bidirectional and head=projection.")
-        if self.tied and config["fix_head"]:
+        if self.tied and self.settings.fix_head:
             raise ConfigError("fix_head=True contradicts head=tied, which has no separate weights.")
         if self.tied and self.item_llm_mode.startswith("joint"):
             raise ConfigError(
                 f"head=tied with item_llm_mode={self.item_llm_mode!r} would run the whole catalogue through the Item "
                 "LLM at every step: use item_llm_mode=frozen or two_stage."
             )
-        if config["share_llm"] and config["rec_llm_layers"] is not None:
+        if self.settings.share_llm and self.settings.rec_llm_layers is not None:
             raise ConfigError("rec_llm_layers contradicts share_llm=True, whose Item LLM needs all layers.")
-        if config["rec_llm_tuning"] == "lora":
+        if self.settings.rec_llm_tuning == "lora":
             others = {"share_llm": True, "fix_rec_llm": True, "rec_llm_init": "scratch"}
             for key, value in others.items():
-                if config[key] == value:
+                if getattr(self.settings, key) == value:
                     raise ConfigError(f"rec_llm_tuning=lora contradicts {key}={value}: use rec_llm_tuning=full.")
 
     # ---- what it is made of
 
     def _build_rec_llm(self, config: Config, dropout: float) -> float:
         """Load the Recommendation LLM; returns the root mean square of its token embeddings."""
-        scratch = config["rec_llm_init"] == "scratch"
+        settings = self.settings
+        scratch = settings.rec_llm_init == "scratch"
         spec = LLMSpec.from_config(config, key="rec_llm", preferred=PAPER_LLM)
         self.rec_resolved = resolve_llm(spec, logger=self.logger, weights=not scratch)
-        self.lora = config["rec_llm_tuning"] == "lora"
-        dtype = None if self.lora or config["fix_rec_llm"] else dtype_to_train(self.rec_resolved)
-        self.rec_llm = load_encoder(self.rec_resolved, not scratch, dtype, dropout, config["scratch_shape"])
+        self.lora, self.fix_rec_llm = settings.rec_llm_tuning == "lora", settings.fix_rec_llm
+        dtype = None if self.lora or self.fix_rec_llm else dtype_to_train(self.rec_resolved)
+        self.rec_llm = load_encoder(self.rec_resolved, not scratch, dtype, dropout, settings.scratch_shape)
         self.hidden_size = hidden_size(self.rec_llm)
         token_rms = self.rec_llm.get_input_embeddings().weight.detach().float().square().mean().sqrt().item()
         # Its pooler, and without sharing its token table, play no part: a sequence enters as vectors.
         if getattr(self.rec_llm, "pooler", None) is not None:
             self.rec_llm.pooler = None
-        if not config["share_llm"]:
+        if not settings.share_llm:
             self._drop_token_table()
-        if config["rec_llm_layers"] is not None:
-            keep_layers(self.rec_llm, int(config["rec_llm_layers"]), self.rec_resolved.name)
+        if settings.rec_llm_layers is not None:
+            keep_layers(self.rec_llm, settings.rec_llm_layers, self.rec_resolved.name)
         self._check_attention()
-        self.fix_rec_llm = bool(config["fix_rec_llm"])
         if self.fix_rec_llm:
             self.rec_llm.requires_grad_(False)
         if self.lora:
-            shape = int(config["lora_r"]), float(config["lora_alpha"]), float(config["lora_dropout"])
-            targets = config["lora_target_modules"]
+            shape = settings.lora_r, settings.lora_alpha, settings.lora_dropout
+            targets = settings.lora_target_modules
             self.rec_llm = add_lora(self.rec_llm, self.rec_resolved, *shape, targets, "FEATURE_EXTRACTION")
         return token_rms
 
@@ -205,18 +205,18 @@ class LiteLLM4Rec(LLMRecommender):
 
     def _build_item_source(self, config: Config, dataset: HistoryDataset, dropout: float) -> TextItems:
         joint = self.item_llm_mode.startswith("joint")
-        if config["share_llm"] and not joint:
+        if self.settings.share_llm and not joint:
             raise ConfigError(
                 f"share_llm=True needs item_llm_mode=joint, not {self.item_llm_mode!r}: frozen vectors have no Item "
                 "LLM to share."
             )
         source: TextItems
         if joint:
-            shared = (self.rec_resolved, self.rec_llm) if config["share_llm"] else None
+            shared = (self.rec_resolved, self.rec_llm) if self.settings.share_llm else None
             source = ItemLLM(config, dataset, PAPER_LLM, self.logger, dropout, shared)
         else:
             source = FrozenItems(config, dataset, PAPER_LLM, self.logger)
-        source.adapt_to(self.hidden_size, config)
+        source.adapt_to(self.hidden_size, self.settings)
         return source
 
     def _build_scale(self, kind: str, token_rms: float) -> None:
@@ -226,8 +226,8 @@ class LiteLLM4Rec(LLMRecommender):
             vector_rms = self.item_source.catalogue()[1:].square().mean().sqrt().item()
             self.fixed_scale = token_rms / max(vector_rms, 1e-12)
 
-    def _build_head(self, config: Config) -> None:
-        self.head_init = config["head_init"]
+    def _build_head(self) -> None:
+        self.head_init = self.settings.head_init
         self.W_proj: nn.Linear | None = None
         if self.tied:
             return
@@ -235,7 +235,7 @@ class LiteLLM4Rec(LLMRecommender):
         if self.head_init == "items":
             with torch.no_grad():
                 self.W_proj.weight.copy_(self.item_source.catalogue())
-        if config["fix_head"]:
+        if self.settings.fix_head:
             self.W_proj.weight.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "LiteLLM4Rec":

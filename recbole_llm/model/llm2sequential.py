@@ -101,7 +101,7 @@ class LLM2Sequential(LLMRecommender):
         width = self.item_embedding.width
         text = self.text = text_vectors(config, dataset, width, self.logger)
         columns = text.vectors.shape[1]
-        adaptor = build_adaptor(config, columns, width)
+        adaptor = build_adaptor(settings, columns, width)
         text.provenance["item_vectors"]["columns_without_text"] = 0 if adaptor else max(0, width - columns)
         if adaptor is None and columns < width:
             self.logger.warning(

@@ -160,7 +160,7 @@ class LiteLLM4Rec(ItemText, Adaptor, RecLLM, ItemLoss):
     head_init: Literal["default", "items"]
     fix_head: bool
     train_strategy: Literal["sampling", "all"]
-    dropout: Dropout | None
+    dropout: Dropout
     dropout_place: Literal["t5", "vectors", "pooled", "vectors+pooled"]
     stage2_learning_rate: AboveZero | None
     stage2_epochs: Count | None
