@@ -22,7 +22,7 @@ from recbole_llm.compare.runs import FinishedRun, Row, mark_baselines
 from recbole_llm.errors import CheckpointError
 from recbole_llm.run.identity import CIRCUMSTANCES, plain
 
-FORMAT = 1
+FORMAT = 2
 BOARD = "board.json"
 # Keys of results.json that a record keeps; the others describe the machine, or are long.
 KEPT = (
