@@ -176,7 +176,6 @@ def _run(arguments: list[str]) -> int:
     precheck(files, None, given)
     from recbole_llm.run.experiment import run
 
-    _no_bars_in_files(given)
     run(config_file_list=files, arguments=given)
     return 0
 
@@ -210,14 +209,8 @@ def _compare_models(given: dict[str, Any]) -> int:
     """Return 0 if every run finished, 1 if some are missing from the table."""
     from recbole_llm.compare import compare
 
-    _no_bars_in_files(given)
     comparison = compare(arguments=given)
     return int(any(row.failures for row in comparison.all_rows))
-
-
-def _no_bars_in_files(given: dict[str, Any]) -> None:
-    if not sys.stderr.isatty():
-        given.setdefault("show_progress", False)
 
 
 COMMANDS = {

@@ -188,7 +188,6 @@ def test_user_errors_are_one_message_and_status_2(arguments, says, capsys):
 def test_a_run(shop):
     assert main(["--model=SASRec", "--dataset=shop", *TINY]) == 0
     report = json.loads((only_run_dir() / "results.json").read_text(encoding="utf-8"))
-    assert report["settings"]["show_progress"] is False  # stderr is no terminal
     assert report["epochs"] == 1
 
 
@@ -237,3 +236,10 @@ def test_interrupt_and_resume(shop, monkeypatch, caplog):
 def test_bare_resume(shop):
     assert main(["--model=SASRec", "--dataset=shop", "--resume", *TINY]) == 0
     assert (only_run_dir() / "results.json").is_file()
+
+
+def test_the_package_is_the_command_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "recbole_llm", "--version"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == f"recbole-llm {recbole_llm.__version__}\n"

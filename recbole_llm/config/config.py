@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from recbole.config import Config as RecBoleConfig
-from recbole.utils import EvaluatorType, InputType, set_color
+from recbole.utils import EvaluatorType, InputType
 
 from recbole_llm import distributed
 from recbole_llm.config import layers
@@ -27,9 +27,8 @@ from recbole_llm.config.registry import (
     reference_of,
     require_sequential,
 )
-from recbole_llm.config.schema.general import Training
 from recbole_llm.config.schema.models import MODELS
-from recbole_llm.config.schema.recbole import Optimisation
+from recbole_llm.config.summary import summary
 from recbole_llm.config.values import SECRETS, ParameterLoader
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.metrics import is_smaller_better
@@ -237,24 +236,8 @@ class Config(RecBoleConfig):
         return text
 
     def summary(self) -> str:
-        """Return the non-default settings and the model and training parameters, in a few lines."""
-        hidden = SECRETS | {"model", "dataset", "smoke_settings", "show_progress"}
-        defaults = self.internal_config_dict
-        sources = {**self.external_config_dict, **(defaults["smoke_settings"] if self.merged["smoke"] else {})}
-        given = [key for key, value in self.merged.items() if key in sources and value != defaults.get(key)]
-        model = [key for key in self.merged if key in self.model_keys and key not in given]
-        training = [*Optimisation.types(), *Training.types()]
-        training = [key for key in training if key in self.merged and key not in given and key not in model]
-        lines = []
-        for title, keys in (("Changed", given), ("Model", model), ("Training", training)):
-            values = [
-                f"{set_color(key, 'cyan')} = {set_color(str(self.merged[key]), 'yellow')}"
-                for key in keys
-                if key not in hidden and self.merged.get(key) is not None
-            ]
-            if values:
-                lines.append(set_color(title, "pink") + ": " + ", ".join(values))
-        return "\n".join(lines)
+        """Return the settings in a few lines; see :func:`recbole_llm.config.summary.summary`."""
+        return summary(self)
 
 
 def _declares(model_class: type) -> str:

@@ -20,12 +20,12 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.evaluation import Evaluation, Metrics
 from recbole_llm.evaluator.mask import Pairs, remove_history
-from recbole_llm.evaluator.progress import progress
 from recbole_llm.evaluator.ranks import RankCollector, Ranks, ScoreError
 from recbole_llm.evaluator.retrieval import Retrieved, summary
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.precision import autocast_dtype
 from recbole_llm.model.base import Reranker
+from recbole_llm.progress import progress
 
 Collected = list[dict[str, np.ndarray]]
 
@@ -94,7 +94,7 @@ class Evaluator:
         def tokens() -> int:
             return model.tokens_read
 
-        collected = self._collect(data, scores_of, self._list_length, "Evaluate   ", show_progress, tokens)
+        collected = self._collect(data, scores_of, self._list_length, "Evaluate", show_progress, tokens)
         counts = distributed.gather(model.evaluation_counts())
         return self._evaluation(collected, data.dataset, model, counts, retrieved, reranked)
 
@@ -104,7 +104,7 @@ class Evaluator:
     ) -> Evaluation:
         """Evaluate a function that gives the scores (B, n_items) of rows."""
         collected = self._collect(
-            data, lambda batch: scorer(batch[0].to(self.device)), self._list_length, "Evaluate   ", show_progress
+            data, lambda batch: scorer(batch[0].to(self.device)), self._list_length, "Evaluate", show_progress
         )
         return self._evaluation(collected, data.dataset)
 
@@ -126,7 +126,7 @@ class Evaluator:
         """Metrics of a model under each of its ``choices``, in one pass over the rows."""
         model.eval()
         collectors = [RankCollector(self._list_length) for _ in model.choices]
-        for number, batch in enumerate(progress(data, "Choose     ", show_progress)):
+        for number, batch in enumerate(progress(data, "Choose", show_progress)):
             interaction = batch[0].to(self.device)
             with self.precision(model):
                 for collector, scores in zip(collectors, model.full_sort_choices(interaction), strict=True):

@@ -9,9 +9,9 @@ import time
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from recbole_llm.model.base import LLMRecommender
+from recbole_llm.progress import progress
 
 USERS = 32
 WARMUP = 2
@@ -68,7 +68,7 @@ def inference_times(
     for batch, prepared in inputs[:warmup]:
         recommend(batch, prepared)
     wall, cpu = [], []
-    for batch, prepared in tqdm(inputs, desc="Inference", ncols=100, leave=False, disable=not show_progress):
+    for batch, prepared in progress(inputs, "Time inference", show_progress):
         synchronize()
         start = time.perf_counter(), time.process_time()
         recommend(batch, prepared)

@@ -3,19 +3,18 @@
 import argparse
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
 from recbole_llm.config.arguments import CommandParser, parse_arguments
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
+from recbole_llm.progress import Progress
 from recbole_llm.recommend import files, reading
 from recbole_llm.recommend.catalogue import UNKNOWN
 from recbole_llm.recommend.recommender import HISTORIES, Recommender
@@ -109,7 +108,7 @@ def recommend_main(argv: Sequence[str]) -> int:
         users = None if given.users == "all" else reading.read_ids(given.users, user_field, encoding)
         total = recommender.count_users(users, given.history, given.unknown)
         frames = recommender.recommend_users(users, history=given.history, **options)
-    with tqdm(total=total, desc="Recommend", unit="user", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with Progress(total, "Recommend", "users") as bar:
         lists = files.write_lists(frames, out, bar.update)
     masked = recommender.config["mask_history"] if options["mask_history"] is None else options["mask_history"]
     logging.getLogger().info(
@@ -173,7 +172,7 @@ def export_main(argv: Sequence[str]) -> int:
         count = recommender.count_users(users, given.history, given.unknown)
         names: list[str] = []
         batches = recommender.vectors_of_users(users, given.history, given.unknown)
-        with tqdm(total=count, desc="Export", unit="user", disable=not sys.stderr.isatty(), leave=False) as bar:
+        with Progress(count, "Export", "users") as bar:
             files.write_matrix(_collected(batches, names, bar), (count, width), out / "user_vectors.npy")
         files.write_ids(names, out / "users.txt")
     if given.faiss:
@@ -197,7 +196,7 @@ def export_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _collected(batches: Iterable[tuple[list[str], Any]], names: list[str], bar: Any) -> Iterator[Any]:
+def _collected(batches: Iterable[tuple[list[str], Any]], names: list[str], bar: Progress) -> Iterator[Any]:
     for users, vectors in batches:
         names += users
         bar.update(len(users))

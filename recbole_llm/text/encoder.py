@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from recbole_llm import distributed
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
@@ -22,10 +22,12 @@ from recbole_llm.llm.backbone import (
     resolve_llm,
 )
 from recbole_llm.llm.dtype import resolve_dtype
+from recbole_llm.progress import Progress
 from recbole_llm.text.cache import EmbeddingCache, text_digest
 from recbole_llm.text.pooling import pool_tokens, resolve_pooling, special_ids
 
 MAX_TOKENS = 128
+ENCODING = "Encode item texts"  # name of the pass on the screen
 SAVE_EVERY = 16384  # texts: an interrupted run loses at most these
 
 # Tokens of a batch, padding included. A CPU is fastest with batches that fit its caches.
@@ -111,7 +113,13 @@ class TextEncoder:
             if self.pooling == "pooler" and getattr(self.model, "pooler", None) is None:
                 raise ConfigError(f"item_pooling: {resolved.name} has no trained pooler; choose cls or mean.")
 
-    def encode(self, texts: Sequence[str], batch_size: int | str = "auto", show_progress: bool = True) -> np.ndarray:
+    def encode(
+        self,
+        texts: Sequence[str],
+        batch_size: int | str = "auto",
+        show_progress: bool = True,
+        passed: Progress | None = None,
+    ) -> np.ndarray:
         """Return one vector per text, (n, d) float32, in the order of `texts`.
 
         A text without tokens (empty or blank) gives a zero vector. Batches hold texts of similar length; how they are
@@ -125,7 +133,9 @@ class TextEncoder:
             Texts of a batch; "auto" fills batches up to a number of tokens. A batch that does not fit into memory is
             halved, and the smaller size kept.
         show_progress : bool
-            Show a progress bar.
+            Show a bar where standard error is a terminal.
+        passed : Progress, optional
+            Where to count the texts; default: one of this call's own.
 
         Raises
         ------
@@ -148,7 +158,8 @@ class TextEncoder:
         budget = _GPU_TOKENS if self.device.type == "cuda" else _CPU_TOKENS
         largest = _MAX_BATCH if batch_size == "auto" else int(batch_size)
         done = 0
-        with tqdm(total=len(order), desc="Encoding items", unit="text", disable=not show_progress) as bar:
+        whole = passed or Progress(len(order), ENCODING, "texts", show_progress)
+        with nullcontext(whole) if passed else whole:
             while done < len(order):
                 longest = self.max_tokens if self.pooling == "mean_padded" else len(tokens[order[done]])
                 size = min(max(budget // longest, 1), largest) if batch_size == "auto" else largest
@@ -173,7 +184,7 @@ class TextEncoder:
                 self._check_finite(pooled, rows, texts)
                 vectors[rows] = pooled
                 done += len(batch)
-                bar.update(len(batch))
+                whole.update(len(batch))
         return vectors
 
     def _tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -310,11 +321,12 @@ def encode_items(
                 if absent:
                     logger.info("Encoding %d texts with %s (%d cached).", n_encoded, resolved.label(), len(found))
                     encoder = TextEncoder(resolved, pooling, max_tokens, device, dtype, prompt, normalize, logger)
-                for start in range(0, n_encoded, SAVE_EVERY):
-                    part = absent[start : start + SAVE_EVERY]
-                    vectors = encoder.encode([text_of[digest] for digest in part], batch_size, show_progress)
-                    cache.add(part, vectors)
-                    found.update(zip(part, vectors, strict=True))
+                with Progress(n_encoded, ENCODING, "texts", show_progress) as passed:
+                    for start in range(0, n_encoded, SAVE_EVERY):
+                        part = absent[start : start + SAVE_EVERY]
+                        vectors = encoder.encode([text_of[digest] for digest in part], batch_size, passed=passed)
+                        cache.add(part, vectors)
+                        found.update(zip(part, vectors, strict=True))
     dim = len(next(iter(found.values())))
     result = np.zeros((len(texts), dim), dtype=np.float32)
     for row, text in enumerate(texts):

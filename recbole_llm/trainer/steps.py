@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from recbole_llm import distributed
-from recbole_llm.evaluator.progress import progress
+from recbole_llm.progress import progress
 from recbole_llm.trainer.accumulation import GradientMean, LossMean
 from recbole_llm.trainer.gradients import clip_gradients
 from recbole_llm.trainer.parallel import ParallelLoss

@@ -331,7 +331,7 @@ class RunTrainer(Trainer):
             return self._stopped
 
         first, sums, self.start_batch, self.start_sums = self.start_batch, self.start_sums, 0, []
-        label = f"Train {epoch:>5}"
+        label = f"Train, epoch {epoch}"
         sums = self.steps.epoch(train_data, first, sums, validate, loss_func, label, show_progress)
         distributed.broadcast_state(self.model, parameters=False)
         require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)

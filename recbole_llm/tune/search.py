@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -386,7 +385,5 @@ def tune_main(given: Mapping[str, Any]) -> int:
         )
     if params_file is True:
         raise ConfigError("--params_file needs a file: --params_file=FILE.")
-    if not sys.stderr.isatty():
-        settings.setdefault("show_progress", False)  # bars are noise in a file
     tune(params_file=params_file, arguments=settings, **options)
     return 0

@@ -1,0 +1,7 @@
+"""``python -m recbole_llm``: the command line."""
+
+import sys
+
+from recbole_llm.cli import main
+
+sys.exit(main())
