@@ -232,6 +232,11 @@ COMMANDS = {
         "evaluate saved weights under any protocol",
         "recbole_llm.run.evaluate:evaluate_main",
     ),
+    "refit": Command(
+        "refit RUN_DIR",
+        "train on all interactions, for production",
+        "recbole_llm.run.refit:refit_main",
+    ),
     "recommend": Command(
         "recommend RUN_DIR [--users=...] [--k=10]",
         "recommend items to users from a finished run",

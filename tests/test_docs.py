@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recbole_llm.cli import COMMANDS
 from recbole_llm.config.registry import own_models, stock_models
 from recbole_llm.config.schema import types_by_key
 
@@ -16,10 +17,6 @@ PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((R
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUN = ("run_recbole_llm.py", "recbole-llm")
-COMMANDS = (
-    *("run", "compare", "tune", "models", "convert", "check", "recommend", "export", "evaluate", "help"),
-    "leaderboard",
-)
 
 
 def commands(page):

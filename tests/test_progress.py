@@ -65,7 +65,9 @@ def test_without_a_total_there_is_no_share(clock, caplog):
         for _ in range(3):
             clock.now += 40
             passed.update(1000)
-    assert caplog.messages == [f"Recommend: {n},000 users, {t} so far" for n, t in ((1, "40 s"), (2, "80 s"), (3, "2 min"))]
+    assert caplog.messages == [
+        f"Recommend: {n},000 users, {t} so far" for n, t in ((1, "40 s"), (2, "80 s"), (3, "2 min"))
+    ]
 
 
 class Terminal(io.StringIO):

@@ -105,6 +105,8 @@ def load_finished(run_dir: str | Path) -> FinishedRun:
     run_dir = Path(run_dir)
     results = read_results(run_dir)
     file = run_dir / "test_ranks.npz"
+    if results.get("final_fit"):
+        raise CheckpointError(f"{run_dir} was trained on all interactions and has no test figures to compare.")
     if not file.is_file():
         raise CheckpointError(f"{run_dir} has no test_ranks.npz: the run was not evaluated on a test set.")
     try:

@@ -107,7 +107,7 @@ class HistoryDataset(TableDataset):
         times = self._settled(times[order])
         self.read_histories = self.histories.items.numpy(), self.offsets
         self.catalogue_size = int((self.histories.item_counts > 0).sum())
-        if self.config["protocol"] == "temporal_session":
+        if self.config["protocol"] == "temporal_session" and not self.config["final_fit"]:
             self._split_sessions(times)
         depth = self.histories.depths
         rows = np.flatnonzero(depth > 0)
@@ -179,12 +179,21 @@ class HistoryDataset(TableDataset):
 
     def build(self) -> list["HistoryDataset"]:
         """Training, validation and test split, as ``protocol``, ``eval_args`` and ``cold_items`` say."""
+        if self.config["final_fit"]:
+            return self._all_in_training()
         splits = self._split()
         self.cold = draw_cold_items(self.config, self.histories.item_counts)
         if self.cold is not None:
             self._leave_out_cold(splits)
         self._notice(check_evaluated(self.config, splits))
         return splits
+
+    def _all_in_training(self) -> list["HistoryDataset"]:
+        """Return every row as training, and two empty splits."""
+        self._change_feat_format()
+        self._drop_unused_col()
+        rows = torch.arange(len(self.inter_feat))
+        return [self.copy(take(self.inter_feat, part)) for part in (rows, rows[:0], rows[:0])]
 
     def _leave_out_cold(self, splits: list["HistoryDataset"]) -> None:
         assert self.cold is not None

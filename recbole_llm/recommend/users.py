@@ -91,6 +91,8 @@ class Users:
     def evaluation(self, history: str) -> FullSortLoader:
         """Yield the evaluator's own batches."""
         data = self.run.valid_data if history == "valid" else self.run.test_data
+        if data is None and self.config["final_fit"]:
+            raise DataError(f"history={history!r}: the run was trained on all interactions and has no such part.")
         if data is None:
             raise DataError(
                 f"history={history!r}: eval_args.split={self.config['eval_args']['split']!r} has no such part."

@@ -120,6 +120,8 @@ def evaluate_run(
     """
     run_dir, given = Path(run_dir), dict(config_dict or {})
     training, settings = read_training_record(run_dir), settings_of(run_dir)
+    if settings.get("final_fit"):
+        raise CheckpointError(f"{run_dir} was trained on all interactions: nothing is left to evaluate it on.")
     _check_control(run_dir, settings, given)
     config = _config(run_dir, settings, given, model)
     finished = (run_dir / RESULTS).is_file()

@@ -37,6 +37,7 @@ from recbole_llm.run.folder import (
     is_unfinished,
     new_run,
     run_lock,
+    settings_of,
     stamp_data,
     stamp_language_models,
 )
@@ -255,6 +256,7 @@ def _initial_weights(config: Config) -> Path | None:
     weights = Path(config["init_from"]) / checkpoint.WEIGHTS
     if not weights.is_file():
         raise CheckpointError(f"init_from={config['init_from']!r} is not a run directory: it has no {weights}.")
+    submodel.refuse_final_fit(weights.parent, settings_of(weights.parent).get("final_fit"), config)
     return weights
 
 
@@ -338,7 +340,9 @@ def _pretrain_s3rec(
     if not distributed.from_main(lambda: resume and file.is_file()):
         getLogger().info(f"S3Rec pre-training: {config['pretrain_epochs']} epochs.")
         model = submodel.build(config, train_data.dataset)
-        stage = Overlay(config, {"epochs": config["pretrain_epochs"], "save_state": False, "log_wandb": False})
+        stage = Overlay(
+            config, {"epochs": config["pretrain_epochs"], "save_state": False, "log_wandb": False, "final_fit": None}
+        )
         trainer = RunTrainer(stage, model, None)
         trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])
         meter.seconds["pretrain"] = trainer.meter.seconds.get("train", 0.0)

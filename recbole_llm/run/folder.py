@@ -55,7 +55,8 @@ def store_settings(run_dir: Path, config: Config) -> None:
 
 def _make_folder(config: Config) -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    name = f"{name_prefix(config)}{'smoke-' if config['smoke'] else ''}{stamp}"
+    kind = "smoke-" * bool(config["smoke"]) + "refit-" * bool(config["final_fit"])
+    name = f"{name_prefix(config)}{kind}{stamp}"
     parent = Path(config["checkpoint_dir"])
     for number in range(1000):
         run_dir = parent / (name if number == 0 else f"{name}-{number}")

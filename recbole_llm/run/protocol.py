@@ -15,6 +15,11 @@ def protocol_text(config: Config) -> str:
     stamp = "SMOKE RUN, " if config["smoke"] else ""
     if control_of(config) != "none":
         stamp += f"CONTROL {control_of(config)} (seed {config['control_seed']}), "
+    if config["final_fit"]:
+        return (
+            f"{stamp}FINAL FIT on all interactions, not evaluated; at most {config['MAX_ITEM_LIST_LENGTH']} items of "
+            f"history, seed {config['seed']}, updates chosen by {config['valid_metric']} in another run"
+        )
     return (
         f"{stamp}{masked}, {evaluation_text(config)}, at most {config['MAX_ITEM_LIST_LENGTH']} items of history, "
         f"seed {config['seed']}, best epoch by {config['valid_metric']}"

@@ -86,6 +86,7 @@ def results_of(
             "label": label(config),
             "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
             "smoke": bool(config["smoke"]),
+            "final_fit": config["final_fit"],
             "protocol": {
                 "text": protocol_text(config),
                 "evaluation": evaluation_text(config),

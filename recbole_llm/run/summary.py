@@ -78,6 +78,15 @@ def _model_report_line(figures: Mapping[str, float]) -> str:
     return "test: " + ", ".join(shown)
 
 
+def _final_fit_line(results: Mapping[str, Any]) -> str:
+    """Say what a model for production was trained on, in place of figures that it cannot have."""
+    stages = ", ".join(f"{stage['updates']:,} updates ({stage['stage']})" for stage in results["stages"])
+    return (
+        f"trained on all {results['dataset']['interactions']:,} interactions for {stages}, as validation chose in "
+        f"{results['final_fit']['run']}; there are no test figures: those of that run apply to its weights only"
+    )
+
+
 def dataset_text(dataset: Any) -> str:
     """Return the numbers of users, items and interactions in one line, without RecBole's padding."""
     users, items, interactions = dataset.user_num - 1, dataset.item_num - 1, len(dataset.flat)
@@ -87,11 +96,13 @@ def dataset_text(dataset: Any) -> str:
     )
 
 
-def _next_steps(run_dir: Path) -> list[str]:
+def _next_steps(run_dir: Path, final_fit: bool) -> list[str]:
     """List the files of a finished run and commands to use it."""
     folder = shlex.quote(str(run_dir))
     files = ("results.json", "history.csv", "test_ranks.npz")
-    steps = (("lists", "recommend"), ("other protocol", "evaluate"), ("beside others", "compare"))
+    steps = [("lists", "recommend")]
+    if not final_fit:
+        steps += [("other protocol", "evaluate"), ("beside others", "compare"), ("for production", "refit")]
     return [
         f"written to {run_dir}: {', '.join(name for name in files if (run_dir / name).is_file())}",
         *(f"  {purpose}: recbole-llm {command} {folder}" for purpose, command in steps if _is_run(run_dir)),
@@ -122,6 +133,8 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
     if results["members"]:
         table += "\n\n" + _members_table(results, first, heads[first], places)
     language = results["language_models"] or {}
+    if results["final_fit"]:
+        table = _final_fit_line(results)
     lines = [
         set_color(f"{label(config)} on {config['dataset']}", "green") + f": {results['protocol']['text']}",
         *([f"llm: {language['llm']}, rec_llm: {language['rec_llm']}"] if "rec_llm" in language else []),
@@ -143,7 +156,7 @@ def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | No
         *([_inference_line(results["inference"])] if results["inference"] else []),
     ]
     if run_dir is not None:
-        lines += _next_steps(run_dir)
+        lines += _next_steps(run_dir, bool(results["final_fit"]))
     logger.info("\n".join(lines))
     if ties > 0.01:
         logger.warning(

@@ -1,11 +1,12 @@
 """Settings of one stage of training, read once, and what the caller of ``fit`` asked for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from recbole_llm.errors import ConfigError
 from recbole_llm.layer.precision import autocast_dtype
 from recbole_llm.trainer.schedule import learning_rate_factor
 
@@ -26,6 +27,8 @@ class Stage:
         Those of ``<name>_epochs`` and ``<name>_learning_rate`` where the run has such keys.
     eval_step, eval_updates : int
         Epochs and optimizer steps between validations; 0: none by that count.
+    updates, planned_updates : int, optional
+        Of a final fit: optimizer steps after which training ends, and those that the learning rate goes by.
     accumulate : int
         Batches to an optimizer step.
     clip_grad_norm : dict, optional
@@ -55,6 +58,8 @@ class Stage:
     lr_schedule: str
     warmup_updates: int | None
     warmup_ratio: float
+    updates: int | None = None
+    planned_updates: int | None = None
 
     @classmethod
     def of(cls, config: Any, model: Any, number: int) -> "Stage":
@@ -93,10 +98,19 @@ class Stage:
             lr_schedule=settings["lr_schedule"],
             warmup_updates=settings["warmup_updates"],
             warmup_ratio=settings["warmup_ratio"],
+            **_final_updates(config["final_fit"], name),
         )
+
+    def over(self, batches: int) -> "Stage":
+        """Return the stage on a loader of so many batches: of a final fit, updates decide on the epochs."""
+        if self.updates is None:
+            return self
+        return replace(self, epochs=-(-self.updates // -(-batches // self.accumulate)), eval_step=0, eval_updates=0)
 
     def total_updates(self, batches: int) -> int:
         """Optimizer steps of the whole stage, given the number of batches per epoch."""
+        if self.planned_updates is not None:
+            return self.planned_updates
         return -(-batches // self.accumulate) * self.epochs
 
     def warmup_of(self, total_updates: int) -> int:
@@ -117,6 +131,20 @@ class Stage:
         """Learning rate of an optimizer step, counted from 0."""
         warmup = self.warmup_of(total_updates)
         return self.learning_rate * learning_rate_factor(update, self.lr_schedule, warmup, total_updates)
+
+
+def _final_updates(plan: Any, stage: str) -> dict[str, int]:
+    """Return the updates of a stage of a final fit; nothing for other runs."""
+    if not plan:
+        return {}
+    try:
+        found = plan["stages"][stage]
+        return {key: int(found[key]) for key in ("updates", "planned_updates")}
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"final_fit={plan!r} does not give updates and planned_updates of the stage {stage!r}: let `recbole-llm "
+            "refit RUN_DIR` write it."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,21 @@ def result_of_stage(trainer: Any) -> dict[str, Any]:
     return {
         "stage": trainer.stage.name,
         "best_epoch": early.epoch,
+        "best_updates": _best_updates(trainer),
         "updates": trainer.updates,
+        "planned_updates": trainer.steps.total,
         "valid_metric": trainer.stage.settings["valid_metric"],
         "best_valid_score": None if early.epoch is None else trainer.best_valid_score,
         "best_valid_result": early.result,
     }
+
+
+def _best_updates(trainer: Any) -> int:
+    """Optimizer steps after which the kept weights stood; 0 where the stage did not improve on its start."""
+    early, stage = trainer.early_stopping, trainer.stage.name
+    rows = [row for row in trainer.curve if (row["stage"], row["epoch"]) == (stage, early.epoch)]
+    best = [row["updates"] for row in rows if row.get("valid_score", early.score) == early.score]
+    return best[0] if best else 0
 
 
 def save(trainer: Any, run_dir: Path, epochs: int, batches: int = 0, sums: Sequence[float] = ()) -> None:

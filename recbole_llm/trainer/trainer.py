@@ -209,8 +209,8 @@ class RunTrainer(Trainer):
             self.logger.info(f"Stage {number + 1} of {len(self.stages)}: {self.stages[number]}.")
 
     def _fit_stage(self, train_data: Any, asked: FitArguments) -> None:
-        stage = self.stage
-        train_data = batches_of(stage, self.model, train_data, self.evaluator, asked.show_progress)
+        train_data = batches_of(self.stage, self.model, train_data, self.evaluator, asked.show_progress)
+        self.stage = stage = self.stage.over(len(train_data))
         self.steps.total = total = stage.total_updates(len(train_data))
         notice = stage.warmup_notice(total)
         if notice:
@@ -236,7 +236,8 @@ class RunTrainer(Trainer):
                 asked.report(epoch, row["valid_score"])
             if self._stopped or self.early_stopping.stopped:
                 if asked.verbose:
-                    self.logger.info(f"Finished training, best eval result in epoch {self.best_epoch}")
+                    found = f"best eval result in epoch {self.best_epoch}" if asked.valid_data is not None else "not evaluated"
+                    self.logger.info(f"Finished training, {found}")
                 break
 
     def _is_due(self, epoch: int, asked: FitArguments) -> bool:
@@ -323,6 +324,9 @@ class RunTrainer(Trainer):
         train_data.set_epoch(epoch_idx + 1_000_000 * self.stage.number, self.start_batch)
 
         def validate(batches: int, loss: LossMean) -> bool:
+            if self.updates == self.stage.updates:
+                self._stopped = True
+                return True
             if self._inside is None or self.updates % self.stage.eval_updates:
                 return False
             distributed.broadcast_state(self.model, parameters=False)

@@ -241,9 +241,9 @@ from recbole_llm.text.encoder import TextEncoder, encode_items
 cache, me, other = map(pathlib.Path, sys.argv[1:])
 import time, transformers, torch
 original = TextEncoder.encode
-def slow(self, *args):
+def slow(self, *args, **kwargs):
     time.sleep(1)  # hold the lock until the other process surely wants it
-    return original(self, *args)
+    return original(self, *args, **kwargs)
 TextEncoder.encode = slow
 me.touch()
 while not other.exists():

@@ -90,6 +90,7 @@ class Training(Section):
     decay_groups: Literal["all", "no_bias_norm"]
     save_state: bool
     init_from: TextName | None
+    final_fit: dict[str, Any] | None
     resume: TextName | bool | None
 
 
