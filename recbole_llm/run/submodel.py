@@ -151,19 +151,23 @@ def refuse_final_fit(run_dir: Path, final_fit: Any, config: Config) -> None:
     """Raise CheckpointError if a run that was trained on all interactions would serve one that is evaluated."""
     if final_fit and not config["final_fit"]:
         raise CheckpointError(
-            f"{run_dir} was trained on all interactions: it has seen what would be validated and tested here. Name the "
-            "run that it was made from."
+            f"{run_dir} was trained on all interactions: it has seen what would be validated and tested here. Name "
+            "the run that it was made from."
+        )
+
+
+def _check_same_fit(run_dir: Path, inner: Config, config: Config) -> None:
+    refuse_final_fit(run_dir, inner["final_fit"], config)
+    if config["final_fit"] and not inner["final_fit"]:
+        raise CheckpointError(
+            f"{run_dir} was trained on the training interactions only: refit it too, and name the result."
         )
 
 
 def _check_same_data(
     run_dir: Path, report: Mapping[str, Any], inner: Config, config: Config, dataset: HistoryDataset
 ) -> None:
-    refuse_final_fit(run_dir, inner["final_fit"], config)
-    if config["final_fit"] and not inner["final_fit"]:
-        raise CheckpointError(
-            f"{run_dir} was trained on the training interactions only: refit it too, and name the result."
-        )
+    _check_same_fit(run_dir, inner, config)
     different = [key for key in SAME_DATA if inner[key] != config[key]]
     if inner["eval_args"]["split"] != config["eval_args"]["split"]:
         different.append("eval_args.split")

@@ -235,10 +235,13 @@ class RunTrainer(Trainer):
             if validate:
                 asked.report(epoch, row["valid_score"])
             if self._stopped or self.early_stopping.stopped:
-                if asked.verbose:
-                    found = f"best eval result in epoch {self.best_epoch}" if asked.valid_data is not None else "not evaluated"
-                    self.logger.info(f"Finished training, {found}")
+                self._say_finished(asked)
                 break
+
+    def _say_finished(self, asked: FitArguments) -> None:
+        found = "not evaluated" if asked.valid_data is None else f"best eval result in epoch {self.best_epoch}"
+        if asked.verbose:
+            self.logger.info(f"Finished training, {found}")
 
     def _is_due(self, epoch: int, asked: FitArguments) -> bool:
         """Whether to validate at the end of an epoch."""
