@@ -8,16 +8,16 @@ models and all seeds of training see the same cold items.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from recbole_llm.data.row_dataset import RowDataset
 from recbole_llm.data.rows import POSITION, HistoryRows, take
 from recbole_llm.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from recbole_llm.data.dataset import HistoryDataset
+RowDatasetT = TypeVar("RowDatasetT", bound=RowDataset)
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,13 @@ def check_left(training_rows: int, cold: ColdItems, dataset: str) -> None:
         )
 
 
-def without_cold(split: "HistoryDataset", name: str) -> "HistoryDataset":
+def without_cold(split: RowDatasetT, cold: ColdItems, name: str) -> RowDatasetT:
     """Remove cold items from the histories of a split and, in training, from its targets.
 
-    Rows left without a history are dropped and counted under ``name`` in the split's :attr:`cold`.
+    Rows left without a history are dropped and counted under ``name`` in ``cold``.
     """
-    assert split.cold is not None
     training = name == "training"
-    warm = ~split.cold.mask[split.histories.items.numpy()]
+    warm = ~cold.mask[split.histories.items.numpy()]
     # How many warm interactions stand before each position: where that position is in the new array.
     before = np.concatenate([[0], np.cumsum(warm)])
     position = split.inter_feat[POSITION].numpy()
@@ -111,8 +110,8 @@ def without_cold(split: "HistoryDataset", name: str) -> "HistoryDataset":
         removed_first = ~warm[position - 1] & (
             position - 1 == split.offsets[split.inter_feat[split.uid_field].numpy()]
         )
-        split.cold.counts["training_interactions_removed"] = int(removed.sum() + removed_first.sum())
-    split.cold.counts[f"{name}_rows_without_history"] = int((wanted & ~kept).sum())
+        cold.counts["training_interactions_removed"] = int(removed.sum() + removed_first.sum())
+    cold.counts[f"{name}_rows_without_history"] = int((wanted & ~kept).sum())
     index = np.flatnonzero(kept & wanted)
     columns = take(split.inter_feat, torch.from_numpy(index)).interaction
     columns[POSITION] = torch.from_numpy(before[position][index])

@@ -5,7 +5,6 @@ is a position in one flat, sorted array; ``item_id_list`` and its siblings are g
 Field names, dtypes, padding side and values are RecBole's.
 """
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +12,19 @@ import pandas as pd
 import recbole.data.dataset
 import torch
 from recbole.data.dataset import Dataset
-from recbole.data.interaction import Interaction
 
-from recbole_llm.data import benchmark
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items, without_cold
-from recbole_llm.data.histories import Histories, Pairs
-from recbole_llm.data.rows import NEXT, POSITION, HistoryRows, take
-from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, refuse_ranks, split_sessions
-from recbole_llm.data.splits import check_evaluated, grouped, leave_one_out
-from recbole_llm.data.tables import TableDataset
+from recbole_llm.data.evaluable import check_evaluated
+from recbole_llm.data.ready_made import lay_out
+from recbole_llm.data.row_dataset import RowDataset
+from recbole_llm.data.rows import POSITION, take
+from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, refuse_ranks, split_as_configured
+from recbole_llm.data.splits import leave_one_out
 from recbole_llm.data.times import examine_times, history_order, stable_order
 from recbole_llm.errors import ConfigError, DataError
 
 
-class HistoryDataset(TableDataset):
+class HistoryDataset(RowDataset):
     """RecBole's ``SequentialDataset`` with one flat array per field instead of a table of prefixes.
 
     Rows are the prefixes ``(u_1 .. u_{t-1}) -> u_t`` of RecBole's augmentation, in its order, and splitting is
@@ -57,7 +55,6 @@ class HistoryDataset(TableDataset):
         leave nothing.
     """
 
-    histories: Histories
     catalogue_size: int
     sessions: SessionSplit | None = None
     cold: ColdItems | None = None
@@ -65,8 +62,6 @@ class HistoryDataset(TableDataset):
     row_parts: np.ndarray  # of files split beforehand: which part each row belongs to
 
     def __init__(self, config: Any) -> None:
-        self._exact_time: np.ndarray | None = None
-        self._unused_lists: set[str] = set()
         if hasattr(recbole.data.dataset, f"{config['model']}Dataset"):
             raise ConfigError(
                 f"model={config['model']!r} reads data that RecBole prepares in its {config['model']}Dataset "
@@ -83,16 +78,10 @@ class HistoryDataset(TableDataset):
             times = self.inter_feat[self.time_field].to_numpy()
             refuse_ranks(users, times, f"in {self.source_files[0]}", self.time_field)
 
-    def _normalize(self) -> None:
-        # RecBole rounds to float32 when it makes tensors; sorting needs the times as they were written.
-        if self.time_field in self.inter_feat:
-            self._exact_time = self.inter_feat[self.time_field].to_numpy(np.float64, copy=True)
-        super()._normalize()
-
     def _change_feat_format(self) -> None:
         """Convert DataFrames to tensors, sort the histories and define the rows, without building their lists."""
         if self.parts is not None:
-            self.row_parts = benchmark.lay_out(self, self.parts)
+            self.row_parts = lay_out(self, self.parts)
             self.read_histories = self.histories.items.numpy(), self.offsets
             self.catalogue_size = int((self.histories.item_counts > 0).sum())
             return
@@ -122,59 +111,13 @@ class HistoryDataset(TableDataset):
         """Change :attr:`histories` after sorting (a hook); takes and returns the time of each interaction."""
         return times
 
-    def _set_histories(self, columns: dict[str, torch.Tensor], starts: torch.Tensor | None = None) -> None:
-        self.histories = Histories(
-            columns,
-            user=self.uid_field,
-            item=self.iid_field,
-            n_users=self.user_num,
-            n_items=self.item_num,
-            starts=starts,
-        )
-
-    def _set_rows(self, position: np.ndarray, depth: np.ndarray) -> None:
-        """Set the rows to the interactions at ``position``, each with ``depth`` interactions before it."""
-        columns = self.histories.take(torch.from_numpy(position))
-        length = torch.from_numpy(np.minimum(depth, self.max_item_list_len))
-        columns |= {self.item_list_length_field: length, POSITION: torch.from_numpy(position)}
-        self.inter_feat = HistoryRows(columns, self)
-
-    @property
-    def flat(self) -> Interaction:
-        """All interactions sorted by user and time, one entry per interaction."""
-        return Interaction(self.histories.columns)
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """User ``u`` owns ``flat[offsets[u]:offsets[u + 1]]``; int64, shape (user_num + 1,)."""
-        return self.histories.offsets
-
     def _split_sessions(self, times: np.ndarray) -> None:
         """Assign users to parts and remove what no model could know."""
-        config = self.config
-        self.sessions = split_sessions(
-            self.histories.items.numpy(),
-            times,
-            self.offsets,
-            test_ratio=config["temporal_session_test_ratio"],
-            valid_ratio=config["temporal_session_valid_ratio"],
-            valid_max=config["temporal_session_valid_max"],
-            seed=config["temporal_session_seed"],
-            fold=config["temporal_session_fold"],
-            folds=config["temporal_session_folds"],
+        self.sessions = split_as_configured(
+            self.config, self.histories.items.numpy(), times, self.offsets, self.dataset_name
         )
         counts = self.sessions.counts
         self.logger.info("Temporal session split: " + ", ".join(f"{k} {n:,}" for k, n in counts.items()))
-        empty = [
-            name
-            for name in ("train", "valid", "test")
-            if counts[f"{name}_sessions"] == 0 and (name != "valid" or config["temporal_session_valid_ratio"] > 0)
-        ]
-        if empty:
-            raise DataError(
-                f"protocol=temporal_session leaves no {empty[0]} session of {self.dataset_name!r} ({counts}). Use "
-                "more data, or change temporal_session_test_ratio or temporal_session_valid_ratio (0: no validation)."
-            )
         self.histories = self.histories.kept(self.sessions.kept)
 
     def build(self) -> list["HistoryDataset"]:
@@ -200,7 +143,7 @@ class HistoryDataset(TableDataset):
         for number, (name, split) in enumerate(zip(("training", "validation", "test"), splits, strict=True)):
             split.cold = self.cold
             if number == 0 or not self.cold.in_history:
-                splits[number] = without_cold(split, name)
+                splits[number] = without_cold(split, self.cold, name)
         check_left(len(splits[0]), self.cold, self.dataset_name)
         self.logger.info(self.cold.describe())
 
@@ -220,194 +163,16 @@ class HistoryDataset(TableDataset):
         rows = [part == TRAIN, (part == VALID) & last, (part == TEST) & last]
         return [self.copy(take(self.inter_feat, torch.from_numpy(np.flatnonzero(chosen)))) for chosen in rows]
 
-    @staticmethod
-    def _sort_key(interaction: Any, field: str) -> np.ndarray:
-        # A numerical feature has its value and its bucket.
-        values = interaction[field].numpy()
-        return values if values.ndim == 1 else values[..., 0]
-
-    def sort(self, by: Any, ascending: Any = True) -> None:
-        """Sort the rows, as RecBole does; skipped for a single field if they are already in order."""
-        if not isinstance(by, str) or ascending is not True:
-            super().sort(by, ascending)
-            return
-        key = self._sort_key(self.inter_feat, by)
-        if not np.all(key[1:] >= key[:-1]):
-            self.inter_feat = take(self.inter_feat, torch.from_numpy(stable_order(key)))
-
-    def _order_times(self) -> np.ndarray:
-        if self.config["time_order"] == "recbole":
-            return self._sort_key(self.inter_feat, self.time_field)
-        assert self._exact_time is not None, "a sequential dataset without time is refused when it is read"
-        return self._exact_time
-
-    def data_augmentation(self) -> None:
-        """RecBole's table of prefixes; never built here, see :meth:`gather_lists`."""
-        raise DataError("HistoryDataset builds prefixes per batch; data_augmentation is not called.")
-
-    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
-        """Rows with their list fields, as RecBole's augmented dataset gives them."""
-        # A plain Interaction: a batch must not carry the dataset along.
-        rows = Interaction(take(self.inter_feat, index).interaction)
-        position = rows[POSITION]
-        del rows[POSITION]
-        lists = self.gather_lists(position.reshape(-1), rows[self.item_list_length_field].reshape(-1))
-        rows.update(
-            Interaction({field: values[0] if position.ndim == 0 else values for field, values in lists.items()})
-        )
-        return self.join(rows) if join else rows
-
-    def join(self, df: Interaction) -> Interaction:
-        """Add the loaded fields of the rows' users and items."""
-        for feat, field in ((self.user_feat, self.uid_field), (self.item_feat, self.iid_field)):
-            if feat is not None and field in df:
-                df.update(take(feat, df[field]))
-        return df
-
-    def rows_at(self, position: torch.Tensor, length: torch.Tensor, with_next: bool = False) -> Interaction:
-        """Return rows whose target is at ``position`` of :attr:`flat`, with the ``length`` interactions before it.
-
-        Parameters
-        ----------
-        position, length : torch.LongTensor, shape (B,)
-        with_next : bool
-            Also the item after every history item, ``next_item_id_list`` of shape (B, L), for all-position losses.
-        """
-        # `unused_col` drops columns from the rows, not from the histories.
-        columns = {
-            field: values for field, values in self.histories.take(position).items() if field in self.inter_feat
-        }
-        rows = Interaction(columns)
-        rows.update(Interaction({self.item_list_length_field: length, **self.gather_lists(position, length)}))
-        if with_next:
-            targets = self.gather_lists(position, length, shift=1, fields=[self.iid_field])
-            rows.update(Interaction({NEXT + field: values for field, values in targets.items()}))
-        return self.join(rows)
-
-    @property
-    def list_fields(self) -> list[str]:
-        """Names of the list fields, ``<field>_list`` of every interaction field but the user."""
-        return [getattr(self, f"{field}_list_field") for field in self.histories.columns if field != self.uid_field]
-
-    def gather_lists(
-        self, position: torch.Tensor, length: torch.Tensor, shift: int = 0, fields: Sequence[str] | None = None
-    ) -> dict[str, torch.Tensor]:
-        """List fields of the ``length`` interactions before ``position``, right padded with 0.
-
-        Parameters
-        ----------
-        position, length : torch.LongTensor, shape (B,)
-            Positions in :attr:`flat` and how many interactions before them to take.
-        shift : int
-            1 gives the interaction after each of them: the targets of the ``sequence`` view.
-        fields : list of str, optional
-            Only the lists of these fields.
-
-        Returns
-        -------
-        dict of torch.Tensor
-            ``<field>_list`` of every interaction field but the user, shape (B, L) or (B, L, width).
-        """
-        names = {
-            field: getattr(self, f"{field}_list_field")
-            for field in (self.histories.columns if fields is None else fields)
-            if field != self.uid_field
-        }
-        wanted = [field for field, name in names.items() if name not in self._unused_lists]
-        lists = self.histories.lists(
-            position, length, self.max_item_list_len, wanted, shift=shift, in_order=[self.time_field]
-        )
-        return {names[field]: values for field, values in lists.items()}
-
-    def history(self, index: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every item a row's user had before the row's target: the whole history, not only the last L items.
-
-        Returns
-        -------
-        row, item : torch.LongTensor, shape (pairs,)
-            ``row`` counts from 0 in the order of ``index``; a repeated item is listed once.
-        """
-        return self.items_before(self.inter_feat[self.uid_field][index], self.inter_feat[POSITION][index])
-
-    def items_before(self, user: torch.Tensor, position: torch.Tensor) -> Pairs:
-        """Every item that users (B,) had before positions (B,) of :attr:`flat`; pairs as :meth:`history`."""
-        return self.histories.before(user, position)
-
     @property
     def all_counts(self) -> np.ndarray:
         """Interactions of each item in training, validation and test, shape (item_num,)."""
         counts = self.histories.item_counts
         return counts if self.cold is None else np.where(self.cold.mask, self.cold.item_counts, counts)
 
-    def after_last(self, user: torch.Tensor) -> tuple[Interaction, tuple[torch.Tensor, torch.Tensor]]:
-        """Return model input for users after all their interactions: rows without a target.
-
-        Parameters
-        ----------
-        user : torch.LongTensor, shape (B,)
-            Users with an interaction.
-
-        Returns
-        -------
-        rows : Interaction
-            User, list fields and their length, and the loaded fields of the users.
-        history : two torch.LongTensor, shape (pairs,)
-            As :meth:`history`.
-        """
-        end, length = self.histories.ends(user)
-        length = length.clamp(max=self.max_item_list_len)
-        rows = Interaction({self.uid_field: user, self.item_list_length_field: length})
-        rows.update(Interaction(self.gather_lists(end, length)))
-        return self.join(rows), self.histories.all_of(user)
-
-    @property
-    def has_repeats(self) -> bool:
-        """Whether some user has an item more than once."""
-        return self.histories.has_repeats
-
     # ---- what RecBole asks of an augmented dataset
-
-    def _grouped_index(self, group_by_list: Any) -> Iterable[np.ndarray]:
-        """Row numbers of each group, groups in order of first appearance."""
-        order, counts = grouped(np.asarray(group_by_list))
-        return np.split(order, np.cumsum(counts)[:-1])
 
     def leave_one_out(self, group_by: str, leave_one_mode: str) -> list["HistoryDataset"]:
         """Last row of a user = test, the one before = validation, as RecBole splits, on whole arrays."""
         index = leave_one_out(self.inter_feat[group_by].numpy(), leave_one_mode)
         self._drop_unused_col()
         return [self.copy(take(self.inter_feat, torch.from_numpy(part))) for part in index]
-
-    def _drop_unused_col(self) -> None:
-        for kind, fields in (self.config["unused_col"] or {}).items():
-            feat = getattr(self, f"{kind}_feat")
-            for field in fields or ():
-                if field in feat:
-                    self._del_col(feat, field)
-                elif field in [f"{name}{self.config['LIST_SUFFIX']}" for name in self.histories.columns]:
-                    self._unused_lists.add(field)
-                else:
-                    self._notice([f"unused_col: there is no field {field!r} in the .{kind} data; it has no effect."])
-
-    def _firsts(self) -> torch.Tensor:
-        """Positions of the first items of those users whose second item is a row here: RecBole has no row for them."""
-        before = self.inter_feat[POSITION] - 1
-        return before[before == torch.from_numpy(self.offsets)[self.inter_feat[self.uid_field]]]
-
-    def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
-        """Sparse users x items matrix of the rows' targets and of each first item (RecBole's definition)."""
-        firsts = self._firsts()
-        fields = [self.uid_field, self.iid_field] + ([value_field] if value_field else [])
-        columns = self.histories.columns
-        pairs = Interaction({field: torch.cat([self.inter_feat[field], columns[field][firsts]]) for field in fields})
-        return self._create_sparse_matrix(pairs, self.uid_field, self.iid_field, form, value_field)
-
-    @property
-    def train_positions(self) -> np.ndarray:
-        """Positions in :attr:`flat` of the interactions of this split, first items included."""
-        return self.histories.up_to(self.inter_feat[self.uid_field], self.inter_feat[POSITION])
-
-    @property
-    def train_counts(self) -> np.ndarray:
-        """How often each item occurs in the rows of this split, first items included; shape (item_num,)."""
-        return np.bincount(self.histories.items[self.train_positions].numpy(), minlength=self.item_num)

@@ -1,6 +1,6 @@
 """Settings that name fields of a dataset: RecBole's own keys, checked before anything is computed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,16 @@ def check_columns(
         if field not in header:
             raise DataError(
                 f"{path} has no field {field!r} ({key}).{nearest(str(field), header)} It has: {', '.join(header)}."
+            )
+
+
+def check_unshared(path: Path, known: Iterable[str], shared: Container[str]) -> None:
+    """Check that the fields that other files had before are ids, which files share."""
+    for field in known:
+        if field not in shared:
+            raise DataError(
+                f"{path} has a field {field!r}, and so has a file that was read before: rename one, or leave it out "
+                "with load_col. An additional file has ids of another name, which alias_of_item_id lists."
             )
 
 

@@ -20,7 +20,7 @@ from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNega
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import take
-from recbole_llm.data.splits import with_shuffled_histories, with_shuffled_training
+from recbole_llm.data.shuffles import with_shuffled_histories, with_shuffled_training
 from recbole_llm.data.views import TrainRows, view_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import mask

@@ -1,18 +1,26 @@
 """Rows of a dataset: positions in its histories, whose lists are built on demand."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from recbole.data.interaction import Interaction
-
-if TYPE_CHECKING:
-    from recbole_llm.data.dataset import HistoryDataset
 
 # Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
 # RecBole's sorting, splitting and copying, and never reaches a model.
 POSITION = "history_position"
 # Prefix of the list fields that the `sequence` view adds: the next item at every position.
 NEXT = "next_"
+
+
+class HasLists(Protocol):
+    """A dataset that builds list fields on demand."""
+
+    list_fields: list[str]
+    item_list_length_field: str
+
+    def gather_lists(self, position: torch.Tensor, length: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the list fields of the ``length`` interactions before ``position``."""
+        ...
 
 
 def take(interaction: Interaction, index: Any) -> Interaction:
@@ -28,7 +36,7 @@ def take(interaction: Interaction, index: Any) -> Interaction:
 class HistoryRows(Interaction):
     """Rows of a dataset; a list field is made when it is indexed, as FEARec does row by row."""
 
-    def __init__(self, columns: dict[str, torch.Tensor], dataset: "HistoryDataset") -> None:
+    def __init__(self, columns: dict[str, torch.Tensor], dataset: HasLists) -> None:
         super().__init__(columns)
         self.dataset = dataset
 

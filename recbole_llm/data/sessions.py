@@ -7,6 +7,7 @@ item, may be older than the newest training event; ``test_targets_before_newest_
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -138,3 +139,33 @@ def split_sessions(
     newest = times[of == TRAIN].astype(np.float64).max(initial=-np.inf)
     counts["test_targets_before_newest_training_event"] = int((times[ends[part == TEST]] < newest).sum())
     return SessionSplit(part, kept, counts)
+
+
+def split_as_configured(
+    config: Any, items: np.ndarray, times: np.ndarray, offsets: np.ndarray, name: str
+) -> SessionSplit:
+    """Split the sessions of a dataset as the settings ``temporal_session_*`` say.
+
+    Parameters
+    ----------
+    config : Config
+    items, times, offsets
+        As :func:`split_sessions`.
+    name : str
+        Of the dataset, for messages.
+
+    Raises
+    ------
+    DataError
+        If a part that is wanted has no session.
+    """
+    keys = ("test_ratio", "valid_ratio", "valid_max", "seed", "fold", "folds")
+    split = split_sessions(items, times, offsets, **{key: config[f"temporal_session_{key}"] for key in keys})
+    wanted = ["train", "test"] if config["temporal_session_valid_ratio"] == 0 else ["train", "valid", "test"]
+    empty = [part for part in wanted if split.counts[f"{part}_sessions"] == 0]
+    if empty:
+        raise DataError(
+            f"protocol=temporal_session leaves no {empty[0]} session of {name!r} ({split.counts}). Use more data, or "
+            "change temporal_session_test_ratio or temporal_session_valid_ratio (0: no validation)."
+        )
+    return split

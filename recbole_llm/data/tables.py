@@ -21,6 +21,7 @@ from recbole_llm.data.fields import (
     check_field_settings,
     check_names,
     check_suffixes,
+    check_unshared,
     columns_of,
     source_name,
 )
@@ -121,7 +122,8 @@ class TableDataset(SequentialDataset):
         if not names:
             self.logger.warning(f"No field of {path} is loaded.")
             return None
-        self._refuse_fields_of_other_files(path, source, names)
+        shared = self._needed(source).values()
+        check_unshared(path, [field for field in names if self.field2source.get(field, source) != source], shared)
         frame = read_table(path, form, header, names)
         if isinstance(source, FeatureSource) or source != "link":
             self._register(source, {field: header[field] for field in names})
@@ -130,14 +132,6 @@ class TableDataset(SequentialDataset):
                 self._limit_sequences(frame, field)
         self.source_files.append(path)
         return frame
-
-    def _refuse_fields_of_other_files(self, path: Path, source: FeatureSource | str, names: Sequence[str]) -> None:
-        for field in names:
-            if self.field2source.get(field, source) != source and field not in self._needed(source).values():
-                raise DataError(
-                    f"{path} has a field {field!r}, and so has a file that was read before: rename one, or leave it "
-                    "out with load_col. An additional file has ids of another name, which alias_of_item_id lists."
-                )
 
     def _register(self, source: FeatureSource | str, types: dict[str, FeatureType]) -> None:
         """Record source and type of the fields of a file, as RecBole does."""

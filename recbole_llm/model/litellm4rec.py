@@ -27,7 +27,8 @@ from torch.nn import functional
 from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
 from recbole_llm.data.candidates import CANDIDATES
-from recbole_llm.data.dataset import NEXT, HistoryDataset
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_source import FrozenItems, ItemLLM, ItemSource, ItemTable, TextItems
