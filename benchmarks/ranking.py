@@ -215,7 +215,7 @@ class Ranker:
             if lacking <= 0:
                 break
             size += -(-lacking // (HISTORY + CANDIDATES))
-        assert ids_in_context(self.tokenizer, made.text([], [1]), made.words) == self.model.answer_ids.tolist()
+        assert ids_in_context(self.tokenizer, made.text([], [1]), made.words) == self.model.reader.answer_ids.tolist()
         self.model.composer = made
         return batch, size
 
@@ -245,7 +245,7 @@ class Ranker:
         """Read the same letters from logits of every position."""
         self.model.eval()
         logits = self.model.ranker(input_ids=prompts.ids, attention_mask=prompts.mask).logits
-        logits[:, -1, self.model.letter_ids].float()
+        logits[:, -1, self.model.reader.letter_ids].float()
 
     def step(self, prompts: Prompts) -> None:
         """Run a training step on the answers."""
@@ -256,7 +256,9 @@ class Ranker:
     def step_with_all_logits(self, prompts: Prompts) -> None:
         """Run a training step with the loss of transformers, -100 on the prompt."""
         self.model.train()
-        answer = torch.stack([self.model.answer_ids[self.label], torch.full_like(self.label, self.model.eos)], dim=1)
+        answer = torch.stack(
+            [self.model.reader.answer_ids[self.label], torch.full_like(self.label, self.model.reader.eos)], dim=1
+        )
         # The last position predicts nothing: the end token is an input here, and a label only.
         ids = torch.cat([prompts.ids, answer], dim=1)
         labels = torch.cat([torch.full_like(prompts.ids, -100), answer], dim=1)

@@ -10,6 +10,7 @@ Trained on prompts with the next item among 19 random ones, by cross-entropy on 
 """
 
 from collections.abc import Mapping
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,6 @@ from recbole_llm.llm.backbone import (
     position_limit,
     require_bitsandbytes,
 )
-from recbole_llm.llm.head import float32_logits
-from recbole_llm.llm.left_padded import last_logits
 from recbole_llm.llm.lora import (
     check_base,
     load_for_tuning,
@@ -46,9 +45,11 @@ from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import Reranker
 from recbole_llm.model.retriever import get_retriever
+from recbole_llm.prompt.letter_reader import LetterReader, content_free_prompts
 from recbole_llm.prompt.letters import PromptComposer, PromptTemplate
+from recbole_llm.prompt.pieces import Prompts
 from recbole_llm.prompt.sampling import shuffled
-from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, label_words, only_logits_of
+from recbole_llm.prompt.verbalizer import label_words
 from recbole_llm.run import submodel
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.trainer.checkpoint import fingerprint
@@ -105,7 +106,6 @@ class LlamaRec(Reranker):
         self.ranker: Any = None
         self.mask_history = bool(config["mask_history"])
         self.n_candidates = self.settings.n_candidates
-        self.loss = self.settings.ranker_loss
         self._build_prompts(config, dataset)
         self._build_retriever(config, dataset)
         self.pools = self.settings.negative_pool if self.settings.train_negatives == "retriever" else 0
@@ -177,28 +177,23 @@ class LlamaRec(Reranker):
             tokenizer, template, titles, words, recent, limit, self.settings.max_title_tokens
         )
         example = self.composer.text([], [min(1, self.n_items - 1)])
-        answers = ids_in_context(tokenizer, example, words)
-        read = answers if self.settings.verbalizer == "in_context" else ids_alone(tokenizer, words)
-        if self.loss == "letter_eos" and tokenizer.eos_token_id is None:
-            raise ConfigError(
-                f"ranker_loss=letter_eos: {self.resolved.name} has no end token. Use ranker_loss=letter."
-            )
-        self.eos = tokenizer.eos_token_id
-        # Not saved: they come from the tokenizer, which the run records.
-        self.register_buffer("answer_ids", torch.tensor(answers), persistent=False)
-        self.register_buffer("letter_ids", torch.tensor(read), persistent=False)
+        in_context, calibration = self.settings.verbalizer == "in_context", self.settings.calibration
+        self.reader = LetterReader(
+            tokenizer, self.composer, example, self.settings.ranker_loss, in_context, calibration != "none"
+        )
+        self._content_free: list[Prompts] = []
+        if calibration == "content_free":
+            self._content_free = content_free_prompts(tokenizer, template, words, recent, limit)
+        elif calibration == "shuffled":
+            generator = torch.Generator().manual_seed(int(config["seed"]))
+            rows = torch.randperm(len(dataset), generator=generator)[: self.settings.calibration_prompts]
+            self._calibration_rows = dataset[rows.sort().values]
 
     def batch_costs(self) -> tuple[torch.Tensor, int] | None:
         """Tokens of every item in a prompt, (n_items,), and how many of a history are in one; None: in any order."""
         if not self.settings.length_bucketing:
             return None
         return self.composer.item_costs(), self.composer.max_history
-
-    def _letters(self, ids: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
-        """Logits of the first letters behind left-padded texts, (B, count); of no other word."""
-        of = only_logits_of if torch.is_grad_enabled() else float32_logits
-        with of(self.ranker, self.letter_ids[:count]):
-            return last_logits(self.ranker, ids, mask, 1)[:, -1]
 
     # ---- training
 
@@ -207,6 +202,7 @@ class LlamaRec(Reranker):
         if self.ranker is None:
             return self.retriever.calculate_loss(interaction)
         candidates, target = interaction[CANDIDATES], interaction[self.POS_ITEM_ID]
+        self.reader.forget_bias()
         label = (candidates == target[:, None]).long().argmax(1)
         prompts = self.composer(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates)
         return self.answer_loss(prompts.ids, prompts.mask, label, candidates > 0)
@@ -230,23 +226,10 @@ class LlamaRec(Reranker):
             Which candidates there are.
         """
         self.tokens_read += int(mask.sum())
-        read = 0 if self.loss == "candidates" else 2
-        total = self.micro_batches.summed(self._summed_loss, ids, mask, label, here, answer=read)
-        return total / ((2 if self.loss == "letter_eos" else 1) * len(ids))
-
-    def _summed_loss(
-        self, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
-    ) -> torch.Tensor:
-        answer = self.answer_ids[label]
-        if self.loss == "candidates":
-            scores = self._letters(ids, mask, here.shape[1])
-            return functional.cross_entropy(scores.masked_fill(~here, -torch.inf), label, reduction="sum")
-        if self.loss == "letter":
-            return functional.cross_entropy(last_logits(self.ranker, ids, mask, 1)[:, -1], answer, reduction="sum")
-        ids = torch.cat([ids, answer[:, None]], dim=1)
-        logits = last_logits(self.ranker, ids, functional.pad(mask, (0, 1), value=1), 2)
-        targets = torch.stack([answer, torch.full_like(answer, self.eos)], dim=1)
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        loss = partial(self.reader.summed_loss, self.ranker)
+        read = 0 if self.reader.loss == "candidates" else 2
+        total = self.micro_batches.summed(loss, ids, mask, label, here, answer=read)
+        return total / (self.reader.answers * len(ids))
 
     # ---- evaluation
 
@@ -317,12 +300,14 @@ class LlamaRec(Reranker):
         torch.Tensor, shape (B, C)
             Larger is better; ``-inf`` at padding.
         """
+        if self.reader.needs_bias:
+            self.reader.calibrate(self.ranker, self._calibration_prompts(), self.settings.rank_batch_size)
         here = candidates > 0
         orders, weight = self.settings.permutations, self.settings.retriever_weight
         total = torch.zeros(candidates.shape, device=candidates.device)
         for number in range(orders):
             order = self._order(number, history, candidates)
-            logits = self._letter_logits(history, length, candidates.gather(1, order))
+            logits = self.reader.unbiased(self._letter_logits(history, length, candidates.gather(1, order)))
             total.scatter_add_(1, order, functional.log_softmax(logits, dim=1).masked_fill(~here, 0.0))
         total = (total / orders).masked_fill(~here, -torch.inf)
         if weight:
@@ -345,16 +330,20 @@ class LlamaRec(Reranker):
     def _letter_logits(self, history: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Logits of the letters, (B, C); ``-inf`` where there is no candidate. Prompts are batched by length."""
         prompts = self.composer(history, length, candidates)
-        result = torch.empty(candidates.shape, device=candidates.device)
         self.tokens_read += int(prompts.length.sum())
-        order = prompts.length.argsort()
-        widths = prompts.length[order].tolist()
-        for start in range(0, len(order), self.settings.rank_batch_size):
-            rows = order[start : start + self.settings.rank_batch_size]
-            width = widths[start + len(rows) - 1]
-            ids, mask = prompts.ids[rows, -width:], prompts.mask[rows, -width:]
-            result[rows] = self._letters(ids, mask, candidates.shape[1])
-        return result.masked_fill(candidates == 0, -torch.inf)
+        logits = self.reader.by_length(self.ranker, prompts, candidates.shape[1], self.settings.rank_batch_size)
+        return logits.masked_fill(candidates == 0, -torch.inf)
+
+    def _calibration_prompts(self) -> list[Prompts]:
+        """Prompts that say what letters have by themselves: without content, or with shuffled candidates."""
+        if self._content_free:
+            return [Prompts(*(part.to(self.device) for part in prompts)) for prompts in self._content_free]
+        rows = self._calibration_rows.to(self.device)
+        candidates = self._candidates(self.retriever_scores(rows), rows)
+        rows, candidates = rows[(candidates > 0).all(1)], candidates[(candidates > 0).all(1)]
+        history = rows[self.ITEM_SEQ]
+        order = shuffled(candidates, history, int(self.config["seed"]))
+        return [self.composer(history, rows[self.ITEM_SEQ_LEN], candidates.gather(1, order))]
 
     # ---- what a run keeps
 
@@ -382,7 +371,7 @@ class LlamaRec(Reranker):
             "retriever": self.retriever_config["model"],
             "retriever_from": self.retriever_from,
             "retriever_key": self.retriever_key(),
-            "verbalizer": dict(zip(self.composer.words, self.letter_ids.tolist(), strict=True)),
+            "verbalizer": dict(zip(self.composer.words, self.reader.letter_ids.tolist(), strict=True)),
             "prompt": self.composer.text([], [1]),
             "item_title": self.item_text.template,
             "item_text_fingerprint": self.item_text.fingerprint(),

@@ -96,7 +96,6 @@ class RunTrainer(Trainer):
         self._saved = False
         self.best_weights = BestWeights(model, run_dir)
         self._inside: Callable[[int, int, list[float]], bool] | None = None
-        self._validated = -1
         if finished:
             self._set_up_stage(len(self.stages) - 1)
         else:
@@ -141,6 +140,7 @@ class RunTrainer(Trainer):
         self.start_epoch, self.start_batch = 0, 0
         self.start_sums: list[float] = []
         self._stopped = False
+        self._validated = -1  # update of the stage whose weights were validated last
         self.early_stopping = EarlyStopping(self.stage.stopping_step, self.stage.valid_metric_bigger)
         optimizer = build_optimizer(self.model, self.stage)
         if optimizer is None:

@@ -1,5 +1,6 @@
 """LlamaRec: the authors' numbers, what holds for any ranker, both stages from one call."""
 
+import csv
 import json
 import random
 import re
@@ -21,6 +22,7 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, MissingExtraError, ModelNotFoundError
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.evaluator.topk import top_items
+from recbole_llm.llm.backbone import load_tokenizer
 from recbole_llm.llm.left_padded import last_logits
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -139,7 +141,7 @@ def test_golden_llamarec_prompt_model(golden, golden_llm, tmp_path, settings):
     torch.testing.assert_close(
         logits, torch.from_numpy(arrays["test_last_position_logits"])[:, trained], rtol=0, atol=1e-4
     )
-    model.letter_ids = torch.tensor(golden["verbalizer"]["ids_read_at_evaluation"])
+    model.reader.letter_ids = torch.tensor(golden["verbalizer"]["ids_read_at_evaluation"])
     logits = model._letter_logits(test["item_id_list"], test["item_length"], test[CANDIDATES])
     torch.testing.assert_close(logits, torch.from_numpy(arrays["test_letter_scores"]), rtol=0, atol=1e-4)
 
@@ -270,10 +272,10 @@ def test_the_head_sees_the_answer_only_and_gives_letters_only_where_no_other_wor
     monkeypatch.setattr(verbalizer._Rows, "forward", spy)
     batch = batch_of(train)
     model.calculate_loss(batch)
-    model.loss = "letter"
+    model.reader.loss = "letter"
     model.calculate_loss(batch)
     assert whole == [2, 1] and not letters
-    model.loss = "candidates"
+    model.reader.loss = "candidates"
     model.calculate_loss(batch)
     model.full_sort_predict(batch_of(test))
     assert whole == [2, 1] and set(letters) == {(1, model.n_candidates)}
@@ -290,17 +292,17 @@ def test_losses(settings, llama):
     label = (candidates == target[:, None]).long().argmax(1)
     assert (candidates.gather(1, label[:, None])[:, 0] == target).all()
     prompts = model.composer(batch["item_id_list"], batch["item_length"], candidates)
-    answer = model.answer_ids[label]
+    answer = model.reader.answer_ids[label]
     whole = torch.cat([prompts.ids, answer[:, None]], 1)
     mask = torch.cat([prompts.mask, torch.ones_like(answer)[:, None]], 1)
     places = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         logits = model.ranker(input_ids=whole, attention_mask=mask, position_ids=places).logits.log_softmax(-1)
         letter = -logits[:, -2].gather(1, answer[:, None]).mean()
-        end = -logits[:, -1, model.eos].mean()
-        among = -logits[:, -2, model.letter_ids].log_softmax(-1).gather(1, label[:, None]).mean()
+        end = -logits[:, -1, model.reader.eos].mean()
+        among = -logits[:, -2, model.reader.letter_ids].log_softmax(-1).gather(1, label[:, None]).mean()
         expected = {"letter_eos": (letter + end) / 2, "letter": letter, "candidates": among}
-        for model.loss, value in expected.items():
+        for model.reader.loss, value in expected.items():
             torch.testing.assert_close(model.calculate_loss(batch), value, rtol=1e-5, atol=1e-5)
 
 
@@ -353,8 +355,9 @@ def test_users_whose_target_was_missed_can_be_left_out(settings, llama):
 def test_both_readings_of_the_letters(settings, llama):
     model, *_ = prepare(settings, "retriever", llm=llama)
     other, *_ = prepare(settings, "retriever", llm=llama, verbalizer="original")
-    assert torch.equal(model.answer_ids, other.answer_ids)
-    assert torch.equal(model.letter_ids, other.letter_ids) == ("llama3" in llama)  # Llama 2 has others for them
+    assert torch.equal(model.reader.answer_ids, other.reader.answer_ids)
+    # Llama 2 has others for them.
+    assert torch.equal(model.reader.letter_ids, other.reader.letter_ids) == ("llama3" in llama)
 
 
 def test_more_candidates_than_letters(settings, llama, tmp_path):
@@ -363,7 +366,7 @@ def test_more_candidates_than_letters(settings, llama, tmp_path):
     more = {"llm": llama, "n_candidates": 30, "label_words": words, "data_path": str(tmp_path / "many")}
     more["mask_history"] = False
     model, train, _, test = prepare(settings, **more)
-    assert len(set(model.letter_ids.tolist())) == 30
+    assert len(set(model.reader.letter_ids.tolist())) == 30
     batch = batch_of(test)
     candidates = model._candidates(model.retriever_scores(batch), batch)
     assert "\n (c) " in model.composer.text([1], candidates[0].tolist())
@@ -710,3 +713,77 @@ def test_gradient_checkpointing_changes_nothing_but_memory(settings, llama):
         gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         losses.append((loss.detach(), gradients))
     torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_a_stage_with_as_many_updates_as_the_one_before_is_validated(settings):
+    result = run("LlamaRec", "cycle", config_dict=settings)
+    assert [stage["updates"] for stage in result["stages"]] == [2, 2]
+    with open(f"{result['run_dir']}/history.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stage"] for row in rows] == ["retriever", "retriever", "ranker"]
+    assert all(float(row["valid_score"]) > 0 for row in rows)
+
+
+# ---- calibration
+
+
+@pytest.mark.parametrize("calibration", ["content_free", "shuffled"])
+def test_calibration_takes_off_what_a_letter_has_by_itself(settings, calibration, monkeypatch):
+    """Scores are those of a model without the constant that each letter has more or less of here."""
+    model, _, _, test = prepare(settings, calibration=calibration, calibration_prompts=5)
+    plain, *_ = prepare(settings)
+    plain.ranker = model.ranker
+    batch = batch_of(test)
+    before, uncalibrated = model.full_sort_predict(batch), plain.full_sort_predict(batch)
+    assert torch.isfinite(model.reader.bias).all()
+    assert model.reader.bias.exp().sum() <= 1 + 1e-5
+    original = type(model.reader).letters
+
+    def leaning(self, lm, ids, mask, count):
+        return original(self, lm, ids, mask, count) + torch.linspace(3, -3, K)[:count]
+
+    monkeypatch.setattr(type(model.reader), "letters", leaning)
+    assert not torch.equal(plain.full_sort_predict(batch).argsort(1), uncalibrated.argsort(1))
+    model.reader.forget_bias()
+    torch.testing.assert_close(model.full_sort_predict(batch), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("calibration", ["content_free", "shuffled"])
+def test_the_bias_is_that_of_the_weights_and_kept_with_them(settings, calibration):
+    given = {**settings, "calibration": calibration, "calibration_prompts": 3, "save_state": True}
+    result = run("LlamaRec", "cycle", config_dict=given)
+    loaded = load_run(result["run_dir"])
+    kept = loaded.model.reader.bias.clone()
+    assert torch.isfinite(kept).all()
+    batch = batch_of(loaded.test_data)
+    scores = loaded.model.full_sort_predict(batch)
+    assert torch.equal(loaded.model.reader.bias, kept)
+    loaded.model.reader.forget_bias()
+    torch.testing.assert_close(loaded.model.full_sort_predict(batch), scores)
+    torch.testing.assert_close(loaded.model.reader.bias, kept)
+    model, train, *_ = prepare(given)
+    assert model.reader.needs_bias
+    model.full_sort_predict(batch)
+    assert not model.reader.needs_bias
+    model.calculate_loss(batch_of(train))
+    assert model.reader.needs_bias
+
+
+def test_calibration_prompts(settings, monkeypatch):
+    """Without content: one title everywhere. Shuffled: training prefixes, candidates in an order of their own."""
+    model, *_ = prepare(settings, calibration="content_free")
+    texts = [model.composer.text([], [1]), *map(tokens_of(model), model._calibration_prompts())]
+    assert [text.count("N/A") for text in texts] == [0, 4 + K, 0, 0]
+    model, train, *_ = prepare(settings, calibration="shuffled", calibration_prompts=7)
+    (prompts,) = model._calibration_prompts()
+    assert len(prompts.ids) == 7
+    rows = model._calibration_rows
+    assert (rows["item_length"] > 0).all()
+    monkeypatch.setattr("recbole_llm.model.llamarec.shuffled", lambda items, *_: torch.arange(K).expand_as(items))
+    (ordered,) = model._calibration_prompts()
+    assert (ordered.ids[:, -1] == prompts.ids[:, -1]).all() and not torch.equal(ordered.ids, prompts.ids)
+
+
+def tokens_of(model):
+    tokenizer = load_tokenizer(model.resolved)
+    return lambda prompts: tokenizer.decode(prompts.ids[0], skip_special_tokens=True)

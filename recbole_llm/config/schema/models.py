@@ -203,6 +203,8 @@ class LlamaRec(LoRA):
     rank_batch_size: Positive
     shuffle_candidates: bool
     permutations: Positive
+    calibration: Literal["none", "content_free", "shuffled"]
+    calibration_prompts: Positive
     retriever_weight: Share
     skip_users_without_target: Literal["never", "valid", "always"]
 
