@@ -13,6 +13,7 @@ from recbole_llm.cli import main
 from recbole_llm.config import Config
 from recbole_llm.distributed import World
 from recbole_llm.errors import ConfigError
+from recbole_llm.processes import spawn
 from recbole_llm.quick_start import experiment, load_run, run
 from tests import distributed_work as work
 from tests.worlds import write_cycle
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(folder):
     """What two processes found."""
-    return distributed.spawn(work.everything, {"folder": folder}, TWO)
+    return spawn(work.everything, {"folder": folder}, TWO)
 
 
 def test_each_row_is_in_the_share_of_one_process_once(two, folder):
@@ -135,7 +136,7 @@ def test_another_number_of_processes_may_resume(two, folder, caplog):
 )
 def test_when_one_ends_all_end(how, error, words):
     with pytest.raises(error, match=words):
-        distributed.spawn(work.fail, {"how": how}, TWO)
+        spawn(work.fail, {"how": how}, TWO)
 
 
 # ---- one process

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def _seen_before(user: np.ndarray, item: np.ndarray) -> np.ndarray:
     return seen
 
 
-def _of_texts(config: Config, dataset: HistoryDataset) -> dict[str, object]:
+def _of_texts(config: Config, dataset: HistoryDataset) -> dict[str, Any]:
     name = config["dataset"]
     file = Path(config["data_path"]) / f"{name}.item"
     if not file.is_file():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.config import Config
-from recbole_llm.config.layers import check_value
+from recbole_llm.config.given import check_value
 from recbole_llm.config.registry import listed_files, property_file, props_dir
 from recbole_llm.config.schema import Comparison as ComparisonSettings
 from recbole_llm.config.values import load_yaml, nearest

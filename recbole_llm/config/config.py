@@ -18,7 +18,8 @@ from recbole.utils import EvaluatorType, InputType
 
 from recbole_llm import distributed
 from recbole_llm.config import layers
-from recbole_llm.config.layers import Defaults, Given
+from recbole_llm.config.given import Given, check_value
+from recbole_llm.config.layers import Defaults
 from recbole_llm.config.registry import (
     dataset_folder,
     default_settings,
@@ -220,7 +221,7 @@ class Config(RecBoleConfig):
 
     def check_value(self, key: str, value: Any) -> None:
         """Raise ConfigError for a value that the type of its key does not allow."""
-        layers.check_value(key, value, self.defaults.types, self.final_config_dict)
+        check_value(key, value, self.defaults.types, self.final_config_dict)
 
     def _notice(self, text: str) -> None:
         self.notices.append(text)

@@ -2,22 +2,19 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from recbole_llm.convert.atomic_file import AtomicFile, are_numbers
 from recbole_llm.convert.interactions import interner
-from recbole_llm.convert.reading import transposed
 from recbole_llm.convert.report import CheckReport, Finding, Findings
-from recbole_llm.convert.values import MISSING_WORDS, Catalogue
-from recbole_llm.data.lines import read_header, read_lines
-from recbole_llm.data.times import are_ranks, examine_times, history_order, parse_number
+from recbole_llm.convert.values import Catalogue
+from recbole_llm.data.times import are_ranks, examine_times, history_order
 from recbole_llm.errors import ConfigError, DataError
 
 #: Settings of a run that say how its files are written, with RecBole's defaults.
@@ -35,7 +32,6 @@ _TITLES = (
     "title", "movie_title", "item_title", "product_title", "name", "item_name", "product_name", "app_name",
 )
 # fmt: on
-_BATCH = 1 << 14
 
 Array = npt.NDArray[Any]
 _Rows = tuple[Sequence[str], Sequence[str], Sequence[str] | None]  # users, items and, if there is the column, times
@@ -89,11 +85,11 @@ def check(
     folder = _folder(dataset, data_path)
     name = folder.name
     findings = Findings()
-    inter = _AtomicFile(folder / f"{name}.inter", chosen, findings, progress)
+    inter = AtomicFile(folder / f"{name}.inter", chosen, findings, progress)
     users, items, user, item, time = _interactions(inter, findings)
     catalogue = None
     if (folder / f"{name}.item").is_file():
-        catalogue = _catalogue(_AtomicFile(folder / f"{name}.item", chosen, findings, progress), findings)
+        catalogue = _catalogue(AtomicFile(folder / f"{name}.item", chosen, findings, progress), findings)
     sizes = _sizes(user, item)
     endings = (".inter", ".item", ".user")
     files = [folder / f"{name}{ending}" for ending in endings if (folder / f"{name}{ending}").is_file()]
@@ -126,122 +122,8 @@ def _folder(dataset: str | Path, data_path: str | Path) -> Path:
     return folder
 
 
-class _AtomicFile:
-    """Rows of an atomic file; counts what a run rejects and what stock RecBole misreads as it reads."""
-
-    def __init__(self, path: Path, settings: Mapping[str, Any], findings: Findings, progress: bool) -> None:
-        self.path, self.settings, self._findings, self._progress = path, settings, findings, progress
-        self._found: dict[str, list[Any]] = {}
-        self.fields = read_header(path, settings["field_separator"], settings["encoding"], "surrogateescape")
-
-    def place(self, key: str) -> int:
-        """Return the position of the column that the setting ``key`` names; DataError if it is missing."""
-        name = self.settings[key]
-        if name not in self.fields:
-            raise DataError(
-                f"{self.path}, line 1: there is no field {name!r} ({key}); the fields are {', '.join(self.fields)}. "
-                f"Name the right one with --{key}=NAME."
-            )
-        return list(self.fields).index(name)
-
-    def batches(self) -> Iterator[tuple[list[int], list[tuple[str, ...]]]]:
-        """Yield ``(line numbers, columns)``; lines with a wrong number of fields are counted and skipped."""
-        width, separator = len(self.fields), self.settings["field_separator"]
-        lines = read_lines(self.path, self.settings["encoding"], "surrogateescape")
-        next(lines)
-        with tqdm(desc=self.path.name, unit=" lines", disable=None if self._progress else True, leave=False) as bar:
-            while batch := list(islice(lines, _BATCH)):
-                rows = [(number, line.split(separator)) for number, line in batch]
-                for number, cells in rows:
-                    if len(cells) != width:
-                        text = f"lines have a different number of fields than the header ({width})"
-                        self.note("field_count", text, number)
-                rows = [(number, cells) for number, cells in rows if len(cells) == width]
-                if rows:
-                    numbers, columns = [number for number, _ in rows], transposed(cells for _, cells in rows)
-                    for column, (name, kind) in zip(columns, self.fields.items(), strict=True):
-                        self._look(name, kind, column, numbers)
-                    yield numbers, columns
-                bar.update(len(batch))
-        for key, (severity, text, count, line) in self._found.items():
-            self._findings.add(key, severity, f"{self.path.name}: {count:,} {text} (first: line {line})", count)
-
-    def note(self, key: str, text: str, line: int, times: int = 1, severity: str = "error") -> None:
-        """Count something about lines."""
-        self._found.setdefault(key, [severity, text, 0, line])[2] += times
-
-    def _look(self, name: str, kind: str, values: Sequence[str], numbers: Sequence[int]) -> None:
-        if not "".join(values).isascii():
-            self._count("not_utf8", f"values are not {self.settings['encoding']} text", values, numbers, _undecodable)
-        if kind.startswith("float"):
-            mark = self.settings["seq_separator"] if kind == "float_seq" else None
-
-            def wrong(value: str) -> bool:
-                return not _are_numbers([part for part in (value.split(mark) if mark else [value]) if part])
-
-            if kind == "float_seq" or not _are_numbers([value for value in values if value]):
-                text = f"values of {name}:{kind} are not finite numbers"
-                self._count(f"not_a_number:{name}", text, values, numbers, wrong)
-            return
-        if name in (self.settings["USER_ID_FIELD"], self.settings["ITEM_ID_FIELD"]):
-            text = f"values of {name} have a NUL character, which no id may have"
-            self._count(f"nul:{name}", text, values, numbers, lambda value: "\0" in value)
-        for key, text, misread in _MISREAD:
-            self._count(f"{key}:{name}", f"values of {name} {text}", values, numbers, misread, "warning")
-
-    def _count(
-        self,
-        key: str,
-        text: str,
-        values: Sequence[str],
-        numbers: Sequence[int],
-        wrong: Callable[[str], bool],
-        severity: str = "error",
-    ) -> None:
-        found = {value for value in set(values) if wrong(value)}
-        if found:
-            places = [number for number, value in zip(numbers, values, strict=True) if value in found]
-            self.note(key, text, places[0], len(places), severity)
-
-
-# Valid text in an atomic file that is something else to stock RecBole's reader.
-_MISREAD: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-    ("missing_words", "are words that stock RecBole reads as missing (NA, None ...)", MISSING_WORDS.__contains__),
-    (
-        "leading_quotes",
-        'start with ", so stock RecBole reads on to the next quotation mark',
-        lambda text: text[:1] == '"',
-    ),
-    (
-        "line_breaks",
-        "contain a CR or NUL, where stock RecBole ends the row",
-        lambda text: "\r" in text or "\0" in text,
-    ),
-    (
-        "too_long",
-        "are longer than the 131,072 characters that stock RecBole accepts",
-        lambda text: len(text) > 131_072,
-    ),
-)
-
-
-def _undecodable(value: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _are_numbers(values: Sequence[str]) -> bool:
-    """Whether a run reads all values as finite numbers; fast if it does."""
-    joined = "".join(values)
-    try:
-        if joined.isascii() and "_" not in joined and np.isfinite(list(map(float, values))).all():
-            return True
-        return all(map(np.isfinite, map(parse_number, values)))
-    except ValueError:
-        return False
-
-
 def _interactions(
-    file: _AtomicFile, findings: Findings
+    file: AtomicFile, findings: Findings
 ) -> tuple[dict[str, int], dict[str, int], Array, Array, Array | None]:
     """Return the ids, and the user, the item and the time of each interaction that a run keeps."""
     users, items = interner(), interner()
@@ -261,7 +143,7 @@ def _interactions(
             columns[item_place],
             columns[time_place] if time_place is not None else None,
         )
-        if any("" in column for column in rows if column is not None) or not _are_numbers(rows[2] or ()):
+        if any("" in column for column in rows if column is not None) or not are_numbers(rows[2] or ()):
             rows = _usable(file, numbers, rows, time_field)
         codes[0].extend(map(users.__getitem__, rows[0]))
         codes[1].extend(map(items.__getitem__, rows[1]))
@@ -276,7 +158,7 @@ def _interactions(
     return users, items, user, item, np.frombuffer(times) if time_place is not None else None
 
 
-def _usable(file: _AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) -> _Rows:
+def _usable(file: AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) -> _Rows:
     """Drop and count what a run skips or rejects."""
     kept: list[tuple[str, str, str]] = []
     for number, user, item, time in zip(numbers, rows[0], rows[1], rows[2] or ["0"] * len(numbers), strict=True):
@@ -284,13 +166,13 @@ def _usable(file: _AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) -
             file.note("no_id", "lines have no user or no item; a run skips them", number, severity="warning")
         elif not time:
             file.note("no_time_value", f"interactions have no {name}", number)
-        elif _are_numbers([time]):  # else counted already
+        elif are_numbers([time]):  # else counted already
             kept.append((user, item, time))
     users, items, times = zip(*kept, strict=True) if kept else ((), (), ())
     return users, items, times if rows[2] is not None else None
 
 
-def _catalogue(file: _AtomicFile, findings: Findings) -> Catalogue:
+def _catalogue(file: AtomicFile, findings: Findings) -> Catalogue:
     place, names = file.place("ITEM_ID_FIELD"), list(file.fields)
     title = next((name for name in names if name.lower() in _TITLES), "")
     fields = [(name, kind) for name, kind in file.fields.items() if name != names[place]]

@@ -1,11 +1,9 @@
 """One conversion from the input to the report: atomic, and the same bytes for the same input."""
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any
@@ -16,17 +14,14 @@ from tqdm import tqdm
 
 from recbole_llm.convert import amazon, generic, movielens, steam
 from recbole_llm.convert.interactions import ROWS, Filters, Interactions, Selection
+from recbole_llm.convert.output import Output, check_target, hidden_folder
 from recbole_llm.convert.reading import Reading, Request
 from recbole_llm.convert.report import Recipe, Report, get_recipe, recipes_for
 from recbole_llm.convert.sources import Bundle, Skips, fingerprints
 from recbole_llm.convert.values import Catalogue, misread_by_recbole, renamed_ids
 from recbole_llm.errors import ConfigError, DataError
-from recbole_llm.files import work_folder
 
 PathLike = str | Path
-
-#: Endings of the files that make up a converted dataset.
-ENDINGS = (".inter", ".item", ".user", ".conversion.json")
 
 
 def source_names() -> list[str]:
@@ -143,7 +138,7 @@ def convert(
     check_target(target, overwrite)
     skips = Skips(on_error)
     with ExitStack() as stack:
-        folder = stack.enter_context(_work_folder(target))
+        folder = stack.enter_context(hidden_folder(target))
         request = Request(
             name=name,
             bundle=Bundle(inputs),
@@ -186,7 +181,7 @@ def convert(
             },
             notes=reading.notes + table.time_notes(),
         )
-        out = _Output(folder / "files", target.name)
+        out = Output(folder / "files", target.name)
         _write(out, report, reading, selection, progress)
         report.sources, report.hashes = fingerprints(reading.sources), out.hashes
         out.write_json(".conversion.json", report.as_dict())
@@ -199,97 +194,7 @@ def convert(
     return report
 
 
-# ---- the folder
-
-
-def check_target(target: Path, overwrite: bool) -> None:
-    """Raise :class:`DataError` if the output already exists; called before anything is read."""
-    if target.exists() and not target.is_dir():
-        raise DataError(f"{target} is a file; the output must be a folder.")
-    there = [target.name + ending for ending in ENDINGS if (target / (target.name + ending)).exists()]
-    if there and not overwrite:
-        raise DataError(
-            f"{target}: holds {', '.join(there)} already; pass --overwrite (overwrite=True) to replace them."
-        )
-
-
-@contextmanager
-def _work_folder(target: Path) -> Iterator[Path]:
-    """Yield a hidden folder on the disk of the output; nothing else is created before there is something to write."""
-    parent = next(folder for folder in target.absolute().parents if folder.is_dir())
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(work_folder(parent / target.name))
-        except OSError as error:
-            raise DataError(f"{parent}: cannot be written: {error.strerror or error}.") from error
-        yield folder
-
-
-class _Output:
-    """Files under construction.
-
-    Attributes
-    ----------
-    hashes : dict of str to str
-        SHA-256 of each file written, by file name.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
-        self.hashes: dict[str, str] = {}
-        folder.mkdir()
-
-    def write(self, ending: str, header: Sequence[str], chunks: Iterable[str]) -> None:
-        """Write an atomic file from its header fields and chunks of complete lines."""
-        names = [field.rpartition(":")[0] for field in header]
-        for name in names:
-            if not name or names.count(name) > 1:
-                raise ConfigError(
-                    f"{ending}: two fields would be named {name!r}; rename one (item_fields, user_fields: "
-                    "column=name:type) or leave it out (text_fields)."
-                    if name
-                    else f"{ending}: a field has no name; name the columns, or leave it out."
-                )
-        digest = hashlib.sha256()
-        path = self.folder / f"{self.name}{ending}"
-        try:
-            with path.open("wb") as file:
-                for text in chain(("\t".join(header) + "\n",), chunks):
-                    data = text.encode()
-                    digest.update(data)
-                    file.write(data)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror or error}.") from error
-        self.hashes[path.name] = digest.hexdigest()
-
-    def write_json(self, ending: str, content: Any) -> None:
-        """Write the sidecar; the order of ``content`` is deterministic already."""
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (self.folder / f"{self.name}{ending}").write_text(text, encoding="utf-8", newline="\n")
-
-    def move_to(self, target: Path) -> None:
-        """Make the files the output; other files in ``target`` are never touched."""
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.is_dir():
-                self.folder.rename(target)
-                return
-            # The sidecar goes first and comes last: while it is missing, the folder does not claim to be a conversion.
-            (target / f"{target.name}.conversion.json").unlink(missing_ok=True)
-            for ending in ENDINGS:
-                new, old = self.folder / (target.name + ending), target / (target.name + ending)
-                if new.exists():
-                    new.replace(old)
-                else:
-                    old.unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(f"{target}: cannot be written: {error.strerror or error}.") from error
-
-
-# ---- the files
-
-
-def _write(out: _Output, report: Report, reading: Reading, selection: Selection, progress: bool) -> None:
+def _write(out: Output, report: Report, reading: Reading, selection: Selection, progress: bool) -> None:
     table, items, users = reading.interactions, reading.items, reading.users
     stock = report.settings.get("ids") == "recbole"
     every = [(table.users, users), (table.items, items)]

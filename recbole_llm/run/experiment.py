@@ -25,6 +25,7 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.auto import recording
+from recbole_llm.processes import spawn
 from recbole_llm.run import submodel
 from recbole_llm.run.evaluate import evaluate_on_test, finish, time_inference
 from recbole_llm.run.folder import (
@@ -80,7 +81,7 @@ def run(
     log_to_console(config["state"])
     if not spawned and config["world_size"] > 1:
         given = {"model": model, "dataset": dataset, "config_file_list": config_file_list, "config_dict": config_dict}
-        return distributed.spawn(run, {**given, "arguments": arguments, "saved": saved}, config)
+        return spawn(run, {**given, "arguments": arguments, "saved": saved}, config)
     with distributed.group(config["distributed_timeout"]) as here:
         resumed = distributed.from_main(lambda: find_resumable(config)) if saved else None
         with ExitStack() as stack:

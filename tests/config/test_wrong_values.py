@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from recbole_llm.cli import main
 from recbole_llm.config import Config
-from recbole_llm.config.layers import check_value, precheck
+from recbole_llm.config.given import check_value
+from recbole_llm.config.layers import precheck
 from recbole_llm.config.registry import known_models, model_file, own_models, property_file, stock_models
 from recbole_llm.config.schema import types_of
 from recbole_llm.config.values import load_yaml, parse_value

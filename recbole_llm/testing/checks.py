@@ -1,20 +1,7 @@
-"""The contract suite: what every model promises, tried on a tiny made-up dataset with a tiny random language model.
-
-    from recbole_llm.testing import check_model
-
-    def test_my_model():
-        check_model("mypackage.mymodel:MyModel")
-
-Each entry of :data:`CHECKS` is one promise; with pytest, one test for each says more about what is wrong::
-
-    @pytest.mark.parametrize("name", CHECKS)
-    def test_contract(name):
-        check_model(MyModel, checks=[name])
-"""
+"""The promises of the contract, one function each."""
 
 import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,29 +11,14 @@ import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_llm.config import Config
-from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.data.loader import prepare_data
 from recbole_llm.model.base import LLMRecommender, Reranker
 from recbole_llm.recommend import Recommender
-from recbole_llm.run.experiment import experiment, run
+from recbole_llm.run.experiment import experiment
 from recbole_llm.run.folder import create_run_dir
 from recbole_llm.run.load import load_run
+from recbole_llm.testing.case import Case, NotApplicable
 from recbole_llm.trainer.checkpoint import load_weights, save_weights
 
-WORDS = [
-    *("apple", "violin", "harbor", "meteor", "cactus", "lantern"),
-    *("pirate", "glacier", "wizard", "saddle", "quartz", "balloon"),
-]
-TINY: dict[str, Any] = {
-    "llm": "tiny-random-t5",
-    "rec_llm": "tiny-random-t5",
-    "train_batch_size": 16,
-    "epochs": 2,
-    "show_progress": False,
-    "use_gpu": False,
-    "worker": 0,
-}
 # Scores of the same rows in different batches differ in their last digits.
 RTOL, ATOL = 1e-4, 1e-5
 
@@ -55,92 +27,11 @@ class ContractError(AssertionError):
     """Raised for a broken promise; the message names the check and the finding."""
 
 
-class NotApplicable(Exception):
-    """A promise that a model does not make, such as learning."""
-
-
-def write_dataset(folder: Path, name: str, histories: dict[str, list[str]], texts: dict[str, str]) -> Path:
-    """Write ``folder/name/name.inter`` and ``.item``; times count up within a user. Returns ``folder``."""
-    target = folder / name
-    target.mkdir(parents=True)
-    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
-    for user, items in histories.items():
-        lines += [f"{user}\t{item}\t{time}" for time, item in enumerate(items)]
-    (target / f"{name}.inter").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = ["item_id:token\ttitle:token_seq"] + [f"{item}\t{text}" for item, text in texts.items()]
-    (target / f"{name}.item").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return folder
-
-
-def write_cycle(folder: Path, name: str = "cycle", users: int = 40, items: int = 30, length: int = 12) -> Path:
-    """Write a dataset whose next item is always the next number: user u has u, u+1, u+2, ... (modulo ``items``)."""
-    histories = {f"u{u}": [f"i{(7 * u + i) % items}" for i in range(length - u % 4)] for u in range(users)}
-    texts = {f"i{i}": f"{WORDS[i % len(WORDS)]} volume {i}" for i in range(items)}
-    return write_dataset(folder, name, histories, texts)
-
-
-class Case:
-    """A model class on the made-up dataset, in a folder of its own.
-
-    Parameters
-    ----------
-    model : str or class
-        As :class:`recbole_llm.config.Config` takes it.
-    folder : pathlib.Path
-    settings : dict, optional
-        What the model cannot do without, such as the members of an ensemble.
-    """
-
-    def __init__(self, model: str | type, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
-        self.model, self.folder = model, folder
-        write_cycle(folder / "data")
-        places = {
-            "data_path": folder / "data",
-            "checkpoint_dir": folder / "saved",
-            "embedding_cache_dir": folder / "c",
-        }
-        self.settings: dict[str, Any] = {key: str(value) for key, value in places.items()}
-        defaults = self.config().internal_config_dict
-        # A model that is not trained keeps its own epochs: 0.
-        trains = defaults["epochs"] != 0
-        self.settings |= {key: value for key, value in TINY.items() if key in defaults and (trains or key != "epochs")}
-        # A model may need another tiny language model than most, and less of it.
-        smoke = (defaults.get("smoke_settings") or {}) if "smoke_settings" in self.config().model_keys else {}
-        self.settings |= {key: value for key, value in smoke.items() if key not in TINY or "llm" in key}
-        self.settings |= dict(settings or {})
-
-    def config(self, **more: Any) -> Config:
-        """Return the settings of a run, with changes."""
-        return Config(self.model, "cycle", config_dict={**self.settings, **more})
-
-    def build(self, **more: Any) -> tuple[LLMRecommender, Any, Interaction]:
-        """Return the model as a new run would start it, its training batches, and a batch of test rows."""
-        config = self.config(**more)
-        train, _, test = prepare_data(config, HistoryDataset(config))
-        torch.manual_seed(1)
-        model = config.model_class(config, train.dataset)
-        return model, train, next(iter(test))[0].to(config["device"])
-
-    def run(self, saved: bool = True, **more: Any) -> dict[str, Any]:
-        """Return the result of a whole run."""
-        return run(self.model, "cycle", config_dict={**self.settings, **more}, saved=saved)
-
-    def require_training(self) -> LLMRecommender:
-        """Return a new model; raises NotApplicable where it has no trainable parameters."""
-        model = self.build()[0]
-        if self.config()["epochs"] == 0 or not any(parameter.requires_grad for parameter in model.parameters()):
-            raise NotApplicable("it has no trainable parameters")
-        return model
-
-
 def scores_of(model: LLMRecommender, batch: Interaction) -> torch.Tensor:
     """Return ``full_sort_predict`` in evaluation mode, (B, n_items)."""
     model.eval()
     with torch.no_grad():
         return model.full_sort_predict(batch).view(len(batch), -1)
-
-
-# ---- the promises
 
 
 def names(case: Case) -> None:
@@ -347,51 +238,6 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         *(provenance, loading, recommending, resuming, seeds),
     )
 }
-
-
-def check_model(
-    model: str | type, settings: Mapping[str, Any] | None = None, checks: Sequence[str] | None = None
-) -> dict[str, str]:
-    """Check that a model keeps every promise of the contract.
-
-    Parameters
-    ----------
-    model : str or class
-        A name, ``package.module:Class``, or a class.
-    settings : dict, optional
-        What the model cannot do without on 30 items and 40 users.
-    checks : sequence of str, optional
-        Some of :data:`CHECKS`; default: all.
-
-    Returns
-    -------
-    dict
-        ``"passed"``, or why it does not apply, by check.
-
-    Raises
-    ------
-    ContractError
-        For the first broken promise.
-
-    Examples
-    --------
-    >>> from recbole_llm.testing import check_model
-    >>> check_model("MostPopular", checks=["scores", "predict"])
-    {'scores': 'passed', 'predict': 'passed'}
-    """
-    outcomes = {}
-    for name in CHECKS if checks is None else checks:
-        with tempfile.TemporaryDirectory(prefix="recbole-llm-check-") as folder:
-            try:
-                CHECKS[name](Case(model, Path(folder), settings))
-                outcomes[name] = "passed"
-            except NotApplicable as reason:
-                outcomes[name] = f"does not apply: {reason}"
-            except ContractError as error:
-                title = model if isinstance(model, str) else model.__qualname__
-                promise = (CHECKS[name].__doc__ or "").strip().removeprefix("Check that ")
-                raise ContractError(f"{title} fails the check {name!r}: {error}.\nThe promise: {promise}") from error
-    return outcomes
 
 
 def _total(loss: Any) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""The contract suite: what every model promises, tried on a tiny made-up dataset with a tiny random language model.
+
+    from recbole_llm.testing import check_model
+
+    def test_my_model():
+        check_model("mypackage.mymodel:MyModel")
+
+Each entry of :data:`CHECKS` is one promise; with pytest, one test for each says more about what is wrong::
+
+    @pytest.mark.parametrize("name", CHECKS)
+    def test_contract(name):
+        check_model(MyModel, checks=[name])
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_llm.testing.case import Case, NotApplicable
+from recbole_llm.testing.checks import CHECKS, ContractError, scores_of
+from recbole_llm.testing.datasets import WORDS, write_cycle, write_dataset
+
+__all__ = ["CHECKS", "WORDS", "Case", "ContractError", "check_model", "scores_of", "write_cycle", "write_dataset"]
+
+
+def check_model(
+    model: str | type, settings: Mapping[str, Any] | None = None, checks: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Check that a model keeps every promise of the contract.
+
+    Parameters
+    ----------
+    model : str or class
+        A name, ``package.module:Class``, or a class.
+    settings : dict, optional
+        What the model cannot do without on 30 items and 40 users.
+    checks : sequence of str, optional
+        Some of :data:`CHECKS`; default: all.
+
+    Returns
+    -------
+    dict
+        ``"passed"``, or why it does not apply, by check.
+
+    Raises
+    ------
+    ContractError
+        For the first broken promise.
+
+    Examples
+    --------
+    >>> from recbole_llm.testing import check_model
+    >>> check_model("MostPopular", checks=["scores", "predict"])
+    {'scores': 'passed', 'predict': 'passed'}
+    """
+    outcomes = {}
+    for name in CHECKS if checks is None else checks:
+        with tempfile.TemporaryDirectory(prefix="recbole-llm-check-") as folder:
+            try:
+                CHECKS[name](Case(model, Path(folder), settings))
+                outcomes[name] = "passed"
+            except NotApplicable as reason:
+                outcomes[name] = f"does not apply: {reason}"
+            except ContractError as error:
+                title = model if isinstance(model, str) else model.__qualname__
+                promise = (CHECKS[name].__doc__ or "").strip().removeprefix("Check that ")
+                raise ContractError(f"{title} fails the check {name!r}: {error}.\nThe promise: {promise}") from error
+    return outcomes
