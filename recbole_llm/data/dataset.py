@@ -94,6 +94,10 @@ class HistoryDataset(RowDataset):
         self._notice(examine_times(users[order], times[order]).notices(self.time_field))
         self._set_histories(take(self.inter_feat, torch.from_numpy(order)).interaction)
         times = self._settled(times[order])
+        if self.config["shuffle_ties"]:
+            users = self.histories.users.numpy()
+            new = (np.diff(users, prepend=-1) != 0) | (np.diff(times, prepend=-np.inf) != 0)
+            self.histories.moments = torch.from_numpy(np.cumsum(new))
         self.read_histories = self.histories.items.numpy(), self.offsets
         self.catalogue_size = int((self.histories.item_counts > 0).sum())
         if self.config["protocol"] == "temporal_session" and not self.config["final_fit"]:

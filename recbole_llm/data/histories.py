@@ -23,6 +23,8 @@ class Histories:
     starts : torch.LongTensor, shape (interactions,), optional
         Where the history of each interaction begins, for data in which a user has several unconnected sequences; by
         default at the first interaction of the user.
+    moments : torch.LongTensor, shape (interactions,), optional
+        Ascending numbers, equal where user and time are. Only ``shuffle_ties`` needs them.
 
     Attributes
     ----------
@@ -46,8 +48,9 @@ class Histories:
         n_users: int,
         n_items: int,
         starts: torch.Tensor | None = None,
+        moments: torch.Tensor | None = None,
     ) -> None:
-        self.columns, self.starts = dict(columns), starts
+        self.columns, self.starts, self.moments = dict(columns), starts, moments
         self.user, self.item, self.n_users, self.n_items = user, item, n_users, n_items
         counts = np.bincount(self.users.numpy(), minlength=n_users)
         self.offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -167,23 +170,33 @@ class Histories:
         if self.starts is not None:
             new_position = torch.from_numpy(np.concatenate([[0], np.cumsum(mask)]))
             starts = new_position[self.starts[torch.from_numpy(mask)]]
-        return self._with(self.take(torch.from_numpy(np.flatnonzero(mask))), starts)
+        moments = None if self.moments is None else self.moments[torch.from_numpy(mask)]
+        return self._with(self.take(torch.from_numpy(np.flatnonzero(mask))), starts, moments)
 
     def reordered(self, source: torch.Tensor, but: Collection[str]) -> "Histories":
         """Return these histories with the values at ``source``, shape (interactions,), except for some fields."""
         columns = {field: v if field in but else v[source] for field, v in self.columns.items()}
-        return self._with(columns, self.starts)
+        return self._with(columns, self.starts, self.moments)
 
     def shuffled(self, seed: int) -> "Histories":
         """Return these histories with :meth:`lists` in random order."""
-        other = self._with(self.columns, self.starts)
+        other = self._with(self.columns, self.starts, self.moments)
         # One random number per interaction: what is in two histories has one order in both, whatever the batch.
         other._order_keys = torch.rand(len(self), generator=torch.Generator().manual_seed(seed))
         return other
 
-    def _with(self, columns: Mapping[str, torch.Tensor], starts: torch.Tensor | None) -> "Histories":
-        names = {"user": self.user, "item": self.item}
-        return Histories(columns, **names, n_users=self.n_users, n_items=self.n_items, starts=starts)
+    def _with(
+        self, columns: Mapping[str, torch.Tensor], starts: torch.Tensor | None, moments: torch.Tensor | None
+    ) -> "Histories":
+        return Histories(
+            columns,
+            user=self.user,
+            item=self.item,
+            n_users=self.n_users,
+            n_items=self.n_items,
+            starts=starts,
+            moments=moments,
+        )
 
     def _starts_of(self, user: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.offsets)[user] if self.starts is None else self.starts[position]

@@ -20,7 +20,7 @@ from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNega
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import take
-from recbole_llm.data.shuffles import with_shuffled_histories, with_shuffled_training
+from recbole_llm.data.shuffles import with_shuffled_histories, with_shuffled_ties, with_shuffled_training
 from recbole_llm.data.views import TrainRows, view_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import mask
@@ -114,7 +114,13 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
         self.sample_size = len(self.rows)
         self.negatives: PrefixNegatives | None = None
         if issubclass(config.model_class, Reranker) and config.model_class.draws_negatives:
+            if config["shuffle_ties"]:
+                raise ConfigError(
+                    f"shuffle_ties=True moves targets, and {config['model']} draws candidates for the order of the "
+                    "files: use shuffle_ties=False."
+                )
             self.negatives = PrefixNegatives(dataset, int(config["n_candidates"]) - 1)
+        self._of_epoch = dataset
         self._costs: torch.Tensor | None = None
         self._first_batch = 0
         self._set_up(config, dataset, sampler, shuffle)
@@ -138,6 +144,8 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
     def __iter__(self) -> Iterator[Interaction]:
         # Seeds of worker processes come from this generator.
         self.generator.manual_seed(self.rows.generator(self.epoch).initial_seed())
+        if self.config["shuffle_ties"]:
+            self._of_epoch = with_shuffled_ties(self._dataset, self.rows.generator(self.epoch, "ties"))
         return super().__iter__()
 
     def batches(self) -> Iterator[Any]:
@@ -193,12 +201,12 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
     def collate_fn(self, batch: tuple[torch.Tensor, ...]) -> Interaction:
         """Rows of a batch, transformed, with sampled negatives where the configuration has them."""
         position, length, *candidates = batch
-        data = self._dataset.rows_at(position, length, with_next=self.rows.view == "sequence")
+        data = self._of_epoch.rows_at(position, length, with_next=self.rows.view == "sequence")
         if candidates:
             data.update(Interaction({CANDIDATES: candidates[0].long()}))
         if self._reads_excluded:
             user = self._dataset.flat[self._dataset.uid_field][position]
-            data = self._with_excluded(data, self._dataset.items_before(user, position))
+            data = self._with_excluded(data, self._of_epoch.items_before(user, position))
         return self._neg_sampling(self.transform(self._dataset, self._with_candidates(data, fixed=False)))
 
 

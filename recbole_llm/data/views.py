@@ -5,7 +5,7 @@ epoch are made at once, in the main process, from the seed and the epoch number 
 workers, and the same after a resume.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -102,9 +102,10 @@ class TrainRows:
         """Rows per epoch."""
         return len(self._first) if self.view in ("segment", "p5") else len(self._position)
 
-    def generator(self, epoch: int) -> torch.Generator:
-        """Random numbers of one epoch: a function of the seed and the epoch only."""
-        state = np.random.SeedSequence([self.seed % 2**32, epoch]).generate_state(1, np.uint64)[0]
+    def generator(self, epoch: int, purpose: Literal["rows", "ties"] = "rows") -> torch.Generator:
+        """Random numbers of one epoch for a purpose: a function of the seed and the epoch only."""
+        entropy = [self.seed % 2**32, epoch] + ([1] if purpose == "ties" else [])
+        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(state) >> 1)
 
     def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

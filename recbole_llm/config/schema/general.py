@@ -58,6 +58,7 @@ class Data(Section):
     item_vectors_missing: Literal["error", "zero"]
     train_view: Literal["prefix", "segment", "p5", "sequence"] | None
     windows: Literal["all", "original", "newest"]
+    shuffle_ties: bool
     max_train_rows_per_user: Positive | None
 
 
