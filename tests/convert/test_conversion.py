@@ -10,6 +10,7 @@ import pytest
 from convert_helpers import make_zip, read_rows, write
 
 import recbole_llm.convert.conversion as conversion
+import recbole_llm.convert.output as output
 from recbole_llm.convert import convert
 from recbole_llm.convert.report import all_recipes
 from recbole_llm.convert.sources import Source
@@ -85,7 +86,7 @@ def test_interruption_leaves_what_was_there(tmp_path, monkeypatch, error):
     def interrupted(*_):
         raise error
 
-    monkeypatch.setattr(conversion._Output, "write_json", interrupted)
+    monkeypatch.setattr(output.Output, "write_json", interrupted)
     for target in ("set", "new"):
         with pytest.raises(error):
             convert("ml-1m", archive, tmp_path / target, overwrite=True)

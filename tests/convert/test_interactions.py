@@ -16,8 +16,8 @@ from convert_helpers import write
 from hypothesis import given
 from hypothesis import strategies as st
 
-import recbole_llm.convert.conversion as conversion
 import recbole_llm.convert.interactions as engine
+import recbole_llm.convert.output as output
 from recbole_llm.convert import convert
 from recbole_llm.convert.interactions import Filters, Interactions
 from recbole_llm.errors import ConfigError, DataError
@@ -165,7 +165,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
     def interrupted(*_):
         raise error
 
-    monkeypatch.setattr(conversion._Output, "write_json", interrupted)
+    monkeypatch.setattr(output.Output, "write_json", interrupted)
     with pytest.raises(error):
         convert("amazon-beauty-2014", source, tmp_path / "out" / "set")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -203,7 +203,7 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path, monkeypatch):
         raise OSError(errno.EACCES, "Permission denied")
 
     source = amazon(tmp_path)
-    monkeypatch.setattr(conversion, "work_folder", refused)
+    monkeypatch.setattr(output, "work_folder", refused)
     with pytest.raises(DataError, match="cannot be written: Permission denied"):
         convert("amazon-beauty-2014", source, tmp_path / "set")
 
