@@ -247,6 +247,11 @@ COMMANDS = {
         "export item and user vectors of a finished run",
         "recbole_llm.recommend.command:export_main",
     ),
+    "card": Command(
+        "card RUN_DIR [--out=DIR] [--name=ORG/NAME]",
+        "write a model card and a folder for the Hugging Face hub",
+        "recbole_llm.recommend.card:card_main",
+    ),
     "convert": Command(
         "convert NAME --input PATH [--output FOLDER]",
         "convert downloads or your own logs to atomic files",

@@ -111,6 +111,15 @@ def _explain_model(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def paper_of(model: str) -> str:
+    """Return where a model of ours was published; empty for others.
+
+    >>> paper_of("LRURec")
+    'arXiv 2310.02367'
+    """
+    return str(property_file(props_dir() / "models.yaml").get(model, {}).get("paper", ""))
+
+
 def models_table() -> str:
     """Return the table of models with their papers, requirements and status."""
     about = property_file(props_dir() / "models.yaml")

@@ -18,6 +18,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import UnsupportedError
 from recbole_llm.evaluator.topk import top_k_of_products
 from recbole_llm.recommend.catalogue import Catalogue
+from recbole_llm.recommend.hub import DATA, run_folder
 from recbole_llm.recommend.scoring import Scorer, TopK
 from recbole_llm.recommend.users import Users
 from recbole_llm.run.load import Run, load_run
@@ -72,17 +73,21 @@ class Recommender:
 
     @classmethod
     def load(cls, run_dir: str | Path, model: type | None = None, **settings: Any) -> "Recommender":
-        """Load a recommender from a run directory.
+        """Load a recommender from a run directory, or from the Hugging Face hub.
 
         Parameters
         ----------
         run_dir : str or pathlib.Path
+            A folder; or ``org/name`` or ``org/name@revision`` of a repository that ``recbole-llm card`` wrote.
         model : class, optional
             As :func:`recbole_llm.quick_start.load_run`.
         **settings
             Settings to change, such as ``data_path`` or ``use_gpu=False``.
         """
-        return cls(load_run(run_dir, {"show_progress": False, **settings}, model))
+        folder = run_folder(run_dir)
+        if (folder / DATA).is_dir():
+            settings.setdefault("data_path", str(folder / DATA))
+        return cls(load_run(folder, {"show_progress": False, **settings}, model))
 
     @property
     def items(self) -> list[str]:
