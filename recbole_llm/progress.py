@@ -82,10 +82,10 @@ class Progress:
         rate = (self._tokens() - self._read) / spent if self._tokens else 0
         speed = f", {rate:,.0f} tokens a second" if rate else ""
         if self.total is None:
-            getLogger().info(f"{self.label}: {self._done:,} {self.units}{speed}, {_duration(spent)} so far")
+            getLogger().info(f"{self.label}: {self._done:,} {self.units}{speed}, {duration(spent)} so far")
         elif self._done < self.total:
             share = f"{self._done / self.total:.0%} of {self.total:,} {self.units}"
-            getLogger().info(f"{self.label}: {share}{speed}, about {_duration(self._left(now))} left")
+            getLogger().info(f"{self.label}: {share}{speed}, about {duration(self._left(now))} left")
 
     def __enter__(self) -> "Progress":
         return self
@@ -115,7 +115,8 @@ def progress(
             passed.update()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a length of time in seconds, minutes or hours, as text."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

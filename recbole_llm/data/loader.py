@@ -171,6 +171,16 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):
             own = rows[part] if part.start < part.stop else rows[:1]
             yield tuple(column[own] for column in columns)
 
+    def sample(self, count: int) -> Interaction:
+        """Return up to ``count`` training rows, spread over all of them, as a batch; no draws are used up."""
+        generator = self.rows.generator(0)
+        columns: tuple[torch.Tensor, ...] = self.rows.draw(generator)
+        places = torch.linspace(0, len(columns[0]) - 1, min(count, len(columns[0]))).long()
+        columns = tuple(column[places] for column in columns)
+        if self.negatives is not None:
+            columns = (*columns, self.negatives.draw(columns[0], generator))
+        return self.collate_fn(columns)
+
     def share(self, number: int) -> float:
         """Share of the rows of a batch on this process, 0 to 1."""
         rows = min(self.step, self.sample_size - number * self.step)

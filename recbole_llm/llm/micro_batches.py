@@ -44,7 +44,8 @@ class MicroBatches:
         layer, kept = layer_bytes(config, lm.dtype.itemsize)
         layers = _layers_with_gradients(lm)
         # A position whose logits are computed costs them in 32 bits, their softmax and their gradient.
-        self.costs = (kept * layers + layer if checkpointed else layer * layers, 12.0 * config.vocab_size)
+        self.bytes = (kept * layers + layer if checkpointed else layer * layers, 12.0 * config.vocab_size)
+        self.costs = self.bytes
         self.limit = _activation_bytes(lm.device)
         if tokens is not None:
             self.costs, self.limit = (1.0, 0.0), float(tokens)
@@ -68,6 +69,11 @@ class MicroBatches:
                 parts.append(order[start : end - 1])
                 start = end - 1
         return [*parts, order[start:]]
+
+    def bytes_of(self, length: torch.Tensor, answer: torch.Tensor | int = 0) -> float:
+        """Estimate the bytes of activations of the largest of the :meth:`parts`; parameters as there."""
+        cost = (length * self.bytes[0] + answer * self.bytes[1]).double()
+        return max(float(cost[rows].max()) * len(rows) for rows in self.parts(length, answer))
 
     def summed(
         self,

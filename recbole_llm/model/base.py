@@ -98,6 +98,13 @@ class LLMRecommender(SequentialRecommender):
     tokens_read: int = 0
     """Number of tokens that a language model has read so far, for the pace in the log; 0: not counted."""
 
+    reads_prompts: bool = False
+    """Whether a language model reads prompts in this stage: the model then has :meth:`training_tokens`."""
+
+    def training_tokens(self, interaction: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each training row's tokens, and how many have logits of the whole vocabulary; (B,) each."""
+        raise UnsupportedError(f"{type(self).__name__} reads no prompts.")
+
     def batch_costs(self) -> tuple[torch.Tensor, int] | None:
         """Return the cost of items in a row, so that rows of similar length are batched; None: batch in any order.
 

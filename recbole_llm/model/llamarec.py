@@ -144,6 +144,7 @@ class LlamaRec(Reranker):
         ranker.config.use_cache = False
         self.ranker = ranker = with_adapters(ranker, self.resolved, config)
         self.micro_batches = MicroBatches.of(ranker, self.settings)
+        self.reads_prompts = True
         self.train(self.training)
         trained = sum(p.numel() for p in ranker.parameters() if p.requires_grad)
         getLogger().info(
@@ -204,8 +205,16 @@ class LlamaRec(Reranker):
         candidates, target = interaction[CANDIDATES], interaction[self.POS_ITEM_ID]
         self.reader.forget_bias()
         label = (candidates == target[:, None]).long().argmax(1)
-        prompts = self.composer(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates)
+        prompts = self._prompts(interaction)
         return self.answer_loss(prompts.ids, prompts.mask, label, candidates > 0)
+
+    def training_tokens(self, interaction: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each training row's tokens, and how many have logits of the whole vocabulary; (B,) each."""
+        length = self._prompts(interaction).length
+        return length + self.reader.answers - 1, torch.full_like(length, self.reader.whole_logits)
+
+    def _prompts(self, interaction: Interaction) -> Prompts:
+        return self.composer(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], interaction[CANDIDATES])
 
     def loss_weight(self, interaction: Interaction) -> Any:
         """Return what :meth:`calculate_loss` averages over: the retriever's targets, or rows."""
@@ -227,8 +236,7 @@ class LlamaRec(Reranker):
         """
         self.tokens_read += int(mask.sum())
         loss = partial(self.reader.summed_loss, self.ranker)
-        read = 0 if self.reader.loss == "candidates" else 2
-        total = self.micro_batches.summed(loss, ids, mask, label, here, answer=read)
+        total = self.micro_batches.summed(loss, ids, mask, label, here, answer=self.reader.whole_logits)
         return total / (self.reader.answers * len(ids))
 
     # ---- evaluation

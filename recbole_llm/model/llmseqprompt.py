@@ -87,6 +87,7 @@ class LLMSeqPrompt(LLMRecommender):
     needs_item_text = True
     reads_excluded = True
     evaluates_in_amp = True
+    reads_prompts = True
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -245,9 +246,6 @@ class LLMSeqPrompt(LLMRecommender):
             return self.answers_of[target[:, 0]]
         return top_items(self._similar(interaction).scatter(1, target, torch.inf), self.k)
 
-    def _shuffled(self, items: torch.Tensor, interaction: Interaction, salt: int) -> torch.Tensor:
-        return items.gather(1, shuffled(items, interaction[self.ITEM_SEQ], salt))
-
     def _to_choose_from(self, chosen: torch.Tensor | None, interaction: Interaction, salt: int) -> torch.Tensor | None:
         """Items that the prompt lists, (B, C): the representatives, or LLMSeqSim's first, shuffled; else None."""
         if self.variant == "classify":
@@ -256,21 +254,28 @@ class LLMSeqPrompt(LLMRecommender):
             return None
         if chosen is None:
             chosen = top_items(self._similar(interaction), self.k)
-        return self._shuffled(chosen, interaction, salt)
+        return chosen.gather(1, shuffled(chosen, interaction[self.ITEM_SEQ], salt))
 
     # ---- training
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """Mean negative log-likelihood of the answers' tokens; rows whose target has no title do not count."""
+        texts, sizes = self._texts(interaction)
+        self._answer_tokens = sizes.sum()
+        return self.answer_loss(texts, sizes)
+
+    def _texts(self, interaction: Interaction) -> tuple[Prompts, torch.Tensor]:
         salt = int(torch.randint(2**40, (1,))) if self.variant == "rank" else 0
         answers = self.teacher(interaction)
         candidates = self._to_choose_from(answers, interaction, salt)
-        texts, sizes = self.prompts.with_answers(
-            interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN], candidates, answers
-        )
-        sizes = sizes * self.named[interaction[self.POS_ITEM_ID]]
-        self._answer_tokens = sizes.sum()
-        return self.answer_loss(texts, sizes)
+        history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        texts, sizes = self.prompts.with_answers(history, length, candidates, answers)
+        return texts, sizes * self.named[interaction[self.POS_ITEM_ID]]
+
+    def training_tokens(self, interaction: Interaction) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each training row's tokens, and how many have logits of the whole vocabulary; (B,) each."""
+        texts, sizes = self._texts(interaction)
+        return texts.length, sizes + 1
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor:
         """Return the number of tokens that the last :meth:`calculate_loss` was averaged over."""
@@ -294,9 +299,7 @@ class LLMSeqPrompt(LLMRecommender):
         No two items of a row have the same score; padding is ``-inf``.
         """
         candidates = self._to_choose_from(None, interaction, int(self.config["seed"]))
-        answers = self.generate(interaction, candidates)
-        lists = self._items(answers, interaction, candidates)
-        return self._scores(lists, interaction)
+        return self._scores(self._items(self.generate(interaction, candidates), interaction, candidates), interaction)
 
     def generate(self, interaction: Interaction, candidates: torch.Tensor | None = None) -> list[list[str]]:
         """Generate answers, as many per row as are sampled; prompts of similar length are batched."""

@@ -102,6 +102,11 @@ class LetterReader(nn.Module):
         """Number of tokens of an answer that are trained."""
         return 2 if self.loss == "letter_eos" else 1
 
+    @property
+    def whole_logits(self) -> int:
+        """At most how many positions of a text have their logits over the vocabulary computed in training."""
+        return 0 if self.loss == "candidates" else 2
+
     def summed_loss(
         self, lm: Any, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
     ) -> torch.Tensor:

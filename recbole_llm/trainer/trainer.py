@@ -25,6 +25,7 @@ from recbole_llm.trainer import state
 from recbole_llm.trainer.accumulation import LossMean, mean_of, require_finite
 from recbole_llm.trainer.batches import batches_of
 from recbole_llm.trainer.best import BestWeights
+from recbole_llm.trainer.forecast import forecast
 from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.optimizer import build_optimizer
 from recbole_llm.trainer.stage import FitArguments, Stage
@@ -216,6 +217,9 @@ class RunTrainer(Trainer):
         if notice:
             self.logger.warning(notice)
             self.config.notices.append(notice)
+        expected = forecast(self.steps, self.evaluator, train_data, asked.valid_data) if asked.verbose else None
+        if expected:
+            self.logger.info(expected)
         if stage.epochs == 0:
             self._validate_untrained(asked)
         elif self.start_epoch == 0 and self.start_batch == 0:
