@@ -89,4 +89,4 @@ def test_a_terminal_has_a_bar_unless_it_is_turned_off(clock, caplog, monkeypatch
 
 @pytest.mark.parametrize(("seconds", "text"), [(30, "30 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_durations(seconds, text):
-    assert module._duration(seconds) == text
+    assert module.duration(seconds) == text
