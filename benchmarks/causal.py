@@ -4,8 +4,8 @@
     python benchmarks/causal.py --dataset=amazon-beauty-2014 --settings='{"data_path": "DIR", "item_text": "{title}"}'
 
 Both train on the same targets, every training interaction that has one before it, with the same encoder, loss,
-optimizer and length of history. Optimizer steps of the two alternate in one process. Seconds are of CPU time, or of the
-clock on a GPU.
+optimizer and length of history. Optimizer steps of the two alternate in one process. Seconds are of CPU time; on a GPU
+of the clock.
 """
 
 import argparse
