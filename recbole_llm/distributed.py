@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from recbole_llm.errors import DistributedError, RecBoleLLMError
 
@@ -83,7 +84,7 @@ def group(timeout: float) -> Iterator[World]:
             _groups += 1
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=dist.PrefixStore(str(_groups), _store(limit)),
+                store=dist.PrefixStore(str(_groups), _store(limit)),  # type: ignore[attr-defined]
                 rank=here.rank,
                 world_size=here.size,
                 timeout=limit,
@@ -106,7 +107,7 @@ def group(timeout: float) -> Iterator[World]:
 def _store(timeout: timedelta) -> Any:
     global _rendezvous
     if _rendezvous is None:
-        _rendezvous, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        _rendezvous, _, _ = next(iter(rendezvous("env://", timeout=timeout)))
     return _rendezvous
 
 

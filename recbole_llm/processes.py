@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from recbole_llm.errors import DistributedError, RecBoleLLMError
 
@@ -49,7 +50,7 @@ def spawn(work: Callable[..., T], keywords: Mapping[str, Any], settings: Mapping
         "MASTER_PORT": port,
     }
     answers = mp.get_context("spawn").SimpleQueue()
-    context = mp.start_processes(
+    context = start_processes(
         _process,
         (settings["group_offset"], environment, work, dict(keywords), answers),
         nprocs=count,
@@ -63,7 +64,7 @@ def spawn(work: Callable[..., T], keywords: Mapping[str, Any], settings: Mapping
     except KeyboardInterrupt:
         _end(context.processes)
         raise
-    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+    except (ProcessRaisedException, ProcessExitedException) as error:
         if getattr(error, "exit_code", None) == 130:
             raise KeyboardInterrupt from error
         _receive(answers, received)

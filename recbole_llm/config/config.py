@@ -36,7 +36,7 @@ from recbole_llm.evaluator.metrics import is_smaller_better
 from recbole_llm.model.base import AdaptedRecommender, LLMRecommender, adapt
 
 
-class Config(RecBoleConfig):
+class Config(RecBoleConfig):  # type: ignore[misc]
     """RecBole's ``Config`` with our property files, without ``eval``, without ``sys.argv`` and without side effects.
 
     Parameters

@@ -33,10 +33,10 @@ from recbole_llm.convert.values import (
     path_text,
     plain_text,
     strip_tags,
-    unescape,
     words_text,
 )
 from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.text.titles import unescape
 
 NAME = re.compile(r"amazon-(?P<category>[a-z0-9-]+)-(?P<year>2014|2018|2023)")
 

@@ -27,7 +27,7 @@ from recbole_llm.evaluator import mask
 from recbole_llm.model.base import Reranker
 
 
-class _Batches(Sampler):
+class _Batches(Sampler[Any]):
     """Index tensors of one epoch, a batch at a time."""
 
     def __init__(self, loader: "_ArrayLoader") -> None:
@@ -40,7 +40,7 @@ class _Batches(Sampler):
         return self.loader.batches()
 
 
-class _Same(Dataset):
+class _Same(Dataset[Any]):
     """Passes a batch of indices to ``collate_fn``."""
 
     def __getitem__(self, batch: Any) -> Any:
@@ -101,7 +101,7 @@ class _ArrayLoader:
         return self.config.model_class.reads_excluded
 
 
-class TrainLoader(_ArrayLoader, TrainDataLoader):
+class TrainLoader(_ArrayLoader, TrainDataLoader):  # type: ignore[misc]
     """Training batches under a view; RecBole's negative sampling and transforms apply.
 
     Every epoch makes new draws. :meth:`set_epoch` sets the epoch; without it the loader counts.
@@ -242,7 +242,7 @@ class _EvaluationLoader(_ArrayLoader):
         yield from torch.arange(self.sample_size).split(self.step)[here.rank :: here.size]
 
 
-class FullSortLoader(_EvaluationLoader, FullSortEvalDataLoader):
+class FullSortLoader(_EvaluationLoader, FullSortEvalDataLoader):  # type: ignore[misc]
     """Evaluation batches ``(interaction, (row, seen item), row, target)``.
 
     Unlike RecBole's, the second entry holds the whole history of every row, see :mod:`recbole_llm.evaluator.mask`.
@@ -275,7 +275,7 @@ class FullSortLoader(_EvaluationLoader, FullSortEvalDataLoader):
         return interaction, history, torch.arange(len(index)), interaction[self.iid_field]
 
 
-class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):
+class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):  # type: ignore[misc]
     """Evaluation batches ``(interaction, row, row of each target, target)``: a target among sampled items.
 
     The interaction holds the B targets and then N times B items, in the order of the rows. Unlike RecBole's, which

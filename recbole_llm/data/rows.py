@@ -33,7 +33,7 @@ def take(interaction: Interaction, index: Any) -> Interaction:
     return HistoryRows(columns, interaction.dataset) if isinstance(interaction, HistoryRows) else Interaction(columns)
 
 
-class HistoryRows(Interaction):
+class HistoryRows(Interaction):  # type: ignore[misc]
     """Rows of a dataset; a list field is made when it is indexed, as FEARec does row by row."""
 
     def __init__(self, columns: dict[str, torch.Tensor], dataset: HasLists) -> None:

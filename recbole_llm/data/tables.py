@@ -29,7 +29,7 @@ from recbole_llm.data.filters import first_users, k_core, parse_intervals, withi
 from recbole_llm.errors import ConfigError, DataError
 
 
-class TableDataset(SequentialDataset):
+class TableDataset(SequentialDataset):  # type: ignore[misc]
     """The part of RecBole's dataset that ends with a table of interactions, of users and of items.
 
     Ids, field names and filters are RecBole's; ids are the texts of the files.

@@ -45,7 +45,7 @@ def linear_cross_entropy(
     """
     if rows is None:
         rows = max(at_once(hidden) // len(weight), hidden.shape[1])
-    return _LinearCrossEntropy.apply(hidden, weight, bias, target, rows, pad_class, torch.is_grad_enabled())
+    return _LinearCrossEntropy.apply(hidden, weight, bias, target, rows, pad_class, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -28,7 +28,7 @@ def dropout(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
         return x
     if x.device.type != "cpu":
         return functional.dropout(x, rate)
-    return _Dropout.apply(x, rate)
+    return _Dropout.apply(x, rate)  # type: ignore[no-untyped-call]
 
 
 def _keep(count: int, rate: float) -> torch.Tensor:

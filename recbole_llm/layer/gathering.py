@@ -32,7 +32,7 @@ def gather_rows(table: torch.Tensor, ids: torch.Tensor, sparse: bool = False) ->
     [[3, 5]]
     """
     if sparse and table.is_leaf and table.requires_grad:
-        return _Gather.apply(table, ids)
+        return _Gather.apply(table, ids)  # type: ignore[no-untyped-call]
     return functional.embedding(ids, table) if table.dim() == 2 else table[ids]
 
 

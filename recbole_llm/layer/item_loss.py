@@ -286,7 +286,7 @@ def scores_of(hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor, sp
     torch.Tensor, shape (N, K)
     """
     with torch.autocast(hidden.device.type, enabled=False):  # it gathers more than it multiplies
-        return _ScoresOf.apply(hidden.to(table.dtype), table, items, sparse and table.is_leaf)
+        return _ScoresOf.apply(hidden.to(table.dtype), table, items, sparse and table.is_leaf)  # type: ignore[no-untyped-call]
 
 
 class _ScoresOf(torch.autograd.Function):

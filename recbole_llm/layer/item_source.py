@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from recbole_llm.config.schema.blocks import Adaptor
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
-from recbole_llm.llm.backbone import dtype_to_train, hidden_size, load_encoder, load_tokenizer
+from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
+from recbole_llm.llm.dtype import dtype_to_train
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.item_text import item_text_of

@@ -40,7 +40,7 @@ def linear_recurrence(
     length = inputs.shape[1]
     if chunk is None:
         chunk = length if inputs.device.type == "cpu" else math.isqrt(max(length - 1, 0)) + 1
-    return _Recurrence.apply(decay, inputs, chunk)
+    return _Recurrence.apply(decay, inputs, chunk)  # type: ignore[no-untyped-call]
 
 
 class _Recurrence(torch.autograd.Function):

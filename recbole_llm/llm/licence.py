@@ -35,7 +35,7 @@ def licence_of(label: str) -> str | None:
         package = metadata.metadata(source.partition(" ")[0])
     except (metadata.PackageNotFoundError, ValueError):
         return None
-    return package.get("License-Expression") or package.get("License")
+    return next((package[key] for key in ("License-Expression", "License") if key in package), None)
 
 
 def _of_card(name: str) -> str | None:

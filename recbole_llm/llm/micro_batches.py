@@ -111,7 +111,7 @@ class MicroBatches:
         """
         if len(losses) == 1 or not torch.is_grad_enabled() or not self.parameters or _half_precision():
             return torch.stack([loss() for loss in losses]).sum()
-        return _Sum.apply(losses, *self.parameters)
+        return _Sum.apply(losses, *self.parameters)  # type: ignore[no-untyped-call]
 
 
 def _layers_with_gradients(lm: Any) -> int:

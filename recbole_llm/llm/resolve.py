@@ -236,7 +236,8 @@ def is_bundled_installed() -> bool:
 
 def _resolve_hub(spec: LLMSpec, logger: logging.Logger, weights: bool) -> ResolvedLLM:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(spec.name)

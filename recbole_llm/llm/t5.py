@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 from recbole_llm.config.schema import models as schema
-from recbole_llm.llm.backbone import dtype_to_train, load_encoder, load_seq2seq
-from recbole_llm.llm.resolve import ResolvedLLM
+from recbole_llm.llm.backbone import load_encoder, load_seq2seq
+from recbole_llm.llm.dtype import dtype_to_train
+from recbole_llm.llm.spec import ResolvedLLM
 
 
 def load_t5(resolved: ResolvedLLM, settings: schema.Generative) -> Any:

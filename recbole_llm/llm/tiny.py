@@ -62,7 +62,7 @@ class fixed_seed:  # noqa: N801 - reads like a function: `with fixed_seed():`
 
     def __enter__(self) -> None:
         self._state = torch.get_rng_state()
-        torch.random.default_generator.manual_seed(SEED)  # not torch.manual_seed: that reseeds the GPUs, too
+        torch.default_generator.manual_seed(SEED)  # not torch.manual_seed: that reseeds the GPUs, too
 
     def __exit__(self, *exception: object) -> None:
         torch.set_rng_state(self._state)

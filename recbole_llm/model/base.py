@@ -25,7 +25,7 @@ from recbole_llm.llm.spec import LLMSpec
 TRAIN_STAGE = "train"
 
 
-class LLMRecommender(SequentialRecommender):
+class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
     """Base class of the models of this package and of custom models.
 
     A model scores in one of two ways. Either it sets ``scores_are_products = True`` and gives :meth:`user_vectors` and

@@ -23,6 +23,7 @@ from recbole_llm.config.schema import models as schema
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
+from recbole_llm.layer.item_table import STAND_IN_LLM
 from recbole_llm.llm.backbone import load_tokenizer
 from recbole_llm.llm.left_padded import summed_answer_loss
 from recbole_llm.llm.lora import (
@@ -36,7 +37,6 @@ from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.model.base import LLMRecommender
-from recbole_llm.model.llmseqsim import STAND_IN_LLM
 from recbole_llm.prompt.answer_counts import answer_rates
 from recbole_llm.prompt.answers import AnswerReader
 from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, prompt_limit

@@ -16,7 +16,7 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 
 from recbole_llm.config import Config
-from recbole_llm.config.schema import models as schema
+from recbole_llm.config.schema import untrained as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_table import STAND_IN_LLM, item_classes

@@ -13,7 +13,7 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 
 from recbole_llm.config import Config
-from recbole_llm.config.schema import models as schema
+from recbole_llm.config.schema import untrained as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers, popularity_quantiles, session_popularity

@@ -9,7 +9,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
-from recbole_llm.config.schema import models as schema
+from recbole_llm.config.schema import untrained as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.base import LLMRecommender

@@ -13,7 +13,7 @@ from recbole.data.interaction import Interaction
 from scipy import sparse
 
 from recbole_llm.config import Config
-from recbole_llm.config.schema import models as schema
+from recbole_llm.config.schema import untrained as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import decay_weights

@@ -18,7 +18,7 @@ import torch
 from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.backbone import position_limit
-from recbole_llm.llm.resolve import ResolvedLLM
+from recbole_llm.llm.spec import ResolvedLLM
 from recbole_llm.prompt.lists import ListPrompts, ListStyle, ListText
 from recbole_llm.prompt.pieces import NONE, PieceMaker, Prompts
 

@@ -105,7 +105,7 @@ class Trie(nn.Module):
         return masked
 
 
-class TrieConstraint(LogitsProcessor):
+class TrieConstraint(LogitsProcessor):  # type: ignore[misc]
     """Constraint of generate() to the trie; the first ``skip`` tokens of a sequence are not part of a code."""
 
     def __init__(self, trie: Trie, skip: int = 1) -> None:
@@ -146,7 +146,7 @@ class LineEnd(nn.Module):
         return _AtLineEnd(self, width)
 
 
-class _AtLineEnd(StoppingCriteria):
+class _AtLineEnd(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, line: LineEnd, width: int) -> None:
         self.line, self.width = line, width
 
@@ -179,7 +179,7 @@ class DecodingCounts:
         return {**shares, "named_rate": 1 - filled, "filled_rate": filled}
 
 
-class BeamCache(EncoderDecoderCache):
+class BeamCache(EncoderDecoderCache):  # type: ignore[misc]
     """Keys and values of a T5 decoder in a beam search.
 
     What the decoder reads of the prompt is the same for all beams of a row. generate() would compute it for each of

@@ -9,7 +9,7 @@ import torch
 
 from recbole_llm.config.schema import models as schema
 from recbole_llm.evaluator.topk import top_k
-from recbole_llm.llm.resolve import ResolvedLLM
+from recbole_llm.llm.spec import ResolvedLLM
 from recbole_llm.text.encoder import TextEncoder, encode_items
 
 # Vectors of written names that are kept at once.

@@ -24,7 +24,7 @@ def shuffled(items: torch.Tensor, history: torch.Tensor, salt: int) -> torch.Ten
     return key.masked_fill(items == 0, 2**62).argsort(dim=1, stable=True)
 
 
-class SeededSampling(LogitsProcessor):
+class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     """Draws a token of each sequence and leaves no other, so that generate() with ``do_sample=False`` samples.
 
     Parameters

@@ -8,6 +8,7 @@ and their own scores on a batch of real histories must confirm it.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -23,7 +24,7 @@ class Products:
 
     model: LLMRecommender
     has_bias: bool
-    autocast: Callable[[], AbstractContextManager]
+    autocast: Callable[[], AbstractContextManager[Any]]
 
     @torch.no_grad()
     def users(self, interaction: Interaction) -> torch.Tensor:
@@ -44,7 +45,7 @@ def products_of(
     model: LLMRecommender,
     probe: Callable[[], Interaction],
     scores: Callable[[Interaction], torch.Tensor],
-    autocast: Callable[[], AbstractContextManager],
+    autocast: Callable[[], AbstractContextManager[Any]],
 ) -> Products | None:
     """How a model scores by vectors; None where it does not, or where that is not known.
 

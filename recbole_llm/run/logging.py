@@ -18,7 +18,7 @@ class _Plain(logging.Formatter):
         return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
 
 
-class Console(logging.StreamHandler):
+class Console(logging.StreamHandler):  # type: ignore[type-arg]  # not subscriptable before Python 3.11
     """Our own handler, to distinguish it from those of the calling program."""
 
 

@@ -12,16 +12,11 @@ import torch
 
 from recbole_llm import distributed
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
-from recbole_llm.llm.backbone import (
-    LLMSpec,
-    ResolvedLLM,
-    hidden_size,
-    load_encoder,
-    load_tokenizer,
-    quiet_transformers,
-    resolve_llm,
-)
+from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
 from recbole_llm.llm.dtype import resolve_dtype
+from recbole_llm.llm.hf import quiet_transformers
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 from recbole_llm.progress import Progress
 from recbole_llm.text.cache import EmbeddingCache, text_digest
 from recbole_llm.text.pooling import pool_tokens, resolve_pooling, special_ids

@@ -34,7 +34,7 @@ from recbole_llm.trainer.stopping import EarlyStopping
 from recbole_llm.trainer.trackers import Trackers
 
 
-class RunTrainer(Trainer):
+class RunTrainer(Trainer):  # type: ignore[misc]
     """RecBole's trainer with schedules, stages, safe checkpoints and resuming.
 
     A model may train in several stages: it lists them in ``training_stages`` and changes itself in
