@@ -33,5 +33,9 @@ class UnsupportedError(RecBoleLLMError, NotImplementedError):
     """A model does not support the requested operation."""
 
 
+class ModelError(RecBoleLLMError, RuntimeError):
+    """A model class breaks the contract of :mod:`recbole_llm.model.base`, or a user's own class fails."""
+
+
 class DistributedError(RecBoleLLMError, ConnectionError):
     """The processes of a run cannot reach each other, or one of them has ended."""

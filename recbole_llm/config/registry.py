@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from recbole_llm.config.values import load_yaml, nearest
@@ -24,8 +25,18 @@ def recbole_root() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-# Packages whose classes have no settings files beside their modules.
+# Packages whose classes are not the user's own.
 FOREIGN = frozenset({"builtins", "torch", "recbole", "recbole_llm"})
+
+
+def is_users_module(name: str) -> bool:
+    """Whether a module is the user's, not one of this package, RecBole or torch."""
+    return name.partition(".")[0] not in FOREIGN
+
+
+def is_users(cls: type) -> bool:
+    """Whether a model class is the user's own."""
+    return is_users_module(cls.__module__)
 
 
 def props_dir() -> Path:
@@ -132,14 +143,21 @@ def get_model(name: str) -> "type[LLMRecommender]":
     model_file(name)
     if name in own_models():
         return getattr(importlib.import_module(f"recbole_llm.model.{name.lower()}"), name)
+    return adapt(getattr(_import_quietly(f"recbole.model.sequential_recommender.{name.lower()}"), name))
+
+
+def _import_quietly(module: str) -> ModuleType:
+    """Import a module and undo what RecBole's ``sine.py`` does meanwhile, which every stock model imports.
+
+    It turns autograd's anomaly detection on for the whole process: training then takes twice the time.
+    """
     import torch
 
-    # RecBole's sine.py turns autograd's anomaly detection on for the whole process as it is imported, and every
-    # sequential model imports it: training then takes twice the time.
     anomaly = torch.is_anomaly_enabled()
-    module = importlib.import_module(f"recbole.model.sequential_recommender.{name.lower()}")
-    torch.autograd.set_detect_anomaly(anomaly)
-    return adapt(getattr(module, name))
+    try:
+        return importlib.import_module(module)
+    finally:
+        torch.autograd.set_detect_anomaly(anomaly)
 
 
 def _import_class(reference: str) -> type:
@@ -151,7 +169,7 @@ def _import_class(reference: str) -> type:
         sys.path.append(str(Path.cwd()))  # behind everything that is installed
     _refuse_code_of_a_run(reference, module_name.partition(".")[0])
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = _import_quietly(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"model={reference!r}: importing {module_name} fails ({error}).") from error
@@ -218,7 +236,7 @@ def default_settings(cls: type) -> dict[str, Any]:
     for part in reversed(cls.__mro__):
         if _property_name(part) is not None:
             settings.update(_property_settings(part))
-        elif part.__module__.partition(".")[0] not in FOREIGN and "adapts" not in vars(part):
+        elif is_users(part) and "adapts" not in vars(part):
             settings.update(_own_settings(part))
     return settings
 

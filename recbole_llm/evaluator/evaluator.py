@@ -18,9 +18,10 @@ from recbole_llm import distributed
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import metrics
+from recbole_llm.evaluator.checked import checked_predictions, checked_scores
 from recbole_llm.evaluator.evaluation import Evaluation, Metrics
 from recbole_llm.evaluator.mask import Pairs, remove_history
-from recbole_llm.evaluator.ranks import RankCollector, Ranks, ScoreError
+from recbole_llm.evaluator.ranks import RankCollector, Ranks
 from recbole_llm.evaluator.retrieval import Retrieved, summary
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.precision import autocast_dtype
@@ -130,6 +131,8 @@ class Evaluator:
             interaction = batch[0].to(self.device)
             with self.precision(model):
                 for collector, scores in zip(collectors, model.full_sort_choices(interaction), strict=True):
+                    shape = len(interaction), data.dataset.item_num
+                    scores = checked_scores(scores, model, *shape, "full_sort_choices")
                     self._add(collector, scores, batch, batch[1], number)
         parts = [distributed.gather(collector.collected()) for collector in collectors]
         return [self._evaluation(part, data.dataset).metrics for part in parts]
@@ -272,7 +275,7 @@ class Evaluator:
                 scores = model.full_sort_predict(rows)
             except NotImplementedError:
                 scores = self._pair_by_pair(model, rows, dataset, n_items)
-        scores = _of_32_bits(scores, model).view(-1, n_items)
+        scores = checked_scores(scores, model, len(rows), n_items, "full_sort_predict")
         scores[:, 0] = -torch.inf
         return scores
 
@@ -289,7 +292,7 @@ class Evaluator:
 
     def _predict(self, model: Any, pairs: Interaction) -> torch.Tensor:
         pieces = _pieces(pairs, int(self.config["eval_batch_size"]))
-        return _of_32_bits(torch.cat([model.predict(piece).reshape(-1) for piece in pieces]), model)
+        return torch.cat([checked_predictions(model.predict(piece), model, len(piece)) for piece in pieces])
 
     def _scores_of_sampled(self, model: Any, batch: tuple[Any, ...], n_items: int) -> torch.Tensor:
         """Scores of sampled items; everything else is ``-inf``."""
@@ -361,12 +364,3 @@ class Evaluator:
 def _pieces(rows: Interaction, size: int) -> Iterator[Interaction]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
-
-
-def _of_32_bits(scores: torch.Tensor, model: Any) -> torch.Tensor:
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        raise ScoreError(
-            f"{type(model).__name__} gave scores of type {scores.dtype}: too many are equal to rank items by them. "
-            "Compute their last product in 32 bits (recbole_llm.layer.precision.product)."
-        )
-    return scores

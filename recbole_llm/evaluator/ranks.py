@@ -71,7 +71,8 @@ class Ranks:
         if broken:
             raise ScoreError(
                 f"The model returned NaN scores for {broken} of {len(whole['broken'])} rows. Training diverged, or "
-                "the dtype overflows (T5 in float16 does): lower learning_rate, or use float32 or bfloat16."
+                "the dtype overflows (T5 in float16 does): lower learning_rate, or use float32 or bfloat16. "
+                "recbole_llm.testing.check_model tries a class of your own."
             )
         return cls(
             user=whole["user"],

@@ -17,7 +17,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import nn
 
-from recbole_llm.errors import ConfigError, UnsupportedError
+from recbole_llm.errors import ConfigError, ModelError, UnsupportedError
 from recbole_llm.layer.precision import product
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -73,7 +73,10 @@ class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
         ConfigError
             By default: the model has nothing to train.
         """
-        raise ConfigError(f"{type(self).__name__} has nothing to train: set epochs=0.")
+        raise ConfigError(
+            f"{type(self).__name__} has nothing to train, since it does not define calculate_loss(self, interaction): "
+            "override it, or set epochs=0."
+        )
 
     def loss_weight(self, interaction: Interaction) -> torch.Tensor | float:
         """Return how many targets :meth:`calculate_loss` averaged over; by default one per row.
@@ -140,12 +143,30 @@ class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
 
     # ---- Evaluation
 
+    reads_history: ClassVar[bool] = True
+    """Whether scores depend on the history; False: every user gets the same list, as with MostPopular."""
+
     def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Return the scores of the whole catalogue, shape (B, n_items); padding (item 0) is ``-inf``."""
         if self.scores_are_products is not True:
-            raise NotImplementedError(f"{type(self).__name__} defines neither full_sort_predict nor vectors.")
-        scores = product(self.user_vectors(interaction), self.catalogue_vectors(), self.catalogue_bias())
-        return self.mask_padding(scores)
+            raise UnsupportedError(
+                f"{type(self).__name__} does not say how it scores: set scores_are_products = True and define "
+                "user_vectors and catalogue_vectors, or define full_sort_predict."
+            )
+        users, items, bias = self.user_vectors(interaction), self.catalogue_vectors(), self.catalogue_bias()
+        # Else torch would complain about a product deep inside this package.
+        shapes = {
+            "user_vectors": (users, (len(interaction), items.shape[-1])),
+            "catalogue_vectors": (items, items.shape[-2:]),
+        }
+        shapes |= {"catalogue_bias": (bias, items.shape[:1])} if bias is not None else {}
+        for method, (found, shape) in shapes.items():
+            if found.shape != shape:
+                raise ModelError(
+                    f"{type(self).__name__}.{method} returned the shape {tuple(found.shape)}, not {tuple(shape)}: "
+                    "user_vectors are (B, d), catalogue_vectors (n_items, d), catalogue_bias (n_items,)."
+                )
+        return self.mask_padding(product(users, items, bias))
 
     def predict(self, interaction: Interaction) -> torch.Tensor:
         """Return the score of ``ITEM_ID`` for every row, shape (B,)."""
@@ -223,7 +244,9 @@ class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
 
     def user_vectors(self, interaction: Interaction) -> torch.Tensor:
         """Return vectors of the histories, shape (B, d)."""
-        raise UnsupportedError(f"{type(self).__name__} has no vectors of users.")
+        raise UnsupportedError(
+            f"{type(self).__name__} has no vectors of users: it does not define user_vectors(self, interaction)."
+        )
 
     def catalogue_vectors(self) -> torch.Tensor:
         """Return vectors of all items, shape (n_items, d), padding included.
@@ -233,7 +256,10 @@ class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
         UnsupportedError
             If the model has none.
         """
-        raise UnsupportedError(f"{type(self).__name__} has no vectors of items that could be compared.")
+        raise UnsupportedError(
+            f"{type(self).__name__} has no vectors of items that could be compared: it does not define "
+            "catalogue_vectors(self)."
+        )
 
     def catalogue_bias(self) -> torch.Tensor | None:
         """Return the bias of each item's score, shape (n_items,); None: no bias."""
@@ -252,7 +278,10 @@ class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
         ConfigError
             If the model could under other settings.
         """
-        raise UnsupportedError(f"{type(self).__name__} learns an item from its interactions.")
+        raise UnsupportedError(
+            f"{type(self).__name__} learns an item from its interactions. A model that can score an item by its text "
+            "sets accepts_new_items = True and defines append_items(self, texts)."
+        )
 
     # ---- Provenance
 

@@ -23,6 +23,7 @@ class MostPopular(LLMRecommender):
         Training split.
     """
 
+    reads_history = False
     counts: torch.Tensor
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from recbole_llm.config.registry import is_users
 from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import UnsupportedError
 from recbole_llm.evaluator.topk import top_k_of_products
+from recbole_llm.model.own_code import explain_own_code
 from recbole_llm.recommend.catalogue import Catalogue
 from recbole_llm.recommend.hub import DATA, run_folder
 from recbole_llm.recommend.scoring import Scorer, TopK
@@ -324,18 +326,27 @@ class Recommender:
         if not self.model.accepts_new_items:
             raise UnsupportedError(
                 f"{self.config['model']} learns items from interactions only and cannot score items without any. "
-                "Models that read item texts and score by vectors accept new items: LLMSeqSim, LLM2SASRec, "
-                "LLM2BERT4Rec, LLM2GRU4Rec, LiteLLM4Rec with head_init=items."
+                f"{_how_to_accept(type(self.model))}"
             )
         field = self.dataset.iid_field
         text = item_text_of(self.dataset, self.config)
         tokens, texts = self._catalogue.read(rows, field, text)
-        self.model.append_items(texts)
+        with explain_own_code():
+            self.model.append_items(texts)
         self._catalogue.append(tokens)
         self._scorer.forget_items()
 
     def _masked(self, mask_history: bool | None) -> bool:
         return bool(self.config["mask_history"] if mask_history is None else mask_history)
+
+
+def _how_to_accept(model: type) -> str:
+    if is_users(model):
+        return f"If {model.__name__} can score an item by its text, set accepts_new_items and define append_items."
+    return (
+        "Models that read item texts and score by vectors accept new items: LLMSeqSim, LLM2SASRec, LLM2BERT4Rec, "
+        "LLM2GRU4Rec, LiteLLM4Rec with head_init=items."
+    )
 
 
 def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -14,6 +14,7 @@ from recbole_llm.errors import UnsupportedError
 from recbole_llm.evaluator.mask import exclude_from_choice, remove_history
 from recbole_llm.evaluator.ranks import ScoreError
 from recbole_llm.evaluator.topk import SCORES_AT_ONCE, top_k, top_k_of_products
+from recbole_llm.model.own_code import explain_own_code
 from recbole_llm.recommend.catalogue import Catalogue
 from recbole_llm.recommend.products import Products, products_of
 from recbole_llm.run.load import Run
@@ -98,12 +99,13 @@ class Scorer:
 
     def run_model(self, function: Callable[[Interaction], torch.Tensor], rows: Interaction) -> torch.Tensor:
         """Call a function of the model on rows, on the model's device."""
-        try:
-            return function(rows.to(self.device))
-        except KeyError as error:
-            if isinstance(error.args[0], str) and error.args[0] not in rows:
-                raise self._reads_more(error) from error
-            raise
+        with explain_own_code():
+            try:
+                return function(rows.to(self.device))
+            except KeyError as error:
+                if isinstance(error.args[0], str) and error.args[0] not in rows:
+                    raise self._reads_more(error) from error
+                raise
 
     def _reads_more(self, error: KeyError) -> UnsupportedError:
         return UnsupportedError(
@@ -141,7 +143,8 @@ class Scorer:
     @cached_property
     def item_vectors(self) -> torch.Tensor:
         """Vectors of the catalogue, (n, d); row 0 is padding."""
-        table = self.needed_products().items()
+        with explain_own_code():
+            table = self.needed_products().items()
         if not torch.isfinite(table).all():
             raise ScoreError(f"The item vectors of {self.config['model']} are not finite: training diverged.")
         return table
@@ -149,7 +152,8 @@ class Scorer:
     @cached_property
     def unit_vectors(self) -> torch.Tensor:
         """Vectors of the catalogue of length 1, (n, d): what similar items are found by."""
-        vectors = self.model.catalogue_vectors()
+        with explain_own_code():
+            vectors = self.model.catalogue_vectors()
         return nn.functional.normalize(vectors.detach()[: len(self.catalogue)].float(), dim=1)
 
     def best(self, rows: Interaction, history: Pairs | None, k: int, allowed: torch.Tensor | None) -> TopK:

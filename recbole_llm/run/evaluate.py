@@ -14,6 +14,7 @@ from recbole_llm.config.values import nearest
 from recbole_llm.data.controls import OF_TEXT, control_of
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.timing import inference_times
+from recbole_llm.model.own_code import explain_own_code
 from recbole_llm.run.folder import DATA_STAMP, RESULTS, advice_when_writing_fails, changed_files, run_lock, settings_of
 from recbole_llm.run.identity import SERVING
 from recbole_llm.run.load import Run, load_with
@@ -165,6 +166,7 @@ def _finish(config: Config, run_dir: Path, training: Mapping[str, Any]) -> tuple
     return run, results
 
 
+@explain_own_code()
 def _evaluated(run: Run, training: Mapping[str, Any]) -> dict[str, Any]:
     test_result, members = evaluate_on_test(run.trainer, run.test_data, run.config["show_progress"])
     times = time_inference(run.config, run.trainer, run.test_data)

@@ -25,6 +25,7 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.auto import recording
+from recbole_llm.model.own_code import explain_own_code
 from recbole_llm.processes import spawn
 from recbole_llm.run import submodel
 from recbole_llm.run.evaluate import evaluate_on_test, finish, time_inference
@@ -173,7 +174,7 @@ def experiment(
             f"nproc={config['nproc']}, world_size={config['world_size']}: this function runs in one process. Leave "
             "them out; `run` and the command line start several."
         )
-    with _advice_when_out_of_memory(config, run_dir), advice_when_writing_fails(run_dir):
+    with explain_own_code(), _advice_when_out_of_memory(config, run_dir), advice_when_writing_fails(run_dir):
         return _experiment(config, run_dir, resume, prepare, on_validation, evaluate_test)
 
 

@@ -15,6 +15,7 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.data.served import ServedDataset
 from recbole_llm.data.trained import FILE, TrainedData, text_digests
 from recbole_llm.errors import CheckpointError
+from recbole_llm.model.own_code import explain_own_code
 from recbole_llm.run import submodel
 from recbole_llm.run.folder import changed_files
 from recbole_llm.run.results import read_results, read_training_record
@@ -76,6 +77,7 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, 
     return load_with(config, run_dir, report["dataset"]["files"])
 
 
+@explain_own_code()
 def load_with(config: Config, run_dir: Path, files: Mapping[str, str]) -> Run:
     """:func:`load_run` with settings that have been read.
 

@@ -8,6 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
+from recbole_llm.config.registry import is_users
 from recbole_llm.config.values import CODE_KEYS
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.served import ServedDataset
@@ -15,6 +16,7 @@ from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.model.base import AdaptedRecommender, LLMRecommender
+from recbole_llm.model.own_code import require_constructor, require_sound
 from recbole_llm.run.protocol import FILTERS
 from recbole_llm.run.results import check_weights_file, read_results, read_training_record
 from recbole_llm.trainer import checkpoint
@@ -66,12 +68,22 @@ def inner_config(name: str, config: Config, settings: Mapping[str, Any] | None =
 
 
 def build(config: Config, dataset: HistoryDataset) -> LLMRecommender:
-    """Build the model on its device; turn a stock model's complaints about its settings into ConfigError."""
+    """Build the model on its device; turn a stock model's complaints about its settings into ConfigError.
+
+    Raises
+    ------
+    ModelError
+        For a class that cannot be built so, or hides a hook.
+    """
+    require_constructor(config.model_class)
     try:
-        return config.model_class(config, dataset).to(config["device"])
+        model = config.model_class(config, dataset)
+        require_sound(model)
+        return model.to(config["device"])
     except (Exception, SystemExit) as error:  # RecBole's models assert, divide by zero and exit
         ours = isinstance(error, (RecBoleLLMError, torch.OutOfMemoryError))
-        if ours or not issubclass(config.model_class, AdaptedRecommender):
+        stock = issubclass(config.model_class, AdaptedRecommender) and not is_users(config.model_class)
+        if ours or not stock:
             raise
         text = " ".join(str(error).split())
         raise ConfigError(

@@ -54,13 +54,13 @@ class DivergedError(RecBoleLLMError, ArithmeticError):
     """The training loss became infinite or NaN."""
 
 
-def require_finite(sums: Sequence[float], epoch: int, learning_rate: float, run_dir: Any) -> None:
-    """Raise DivergedError where a sum of losses is infinite or NaN."""
+def require_finite(sums: Sequence[float], epoch: int, learning_rate: float, run_dir: Any, advice: str = "") -> None:
+    """Raise DivergedError where a sum of losses is infinite or NaN; ``advice`` is added to its message."""
     if not all(map(math.isfinite, sums)):
         raise DivergedError(
             f"The training loss of epoch {epoch} is {sum(mean_of(sums))}. Lower learning_rate={learning_rate}, set "
             "clip_grad_norm, or turn mixed precision off (T5 overflows in fp16, not in bf16). The best weights so far "
-            f"are kept in {run_dir}."
+            f"are kept in {run_dir}.{advice}"
         )
 
 

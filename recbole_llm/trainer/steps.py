@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from recbole_llm import distributed
+from recbole_llm.errors import ModelError
 from recbole_llm.progress import progress
 from recbole_llm.trainer.accumulation import GradientMean, LossMean
 from recbole_llm.trainer.gradients import clip_gradients
@@ -119,9 +120,7 @@ class Steps:
                 losses = self._parallel(batch, loss_func)
             else:
                 losses = (loss_func or self.model.calculate_loss)(batch)
-        losses = losses if isinstance(losses, tuple) else (losses,)
-        # Some of RecBole's models return a tensor of one element.
-        return torch.stack([part.reshape(()) for part in losses])
+        return _parts_of(losses, self.model)
 
     def step(self) -> None:
         """Update the weights by their gradients, then clear the gradients."""
@@ -136,3 +135,30 @@ class Steps:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.count += 1
+
+
+def _parts_of(losses: Any, model: Any) -> torch.Tensor:
+    """Return a loss, or the parts of it, as one tensor of shape (parts,).
+
+    Raises
+    ------
+    ModelError
+        For a part that is not a scalar tensor, or a loss without a gradient.
+    """
+    losses = losses if isinstance(losses, tuple) else (losses,)
+    for part in losses:
+        # Some of RecBole's models return a tensor of one element.
+        if not isinstance(part, torch.Tensor) or part.numel() != 1:
+            is_tensor = isinstance(part, torch.Tensor)
+            found = f"a tensor of the shape {tuple(part.shape)}" if is_tensor else type(part).__name__
+            raise ModelError(
+                f"{type(model).__name__}.calculate_loss returned {found}: it must return a scalar tensor, the mean "
+                "over the targets of the batch, or a tuple of scalars that are added up."
+            )
+    parts = torch.stack([part.reshape(()) for part in losses])
+    if not parts.requires_grad:
+        raise ModelError(
+            f"{type(model).__name__}.calculate_loss returned a loss without gradient: compute it "
+            "without torch.no_grad() and detach(), from parameters with requires_grad."
+        )
+    return parts

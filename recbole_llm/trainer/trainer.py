@@ -21,6 +21,7 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.evaluator.ranks import MANY_TIES
+from recbole_llm.model.own_code import try_the_class
 from recbole_llm.trainer import state
 from recbole_llm.trainer.accumulation import LossMean, mean_of, require_finite
 from recbole_llm.trainer.batches import batches_of
@@ -269,7 +270,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
 
     def _validate_inside(self, asked: FitArguments, epoch: int, batches: int, sums: list[float]) -> bool:
         """Validate after some batches of an epoch; return whether training should end."""
-        require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)
+        require_finite(sums, epoch, self.stage.learning_rate, self.run_dir, try_the_class(type(self.model)))
         row = self._row(epoch, sum(mean_of(sums)))
         self._validate(epoch, row, asked, f"epoch {epoch}, update {self.updates},")
         self._keep(row, epoch - 1, batches, sums)
@@ -345,7 +346,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         label = f"Train, epoch {epoch}"
         sums = self.steps.epoch(train_data, first, sums, validate, loss_func, label, show_progress)
         distributed.broadcast_state(self.model, parameters=False)
-        require_finite(sums, epoch, self.stage.learning_rate, self.run_dir)
+        require_finite(sums, epoch, self.stage.learning_rate, self.run_dir, try_the_class(type(self.model)))
         means = mean_of(sums)
         return means if len(means) > 1 else means[0]
 
