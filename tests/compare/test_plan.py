@@ -59,7 +59,7 @@ models:
     label: large
     hidden_size: 128
   - GRU4Rec
-  - config_files: quickstart
+  - config_files: litellm4rec_ml-100k
     label: ours
 """,
         encoding="utf-8",
