@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from data import machine
 
+from recbole_llm import __version__
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.evaluator.metrics import RANK_METRICS
@@ -438,7 +439,7 @@ def table(options: argparse.Namespace, arguments: list[str]) -> None:
             continue
         found = list(runs(name, options, arguments))
         shown = [_mean(head, [each[head] for each in found]) for head in heads]
-        print(f"| {name} | {version(package or 'recbole-llm')} | " + " | ".join(shown) + " |", flush=True)
+        print(f"| {name} | {version(package) if package else __version__} | " + " | ".join(shown) + " |", flush=True)
 
 
 def _mean(head: str, values: list[float]) -> str:
