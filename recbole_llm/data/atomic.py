@@ -117,8 +117,10 @@ def _read_whole(
 
 def _column(column: pa.ChunkedArray, ftype: FeatureType, seq_separator: str) -> Any:
     if ftype == FeatureType.TOKEN:
-        # Encoded after reading: twice as fast as by the reader, whose blocks have dictionaries of their own.
-        column = column.dictionary_encode().unify_dictionaries()
+        # Encoded after reading, with one dictionary for all blocks: the reader's have dictionaries of their own.
+        column = column.dictionary_encode()
+        if len({_place(chunk.dictionary) for chunk in column.chunks}) > 1:
+            column = column.unify_dictionaries()
         words = column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
         codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in column.chunks]
         return _categories(np.concatenate(codes) if codes else np.array([], dtype=np.int32), words)
@@ -129,6 +131,11 @@ def _column(column: pa.ChunkedArray, ftype: FeatureType, seq_separator: str) -> 
         return values
     read = _reader(ftype, seq_separator, {})
     return _sequences([read(text or "") for text in column.to_pylist()])
+
+
+def _place(array: pa.Array) -> tuple[int, ...]:
+    """Return the addresses of an array's memory: comparing dictionaries text by text takes longer than making them."""
+    return (len(array), *(0 if buffer is None else buffer.address for buffer in array.buffers()))
 
 
 def _read_by_line(

@@ -20,7 +20,7 @@ from recbole_llm.data.row_dataset import RowDataset
 from recbole_llm.data.rows import POSITION, take
 from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, refuse_ranks, split_as_configured
 from recbole_llm.data.splits import leave_one_out
-from recbole_llm.data.times import examine_times, history_order, stable_order
+from recbole_llm.data.times import examine_times, history_order
 from recbole_llm.errors import ConfigError, DataError
 
 
@@ -106,9 +106,6 @@ class HistoryDataset(RowDataset):
         rows = np.flatnonzero(depth > 0)
         if len(rows) == 0:
             raise DataError(f"No user of {self.dataset_name!r} has two interactions: there is nothing to predict.")
-        # In the order of time, which `build` asks for next.
-        key = self._sort_key(self.histories.columns, self.time_field)
-        rows = rows[stable_order(key[rows])]
         self._set_rows(rows, depth[rows])
 
     def _settled(self, times: np.ndarray) -> np.ndarray:
@@ -138,6 +135,7 @@ class HistoryDataset(RowDataset):
     def _all_in_training(self) -> list["HistoryDataset"]:
         """Return every row as training, and two empty splits."""
         self._change_feat_format()
+        self.sort(self.time_field)
         self._drop_unused_col()
         rows = torch.arange(len(self.inter_feat))
         return [self.copy(take(self.inter_feat, part)) for part in (rows, rows[:0], rows[:0])]
@@ -152,31 +150,29 @@ class HistoryDataset(RowDataset):
         self.logger.info(self.cold.describe())
 
     def _split(self) -> list["HistoryDataset"]:
-        if self.config["protocol"] != "temporal_session" and self.parts is None:
-            return super().build()
+        by_count = self.config["eval_args"]["split"].get("LS")
+        if self.config["protocol"] != "temporal_session" and self.parts is None and by_count is None:
+            return super().build()  # in order of time
         self._change_feat_format()
         if self.parts is not None:
-            self._drop_unused_col()
             rows = [np.flatnonzero(self.row_parts == part) for part in range(3)]
-            return [self.copy(take(self.inter_feat, torch.from_numpy(index))) for index in rows]
-        assert self.sessions is not None
-        user, position = self.inter_feat[self.uid_field].numpy(), self.inter_feat[POSITION].numpy()
-        part = self.sessions.part[user]
-        last = position == self.offsets[user + 1] - 1
+        elif self.sessions is not None:
+            self.sort(self.time_field)
+            rows = self._rows_of_sessions(self.sessions)
+        else:
+            key = self._sort_key(self.inter_feat, self.time_field)
+            rows = leave_one_out(self.inter_feat[self.uid_field].numpy(), key, by_count)
         self._drop_unused_col()
-        rows = [part == TRAIN, (part == VALID) & last, (part == TEST) & last]
-        return [self.copy(take(self.inter_feat, torch.from_numpy(np.flatnonzero(chosen)))) for chosen in rows]
+        return [self.copy(take(self.inter_feat, torch.from_numpy(index))) for index in rows]
+
+    def _rows_of_sessions(self, sessions: SessionSplit) -> list[np.ndarray]:
+        user, position = self.inter_feat[self.uid_field].numpy(), self.inter_feat[POSITION].numpy()
+        part, last = sessions.part[user], position == self.offsets[user + 1] - 1
+        chosen = [part == TRAIN, (part == VALID) & last, (part == TEST) & last]
+        return [np.flatnonzero(each) for each in chosen]
 
     @property
     def all_counts(self) -> np.ndarray:
         """Interactions of each item in training, validation and test, shape (item_num,)."""
         counts = self.histories.item_counts
         return counts if self.cold is None else np.where(self.cold.mask, self.cold.item_counts, counts)
-
-    # ---- what RecBole asks of an augmented dataset
-
-    def leave_one_out(self, group_by: str, leave_one_mode: str) -> list["HistoryDataset"]:
-        """Last row of a user = test, the one before = validation, as RecBole splits, on whole arrays."""
-        index = leave_one_out(self.inter_feat[group_by].numpy(), leave_one_mode)
-        self._drop_unused_col()
-        return [self.copy(take(self.inter_feat, torch.from_numpy(part))) for part in index]

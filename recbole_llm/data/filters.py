@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,26 @@ def parse_intervals(key: str, value: object) -> list[Interval] | None:
             ) from None
         intervals.append((match[1], low, high, match[4]))
     return intervals
+
+
+def factorize(values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes in order of first appearance, -1 for missing values, and the distinct values, dtype object.
+
+    A categorical whose categories are in that order already, as a file is read, needs no hashing.
+
+    Examples
+    --------
+    >>> factorize(pd.Series(["b", "a", "b"], dtype="category"))
+    (array([0, 1, 0]), array(['b', 'a'], dtype=object))
+    """
+    if isinstance(values, pd.Series) and isinstance(values.dtype, pd.CategoricalDtype):
+        codes = values.cat.codes.to_numpy()
+        highest = np.maximum.accumulate(codes)
+        in_order = len(codes) > 0 and highest[0] <= 0 and not np.any(highest[1:] > highest[:-1] + 1)
+        if in_order and highest[-1] + 1 == len(values.cat.categories):
+            return codes, np.asarray(values.cat.categories, dtype=object)
+    codes, unique = pd.factorize(values)
+    return codes, np.asarray(unique, dtype=object)
 
 
 def within(values: np.ndarray, intervals: Sequence[Interval]) -> np.ndarray:

@@ -98,7 +98,7 @@ def has_lone_carriage_return(path: Path) -> bool:
         while block := file.read(2**22):
             while block.endswith(b"\r") and (following := file.read(1)):
                 block += following
-            if block.count(b"\r") != block.count(b"\r\n"):
+            if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
                 return True
     return False
 

@@ -25,7 +25,7 @@ from recbole_llm.data.fields import (
     columns_of,
     source_name,
 )
-from recbole_llm.data.filters import first_users, k_core, parse_intervals, within, without_repeated_pairs
+from recbole_llm.data.filters import factorize, first_users, k_core, parse_intervals, within, without_repeated_pairs
 from recbole_llm.errors import ConfigError, DataError
 
 
@@ -261,7 +261,7 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
         keys = [f"{kind}_inter_num_interval" for kind in ("user", "item")]
         intervals = [parse_intervals(key, self.config[key]) for key in keys]
         fields = [self.uid_field, self.iid_field]
-        codes, tokens = zip(*(pd.factorize(self.inter_feat[field]) for field in fields), strict=True)
+        codes, tokens = zip(*(factorize(self.inter_feat[field]) for field in fields), strict=True)
         kept, allowed = k_core(codes, [len(unique) for unique in tokens], intervals)
         self.inter_feat = self.inter_feat[kept]
         for name, field, interval, unique, ok in zip(
@@ -270,9 +270,9 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
             feat = getattr(self, name)
             if feat is not None and interval:
                 # Rows of .user/.item without any interaction go only where the lower bound excludes zero.
-                banned = feat[field].isin(np.asarray(unique)[~ok])
+                banned = feat[field].isin(unique[~ok])
                 if not within(np.zeros(1), interval)[0]:
-                    banned |= ~feat[field].isin(np.asarray(unique)[ok])
+                    banned |= ~feat[field].isin(unique[ok])
                 setattr(self, name, feat[~banned])
 
     def _remap(self, remap_list: Sequence[tuple[pd.DataFrame, str, FeatureType]]) -> None:
@@ -282,8 +282,8 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
         coded = []
         for feat, field, ftype in remap_list:
             values = feat[field] if ftype == FeatureType.TOKEN else _concatenate(feat[field].tolist())
-            codes, unique = pd.factorize(values)
-            coded.append((codes, np.asarray(unique, dtype=object)))
+            codes, unique = factorize(values)
+            coded.append((codes, unique))
         for _, unique in coded:
             if "\0" in "".join(unique):  # at the end of a string, NumPy drops it
                 field = str(remap_list[0][1])

@@ -79,11 +79,10 @@ class TrainRows:
                 f"train_view={view!r} needs one sequence a user, but users of {dataset.dataset_name!r} have lists "
                 "that do not continue one another. Use train_view=prefix, or a model that has it."
             )
-        users, index = np.unique(dataset.inter_feat[dataset.uid_field].numpy(), return_inverse=True)
-        first = dataset.offsets[users]
-        last = np.zeros(len(users), dtype=np.int64)
-        np.maximum.at(last, index, position.numpy())
-        self._first, self._last = torch.from_numpy(first), torch.from_numpy(last)
+        user = dataset.inter_feat[dataset.uid_field]
+        last = torch.full((dataset.user_num,), -1).scatter_reduce(0, user, position, "amax")
+        users = (last >= 0).nonzero()[:, 0]
+        self._first, self._last = torch.from_numpy(dataset.offsets)[users], last[users]
         if view == "sequence":
             limit, targets = self.max_length, self._last - self._first
             cut = targets + 1 >= 2 * limit  # original: whole windows only

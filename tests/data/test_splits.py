@@ -1,8 +1,15 @@
 """Nothing to evaluate is an error, little to evaluate is said with counts."""
 
+import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from recbole_llm.data.filters import factorize
+from recbole_llm.data.splits import leave_one_out
 from recbole_llm.errors import DataError
+from tests.properties import examples
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 
@@ -59,3 +66,37 @@ def test_enough_to_evaluate_needs_no_word(atomic, make_dataset, split):
     dataset = make_dataset(eval_args={"split": split})
     dataset.build()
     assert dataset.config.notices == []
+
+
+@examples(60)
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 4)), min_size=1, max_size=40), st.data())
+def test_leave_one_out_is_that_of_rows_in_order_of_time(rows, data):
+    """As RecBole: all rows by time, stably, then groups of users in order of appearance."""
+    mode = data.draw(st.sampled_from(["valid_and_test", "valid_only", "test_only"]))
+    users, times = (np.array(column) for column in zip(*sorted(rows), strict=True))
+    by_time = np.argsort(times, kind="stable")
+    expected = {"train": [], "valid": [], "test": []}
+    for user in dict.fromkeys(users[by_time].tolist()):
+        own = [row for row in by_time.tolist() if users[row] == user]
+        for part in {"valid_and_test": ["test", "valid"], "valid_only": ["valid"], "test_only": ["test"]}[mode]:
+            if len(own) > 1:
+                expected[part].append(own.pop())
+        expected["train"] += own
+    assert [part.tolist() for part in leave_one_out(users, times, mode)] == list(expected.values())
+
+
+@examples(60)
+@given(st.lists(st.sampled_from(["a", "b", "01", "1", None]), max_size=12), st.integers(0, 12))
+def test_codes_without_hashing_are_those_with(texts, first):
+    column = pd.Series(pd.Categorical.from_codes(*encoded(texts)))
+    for part in (column, column[first:]):
+        codes, values = factorize(part)
+        expected, unique = pd.factorize(np.array(part.astype(object).where(part.notna(), None), dtype=object))
+        assert codes.tolist() == expected.tolist()
+        assert list(values) == list(unique)
+
+
+def encoded(texts):
+    """Return codes and categories in order of first appearance, as a file is read."""
+    words = list(dict.fromkeys(text for text in texts if text is not None))
+    return [-1 if text is None else words.index(text) for text in texts], pd.Index(words, dtype=object)
