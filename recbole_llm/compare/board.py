@@ -17,6 +17,8 @@ LISTS = ("catalogcoverage@10", "serendipity@10", "novelty@10")
 # Modules whose models score with a language model; other readers of text use vectors of the items.
 _LANGUAGE_MODELS = ("litellm4rec", "llamarec", "llmseqprompt", "generative")
 
+_READ_TEXT = ("text vectors", "ids, text vectors", "language model")
+
 
 def page_of(comparison: RecordedComparison, board: str, command: str) -> str:
     """Render the page of a board as Markdown.
@@ -35,6 +37,7 @@ def page_of(comparison: RecordedComparison, board: str, command: str) -> str:
         f"<!-- Made by `{command}` from records/{board}/; changes by hand are lost. -->",
         f"{_sentence(comparison.protocol)} Every figure is that of a record, which the last column links to; "
         f"[all metrics]({board}.csv), [report]({board}.html).",
+        *_headline(comparison, ranked),
         *_data(comparison.board.get("data")),
         *_ranking(comparison, ranked, board),
         *_against_baseline(comparison, ranked),
@@ -73,6 +76,22 @@ def _sentence(text: str) -> str:
 
 def _table(heads: Sequence[str], grid: Sequence[Sequence[str]], left: int = 1) -> str:
     return markdown_table([[*map(escape_markdown, line[:left]), *line[left:]] for line in grid], heads, left)
+
+
+def _headline(comparison: RecordedComparison, rows: Sequence[Row]) -> list[str]:
+    """Say in a sentence what reading text is worth: the best row that does, against the best baseline."""
+    version, metric = comparison.versions[0], comparison.headline
+    best = next((row for row in rows if not row.baseline and kind_of(row) in _READ_TEXT), None)
+    test = best and comparison.tests.get((version, best.label, metric))
+    if best is None or test is None:
+        return []
+    cells = [comparison.cells[version, label, metric].mean for label in (best.label, test.baseline)]
+    verb = "is" if test.significant else "is not"
+    return [
+        f"**The best row that reads text, {escape_markdown(best.label)}, {verb} significantly better than the best "
+        f"baseline, {escape_markdown(test.baseline)}**: {metric_name(metric)} {cells[0]:.{PLACES}f} and "
+        f"{cells[1]:.{PLACES}f}, {_percent(test.difference, cells[1])}, p {_p(test.corrected, '= ')} (Holm)."
+    ]
 
 
 def _data(data: Mapping[str, Any] | None) -> list[str]:
@@ -218,8 +237,8 @@ def _percent(difference: float, other: float) -> str:
     return f"{difference / other:+.1%}" if other else ""
 
 
-def _p(value: float) -> str:
-    return "< .0001" if value < 1e-4 else f"{value:.4f}".removeprefix("0")
+def _p(value: float, equals: str = "") -> str:
+    return "< .0001" if value < 1e-4 else equals + f"{value:.4f}".removeprefix("0")
 
 
 def _lists(comparison: RecordedComparison, rows: Sequence[Row]) -> list[str]:
