@@ -3,13 +3,14 @@
 Loaders look a row's history up once and pass it on in two forms. The *pairs* ``(row, item)`` go to whoever ranks final
 scores: the evaluator, which reports results with and without the mask, and ``recommend``. The field
 :data:`EXCLUDED` of the batch goes to models with ``reads_excluded``, which choose items before they score (candidates
-of a ranker, names in an answer, lists that are combined).
+of a ranker, names in an answer, lists that are combined). They also get :data:`WHOLE_HISTORY`, whatever
+``mask_history`` says: a prompt that lists a history does not offer it to choose from.
 """
 
 import torch
 from recbole.data.interaction import Interaction
 
-EXCLUDED = "excluded_items"
+EXCLUDED, WHOLE_HISTORY = "excluded_items", "whole_history"
 # Row and item, each of shape (pairs,), rows ascending, each pair once.
 Pairs = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,10 +26,10 @@ def table_of(pairs: Pairs, n_rows: int) -> torch.Tensor:
 
 
 def exclude_from_choice(interaction: Interaction, history: Pairs, mask_history: bool) -> Interaction:
-    """Add :data:`EXCLUDED` to a batch: the whole history of its rows, or nothing without ``mask_history``."""
-    n_rows = len(interaction)
-    table = table_of(history, n_rows) if mask_history else torch.zeros(n_rows, 1, dtype=torch.long)
-    interaction.update(Interaction({EXCLUDED: table}))
+    """Add :data:`WHOLE_HISTORY` to a batch, and :data:`EXCLUDED`: the same, or nothing without ``mask_history``."""
+    table = table_of(history, len(interaction))
+    left_out = table if mask_history else torch.zeros_like(table[:, :1])
+    interaction.update(Interaction({EXCLUDED: left_out, WHOLE_HISTORY: table}))
     return interaction
 
 
@@ -50,6 +51,14 @@ def excluded(interaction: Interaction, history_field: str, mask_history: bool) -
         return interaction[EXCLUDED]
     history = interaction[history_field]
     return history if mask_history else torch.zeros_like(history[:, :1])
+
+
+def whole_history(interaction: Interaction, history_field: str) -> torch.Tensor:
+    """All items that a row's user had before, padded with 0, shape (B, W); :func:`excluded` has the parameters.
+
+    Batches of other loaders tell no more than the items of ``history_field``.
+    """
+    return interaction[WHOLE_HISTORY if WHOLE_HISTORY in interaction else history_field]
 
 
 def without(scores: torch.Tensor, items: torch.Tensor) -> torch.Tensor:

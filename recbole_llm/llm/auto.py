@@ -17,7 +17,8 @@ _chosen: ContextVar[list[dict[str, Any]] | None] = ContextVar("chosen", default=
 def recording() -> Iterator[list[dict[str, Any]]]:
     """Collect the resolutions of ``auto`` while the body runs.
 
-    Each entry has ``preferred``, ``causal`` and ``weights``, which were asked for, and ``name`` and ``revision``.
+    Each entry has ``preferred``, ``asked_revision``, ``causal`` and ``weights``, which were asked for, and what was
+    found, ``name`` and ``revision``.
     """
     found: list[dict[str, Any]] = []
     token = _chosen.set(found)
@@ -31,6 +32,7 @@ def note(spec: LLMSpec, resolved: ResolvedLLM, causal: bool, weights: bool) -> R
     """Record what a request for ``auto`` got; returns it."""
     entry = {
         "preferred": spec.preferred,
+        "asked_revision": spec.revision,
         "causal": causal,
         "weights": weights,
         "name": resolved.name,

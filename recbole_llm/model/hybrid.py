@@ -19,7 +19,7 @@ from recbole_llm.config.registry import own_models, stock_models
 from recbole_llm.config.values import nearest
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.evaluator.mask import EXCLUDED, excluded
+from recbole_llm.evaluator.mask import EXCLUDED, WHOLE_HISTORY, excluded
 from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.run import submodel
@@ -129,7 +129,8 @@ class Member:
         rows = submodel.newest(interaction, self._length_field, self.model.max_seq_length, self._list_suffix)
         if self._own_id is not None:
             own_id = self._own_id.to(rows[self._item_list].device)
-            own = {name: own_id[rows[name]] for name in (self._item_list, EXCLUDED) if name in rows}
+            named = (self._item_list, EXCLUDED, WHOLE_HISTORY)
+            own = {name: own_id[rows[name]] for name in named if name in rows}
             rows = Interaction({**rows.interaction, **own})
         try:
             scores = self.model.full_sort_predict(rows)

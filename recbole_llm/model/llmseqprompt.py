@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 
 from recbole_llm.config.schema import models as schema
 from recbole_llm.errors import ConfigError
-from recbole_llm.evaluator.mask import excluded, without
+from recbole_llm.evaluator.mask import excluded, whole_history, without
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.item_table import STAND_IN_LLM
 from recbole_llm.llm.backbone import load_tokenizer
@@ -231,7 +231,7 @@ class LLMSeqPrompt(LLMRecommender):
         """
         scores = self.seqsim.full_sort_predict(interaction).masked_fill(~self.named, -torch.inf)
         scores = without(scores, excluded(interaction, self.ITEM_SEQ, self.mask_history))
-        return without(scores, interaction[self.ITEM_SEQ]) if self.variant == "rank" else scores
+        return without(scores, whole_history(interaction, self.ITEM_SEQ)) if self.variant == "rank" else scores
 
     def teacher(self, interaction: Interaction) -> torch.Tensor:
         """Answers that training teaches, item ids of shape (B, 1) or (B, list_length); 0-padded at the end.
@@ -323,8 +323,8 @@ class LLMSeqPrompt(LLMRecommender):
         """Return the items of answers, best first, and their counts."""
         left_out = excluded(interaction, self.ITEM_SEQ, self.mask_history)
         out = [set(row) - {0} for row in left_out.tolist()]
-        shown = interaction[self.ITEM_SEQ].tolist()
-        histories = [items | set(row) - {0} for items, row in zip(out, shown, strict=True)]
+        had = whole_history(interaction, self.ITEM_SEQ).tolist()
+        histories = [items | set(row) - {0} for items, row in zip(out, had, strict=True)]
         choices = None if candidates is None else [[item for item in row if item] for row in candidates.tolist()]
         lists, new = self.reader.read(answers, out, histories, choices)
         if candidates is not None and self.ITEM_ID in interaction:

@@ -61,7 +61,7 @@ def changed_language_models(recorded: Iterable[Mapping[str, Any]], config: Any) 
     """
     changed = []
     for entry in recorded:
-        options = {**config.final_config_dict, "llm": "auto"}
+        options = {**config.final_config_dict, "llm": "auto", "llm_revision": entry.get("asked_revision")}
         spec = LLMSpec.from_config(options, preferred=entry["preferred"])
         now = _resolved(spec, entry["causal"], entry["weights"])
         if now is None or (now.name, now.revision) != (entry["name"], entry["revision"]):

@@ -13,7 +13,7 @@ from typing import Any
 from recbole.utils import set_color
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import SECRETS, nearest
+from recbole_llm.config.values import SECRETS, nearest, without_code_keys
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.run.evaluate import evaluate_on_test
 from recbole_llm.run.folder import DATA_STAMP, other_language_models, run_lock, same_data, stamp_data, write_settings
@@ -105,7 +105,14 @@ def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
     log_to_console()
     folder = Path(folder)
     notes = _read_notes(folder)
-    base = Config(notes["model"], notes["dataset"], None, None, notes["settings"])
+    dropped: list[str] = []
+    settings = without_code_keys(notes["settings"], dropped)
+    for key in dict.fromkeys(dropped):
+        logging.getLogger().warning(
+            f"{key} in {folder / 'study.json'} lets a model repository run code and is ignored: if you trust the "
+            "repository, continue with the command that began the study."
+        )
+    base = Config(notes["model"], notes["dataset"], None, None, settings)
     space = read_lines(notes["space"], str(folder / "study.json"))
     check_space(space, base, {})
     return _study(notes["model"], base, space, StudyOptions(**{**notes["options"], **options, "study": str(folder)}))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_llm.config import Config
 from recbole_llm.config.registry import props_dir
 from recbole_llm.config.schema import is_text
-from recbole_llm.config.values import nearest, parse_value
+from recbole_llm.config.values import nearest, parse_value, without_code_keys
 from recbole_llm.errors import ConfigError
 from recbole_llm.run.identity import CIRCUMSTANCES
 from recbole_llm.tune.options import optuna
@@ -200,10 +200,23 @@ def read_lines(lines: Sequence[str], name: str) -> list[Parameter]:
                 f"{where}: {line.strip()!r} is not `name kind values`, such as `dropout uniform 0,0.9` or "
                 "`n_layers choice [1,2]`."
             )
-        _add(space, _parse(parts[0], parts[1], parts[2], where))
+        parameter = _parse(parts[0], parts[1], parts[2], where)
+        _refuse_code(parameter)
+        _add(space, parameter)
     if not space:
         raise ConfigError(f"{name} holds no parameter: write lines such as `dropout uniform 0,0.9`.")
     return space
+
+
+def _refuse_code(parameter: Parameter) -> None:
+    """Raise ConfigError for a choice in a file that lets a model repository run code."""
+    dropped: list[str] = []
+    without_code_keys(list(parameter.options), dropped)
+    if dropped:
+        raise ConfigError(
+            f"{parameter.where}: {dropped[0]} lets a model repository run code and does not count in a file. Pass "
+            f"--{dropped[0]}=True on the command line if you trust the repository."
+        )
 
 
 def space_from_dict(params: Mapping[str, Mapping[str, Any]]) -> list[Parameter]:

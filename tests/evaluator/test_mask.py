@@ -124,6 +124,9 @@ def test_a_model_chooses_by_the_whole_history(name, mask_history, folder):
     for items, history in zip(chosen.tolist(), histories, strict=True):
         assert set(items) - {0} and not history & set(items)
         assert name != "ScoreEnsemble" or len(set(items) | history) == made.model.n_items
+    if name == "LLMSeqPrompt":  # a prompt that lists the history does not offer it, masked or not, shown or not
+        for number, items in enumerate(chosen.tolist()):
+            assert not set(items) & set(item[row == number].tolist())
     if name == "LLMSeqPrompt":  # what it learns to answer obeys the same rule
         batch = next(iter(made.train_data))
         answers = made.model.teacher(batch)

@@ -107,3 +107,14 @@ def test_the_pooling_of_a_t5_goes_with_the_t5(found, asked, gradient, expected, 
     if asked != "cls":
         assert pooling_of(config, pipeline) == "sentence"
         assert pooling_of(config, pipeline, gradient=True) == "mean"
+
+
+def test_what_auto_meant_is_asked_again_with_its_own_revision(isolated, monkeypatch):
+    """``llm_revision`` belongs to ``llm``; ``rec_llm: auto`` of the same run was asked for without one."""
+    asked = []
+    monkeypatch.setattr(identity, "_resolved", lambda spec, causal, weights: asked.append(spec.revision))
+    config = Config("LLMSeqSim", "ml-100k", config_dict={"llm": "tiny-random-t5", "llm_revision": "abc"})
+    entry = {"preferred": "tiny-random-llama", "causal": True, "weights": True, "name": "x", "revision": "y"}
+    for revision in (None, "main"):
+        assert identity.changed_language_models([{**entry, "asked_revision": revision}], config)
+    assert asked == [None, "main"]
