@@ -39,8 +39,6 @@ def check_evaluated(config: Any, splits: Sequence[RowDataset]) -> list[str]:
             f"interactions, none has a {'test' if last == 'test' else 'validation'} item{rule}. Use more data, looser "
             f"filters, or another split than {split}."
         )
-    if config["protocol"] == "temporal_session" or config["benchmark_filename"] is not None:
-        return []
     texts = []
     if evaluated.get("valid") == 0:
         texts.append(
@@ -51,6 +49,8 @@ def check_evaluated(config: Any, splits: Sequence[RowDataset]) -> list[str]:
                 else "."
             )
         )
+    if config["protocol"] == "temporal_session" or config["benchmark_filename"] is not None:
+        return texts
     names = {"test": "tested", "valid": "validated"}
     counts = [f"{evaluated[phase]:,} {names[phase]}" for phase in wanted[::-1] if evaluated[phase] < users]
     if counts:

@@ -123,7 +123,7 @@ class _Renderer:
             return _show_float(cell, spec, name, where)
         if kind == "token_seq" and not self._seq_separator.isspace():
             cell = ", ".join(part.strip() for part in cell.split(self._seq_separator) if part.strip())
-        elif name in self._titles:
+        if name in self._titles:
             cell = clean_title(cell)
         return format(cell, spec) if cell else ""
 

@@ -222,3 +222,12 @@ def test_filters_that_have_no_effect_are_said(write, make_dataset):
     assert dataset.config.notices == [
         "rm_dup_inter, item_inter_num_interval: files split beforehand (benchmark_filename) are not filtered."
     ]
+
+
+def test_an_empty_validation_file_is_said(write, make_dataset):
+    folder = write(examples(histories()))
+    (folder / "shop.valid.inter").write_text(LISTS, encoding="utf-8")
+    dataset = make_dataset(benchmark_filename=FILES)
+    dataset.build()
+    (notice,) = (text for text in dataset.config.notices if "validation" in text)
+    assert notice.startswith("No user has a validation item: there is no early stopping")

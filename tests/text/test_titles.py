@@ -61,6 +61,9 @@ def test_titles_for_prompts_are_clean_and_texts_for_encoders_as_in_the_file(tmp_
     assert load_item_text(file, ["[PAD]", "1"]).texts[1] == "Mask, The (1994), War, The"
     own = load_item_text(file, ["[PAD]", "1"], template="{genre}", title_only=True)
     assert own.texts[1] == "The War"
+    for separator in ("|", ",", ";"):  # whatever separates the parts of other fields
+        read = load_item_text(file, ["[PAD]", "1"], seq_separator=separator, title_only=True)
+        assert read.texts[1] == "The Mask (1994)"
 
 
 def test_entities_and_control_characters_reach_no_prompt(tmp_path):
