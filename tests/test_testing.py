@@ -48,6 +48,83 @@ class RecommendsPadding(Sound):
         return scores
 
 
+class Flat(Sound):
+    def full_sort_predict(self, interaction):
+        return super().full_sort_predict(interaction).reshape(-1)
+
+
+class NoMask(Sound):
+    def full_sort_predict(self, interaction):
+        return self.user_vectors(interaction) @ self.outputs.weight.T
+
+
+class SameForEverybody(Sound):
+    def user_vectors(self, interaction):
+        return super().user_vectors(interaction) * 0 + self.inputs.weight.mean(0)
+
+
+class ReadAtTheEnd(Sound):
+    """An RNN at -1 has forgotten the history over the padding."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.inputs = nn.Embedding(self.n_items, 4, padding_idx=0)
+        self.rnn = nn.GRU(4, 4, batch_first=True)
+
+    def user_vectors(self, interaction):
+        return self.rnn(self.inputs(interaction[self.ITEM_SEQ]))[0][:, -1]
+
+
+class SaysItReadsNothing(Sound):
+    reads_history = False
+
+
+class OneListForAll(SameForEverybody):
+    reads_history = False
+
+
+class StartsAtZero(Sound):
+    """Equal scores before the first step are no mistake."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.outputs.weight.data.zero_()
+
+
+class StoresCounts(Sound):
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.register_buffer("counts", torch.arange(self.n_items).float())
+
+
+class StoresWhatItLearns(Sound):
+    """Small buffers, and those that training changes, belong into the checkpoint."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("seen", torch.zeros(self.n_items))
+
+    def calculate_loss(self, interaction):
+        self.norm(self.user_vectors(interaction))
+        self.seen += torch.bincount(interaction[self.POS_ITEM_ID], minlength=self.n_items)
+        return super().calculate_loss(interaction)
+
+
+class WrongField(Sound):
+    def calculate_loss(self, interaction):
+        return interaction["pos_item"]
+
+
+class NoConstructor(Sound):
+    def __init__(self, config):
+        super().__init__(config, None)
+
+
+class NoWayToScore(Sound):
+    scores_are_products = False
+
+
 class PredictsOtherwise(Sound):
     def predict(self, interaction):
         return super().predict(interaction) + 1
@@ -128,14 +205,25 @@ def test_a_sound_model_passes_everything():
     ("model", "check", "message"),
     [
         (HidesAHook, "names", "'members'"),
-        (TooNarrow, "scores", r"not \(B, n_items\)"),
-        (RecommendsPadding, "scores", "item 0, padding, has the highest score"),
+        (TooNarrow, "scores", r"must return \(B, n_items\)"),
+        (Flat, "scores", r"must return \(B, n_items\)"),
+        (Flat, "batching", r"must return \(B, n_items\)"),
+        (RecommendsPadding, "scores", r"padding, is not -inf: return self.mask_padding\(scores\)"),
+        (NoMask, "scores", r"padding, is not -inf: return self.mask_padding\(scores\)"),
+        (SameForEverybody, "histories", "set.* reads_history = False"),
+        (ReadAtTheEnd, "histories", "the newest item is at ITEM_SEQ_LEN - 1, not at -1"),
+        (ReadAtTheEnd, "padding", "the newest item is at ITEM_SEQ_LEN - 1, not at -1"),
+        (SaysItReadsNothing, "histories", "reads_history is False, yet"),
+        (StoresCounts, "stored", r"\['counts'\] are stored .* persistent=False"),
+        (WrongField, "loss", r"WrongField.calculate_loss fails in .*KeyError.*The batch has the fields"),
+        (NoConstructor, "names", r"NoConstructor takes \(config\)"),
+        (NoWayToScore, "scores", "does not say how it scores"),
         (PredictsOtherwise, "predict", "predict differs"),
         (NormalisesOverTheBatch, "batching", "alone than in a batch"),
         (ReadsPadding, "padding", "three more columns"),
         (ReadsTheTarget, "target", "ITEM_ID"),
         (NeverLearns, "loss", "took the loss from 1 to 1"),
-        (LossOfARowEach, "loss", "not a scalar"),
+        (LossOfARowEach, "loss", "must return a scalar"),
         (WeighsOtherwise, "loss_weight", "must count the targets"),
         (ForgetsAWeight, "weights", "loaded weights score otherwise"),
         (OtherVectors, "vectors", "are not the scores"),
@@ -148,6 +236,19 @@ def test_a_flaw_fails_its_check(model, check, message):
         check_model(model, checks=[check])
     assert f"{model.__qualname__} fails the check {check!r}" in str(error.value)
     assert "The promise: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "check", "outcome"),
+    [
+        (StartsAtZero, "histories", "passed"),
+        (StoresWhatItLearns, "stored", "passed"),
+        (OneListForAll, "histories", "does not apply: its scores do not depend on the history"),
+        ("MostPopular", "histories", "does not apply: its scores do not depend on the history"),
+    ],
+)
+def test_what_is_no_flaw_passes(model, check, outcome):
+    assert check_model(model, checks=[check]) == {check: outcome}
 
 
 def test_provenance_that_is_not_plain_is_found():

@@ -17,6 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_llm.errors import ModelError, UnsupportedError
+from recbole_llm.evaluator.ranks import ScoreError
+from recbole_llm.model.own_code import explain_own_code
 from recbole_llm.testing.case import Case, NotApplicable
 from recbole_llm.testing.checks import CHECKS, ContractError, scores_of
 from recbole_llm.testing.datasets import WORDS, write_cycle, write_dataset
@@ -58,12 +61,14 @@ def check_model(
     for name in CHECKS if checks is None else checks:
         with tempfile.TemporaryDirectory(prefix="recbole-llm-check-") as folder:
             try:
-                CHECKS[name](Case(model, Path(folder), settings))
+                with explain_own_code():
+                    CHECKS[name](Case(model, Path(folder), settings))
                 outcomes[name] = "passed"
             except NotApplicable as reason:
                 outcomes[name] = f"does not apply: {reason}"
-            except ContractError as error:
+            except (ContractError, ModelError, UnsupportedError, ScoreError) as error:
                 title = model if isinstance(model, str) else model.__qualname__
-                promise = (CHECKS[name].__doc__ or "").strip().removeprefix("Check that ")
-                raise ContractError(f"{title} fails the check {name!r}: {error}.\nThe promise: {promise}") from error
+                promise = (CHECKS[name].__doc__ or "").partition("\n")[0].removeprefix("Check that ")
+                finding = str(error).rstrip(".")
+                raise ContractError(f"{title} fails the check {name!r}: {finding}.\nThe promise: {promise}") from error
     return outcomes

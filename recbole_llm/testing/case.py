@@ -11,6 +11,7 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.model.base import LLMRecommender
+from recbole_llm.run import submodel
 from recbole_llm.run.experiment import run
 from recbole_llm.testing.datasets import write_cycle
 
@@ -63,12 +64,12 @@ class Case:
         """Return the settings of a run, with changes."""
         return Config(self.model, "cycle", config_dict={**self.settings, **more})
 
-    def build(self, **more: Any) -> tuple[LLMRecommender, Any, Interaction]:
+    def build(self, weights_seed: int = 1, **more: Any) -> tuple[LLMRecommender, Any, Interaction]:
         """Return the model as a new run would start it, its training batches, and a batch of test rows."""
         config = self.config(**more)
         train, _, test = prepare_data(config, HistoryDataset(config))
-        torch.manual_seed(1)
-        model = config.model_class(config, train.dataset)
+        torch.manual_seed(weights_seed)
+        model = submodel.build(config, train.dataset)
         return model, train, next(iter(test))[0].to(config["device"])
 
     def run(self, saved: bool = True, **more: Any) -> dict[str, Any]:

@@ -10,46 +10,67 @@ import numpy as np
 import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
+from safetensors.torch import load_file
 
-from recbole_llm.model.base import LLMRecommender, Reranker
+from recbole_llm.evaluator.checked import checked_scores
+from recbole_llm.model.base import AdaptedRecommender, LLMRecommender
 from recbole_llm.recommend import Recommender
 from recbole_llm.run.experiment import experiment
 from recbole_llm.run.folder import create_run_dir
 from recbole_llm.run.load import load_run
 from recbole_llm.testing.case import Case, NotApplicable
-from recbole_llm.trainer.checkpoint import load_weights, save_weights
+from recbole_llm.trainer.checkpoint import WEIGHTS, load_weights, save_weights
+from recbole_llm.trainer.steps import loss_parts
 
 # Scores of the same rows in different batches differ in their last digits.
 RTOL, ATOL = 1e-4, 1e-5
+# Largest difference, of equal numbers computed in float32, as a share of the largest of them.
+ROUNDING = 1e-5
 
 
 class ContractError(AssertionError):
     """Raised for a broken promise; the message names the check and the finding."""
 
 
-def scores_of(model: LLMRecommender, batch: Interaction) -> torch.Tensor:
+def scores_of(model: LLMRecommender, batch: Interaction, n_items: int | None = None) -> torch.Tensor:
     """Return ``full_sort_predict`` in evaluation mode, (B, n_items)."""
     model.eval()
     with torch.no_grad():
-        return model.full_sort_predict(batch).view(len(batch), -1)
+        found = model.full_sort_predict(batch)
+    return checked_scores(found, model, len(batch), n_items or model.n_items, "full_sort_predict")
 
 
 def names(case: Case) -> None:
     """Check that no parameter, buffer or module has the name of a hook, which would hide it."""
-    model, *_ = case.build()
-    own = {*model._parameters, *model._buffers, *model._modules}
-    hooks = {hook for cls in (LLMRecommender, Reranker) for hook in vars(cls) if not hook.startswith("_")}
-    _require(not own & hooks, f"{sorted(own & hooks)} are names of the contract: call them something else")
+    case.build()  # building one, for a run as well, requires it
 
 
 def scores(case: Case) -> None:
-    """Check that ``full_sort_predict`` scores the whole catalogue, finitely, and never recommends padding."""
+    """Check that ``full_sort_predict`` scores the whole catalogue, finitely, and padding with ``-inf``."""
     model, _, batch = case.build()
     found = scores_of(model, batch)
-    wanted = (len(batch), model.n_items)
-    _require(found.shape == wanted, f"full_sort_predict has the shape {tuple(found.shape)}, not (B, n_items) {wanted}")
-    _require(bool((found.argmax(1) != 0).all()), "item 0, padding, has the highest score of a row")
+    # The evaluator masks the padding of RecBole's models.
+    masked = isinstance(model, AdaptedRecommender) or bool(torch.isneginf(found[:, 0]).all())
+    _require(masked, "the score of item 0, padding, is not -inf: return self.mask_padding(scores)")
     _require(bool(torch.isfinite(found[:, 1:]).all()), "some scores are not finite")
+
+
+def histories(case: Case) -> None:
+    """Check that users with different histories get different scores, unless ``reads_history`` is False."""
+    model, train, batch = case.build()
+    differ = _rows_differ(scores_of(model, batch))
+    if not differ and model.reads_history:
+        case.require_training()  # a last layer that starts at 0 gives equal scores before the first step
+        _losses(model, next(iter(train)).to(model.device))
+        differ = _rows_differ(scores_of(model, batch))
+    if not model.reads_history:
+        _require(not differ, "reads_history is False, yet scores differ between users: leave it out")
+        raise NotApplicable("its scores do not depend on the history")
+    _require(
+        differ,
+        "users with different histories get the same scores. Histories are padded on the right: the newest item is at "
+        "ITEM_SEQ_LEN - 1, not at -1. A class whose scores depend on no history sets reads_history = False",
+    )
 
 
 def predict(case: Case) -> None:
@@ -71,9 +92,12 @@ def batching(case: Case) -> None:
 def padding(case: Case) -> None:
     """Check that scores do not depend on the amount of padding."""
     model, _, batch = case.build()
-    before = scores_of(model, batch)
-    batch[model.ITEM_SEQ] = torch.nn.functional.pad(batch[model.ITEM_SEQ], (0, 3))
-    _close(scores_of(model, batch), before, "three more columns of padding change the scores")
+    before, given = scores_of(model, batch), batch[model.ITEM_SEQ]
+    advice = "Histories are padded on the right: the newest item is at ITEM_SEQ_LEN - 1, not at -1"
+    batch[model.ITEM_SEQ] = torch.nn.functional.pad(given, (0, 3))
+    _close(scores_of(model, batch), before, f"three more columns of padding change the scores. {advice}")
+    batch[model.ITEM_SEQ] = given[:, : int(batch[model.ITEM_SEQ_LEN].max())]
+    _close(scores_of(model, batch), before, f"batches without columns of padding only change the scores. {advice}")
 
 
 def target(case: Case) -> None:
@@ -88,18 +112,7 @@ def loss(case: Case) -> None:
     """Check that the loss is a finite scalar and that steps on a batch lower it."""
     case.require_training()
     model, train, _ = case.build()
-    batch = next(iter(train)).to(model.device)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    model.train()
-    losses = []
-    for _ in range(15):
-        value = _total(model.calculate_loss(batch))
-        _require(value.numel() == 1, f"calculate_loss gave the shape {tuple(value.shape)}, not a scalar")
-        _require(bool(torch.isfinite(value).all()), f"calculate_loss gave {value.item()}")
-        optimizer.zero_grad()
-        value.sum().backward()
-        optimizer.step()
-        losses.append(value.item())
+    losses = _losses(model, next(iter(train)).to(model.device))
     _require(losses[-1] < losses[0], f"15 steps on one batch took the loss from {losses[0]:.4g} to {losses[-1]:.4g}")
 
 
@@ -113,7 +126,7 @@ def loss_weight(case: Case) -> None:
     def weighted(rows: slice) -> tuple[float, float]:
         part = batch[torch.arange(len(batch))[rows]]
         with torch.no_grad():
-            value = _total(model.calculate_loss(part))
+            value = loss_parts(model.calculate_loss(part), model).sum()
             return float(value), float(torch.as_tensor(model.loss_weight(part)))
 
     whole, again = weighted(slice(None)), weighted(slice(None))
@@ -143,6 +156,29 @@ def weights(case: Case) -> None:
     _require(torch.equal(scores_of(other, batch), expected), "loaded weights score otherwise than saved ones")
 
 
+def stored(case: Case) -> None:
+    """Check that a run stores no table of numbers for the catalogue that a new model computes by itself.
+
+    Whole numbers are not looked at: codes and digests are often stored on purpose, to stay what they were when the
+    data change. Numbers such as text vectors make the checkpoint large, and stale where the texts change.
+    """
+    run_dir = Path(case.run()["run_dir"])
+    weights = load_file(run_dir / WEIGHTS)
+    models = [case.build(seed)[0] for seed in (1, 2)]
+    fresh, other = (dict(model.named_buffers()) for model in models)
+    computed = sorted(
+        name
+        for name, buffer in fresh.items()
+        if name in weights and buffer.is_floating_point() and buffer.numel() >= models[0].n_items
+        if torch.equal(buffer, other[name]) and torch.equal(buffer.cpu(), weights[name])
+    )
+    _require(
+        not computed,
+        f"the buffers {computed} are stored and equal those of a new model: register what can be computed again with "
+        "persistent=False",
+    )
+
+
 def vectors(case: Case) -> None:
     """Check that, with ``scores_are_products``, the scores are products of user and item vectors."""
     model, _, batch = case.build()
@@ -160,15 +196,17 @@ def new_items(case: Case) -> None:
     """Check that, with ``accepts_new_items``, new items are scored, change no other score and may be in histories."""
     model, _, batch = case.build()
     if not model.accepts_new_items:
-        raise NotApplicable("it knows items by their ids only")
+        raise NotApplicable(
+            "it knows items by their ids only; a model that can score an item by its text sets accepts_new_items and "
+            "defines append_items"
+        )
     known, before = model.n_items, scores_of(model, batch)
     model.append_items(["apple volume 0", "an unheard-of thing"])
-    after = scores_of(model, batch)
-    _require(after.shape == (len(batch), known + 2), f"scores have the shape {tuple(after.shape)} with two items more")
+    after = scores_of(model, batch, known + 2)
     _close(after[:, :known], before, "new items change the scores of the others")
     _require(bool(torch.isfinite(after[:, known:]).all()), "scores of new items are not finite")
     batch[model.ITEM_SEQ][:, 0] = known + 1
-    _require(not torch.equal(scores_of(model, batch), after), "a new item in the history changes nothing")
+    _require(not torch.equal(scores_of(model, batch, known + 2), after), "a new item in the history changes nothing")
 
 
 def provenance(case: Case) -> None:
@@ -234,15 +272,35 @@ def seeds(case: Case) -> None:
 CHECKS: dict[str, Callable[[Case], None]] = {
     check.__name__: check
     for check in (
-        *(names, scores, predict, batching, padding, target, loss, loss_weight, weights, vectors, new_items),
+        *(names, scores, predict, histories, batching, padding, target, loss, loss_weight, weights, stored, vectors),
+        new_items,
         *(provenance, loading, recommending, resuming, seeds),
     )
 }
 
 
-def _total(loss: Any) -> torch.Tensor:
-    """Return a loss, or the sum of its parts."""
-    return torch.stack([part.reshape(()) for part in loss]).sum() if isinstance(loss, tuple) else loss
+def _losses(model: LLMRecommender, batch: Interaction) -> list[float]:
+    """Take 15 steps on a batch; return the loss before each."""
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    losses = []
+    for _ in range(15):
+        value = loss_parts(model.calculate_loss(batch), model).sum()
+        _require(bool(torch.isfinite(value)), f"calculate_loss gave {value.item()}")
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+def _rows_differ(scores: torch.Tensor) -> bool:
+    """Whether rows of scores differ by more than rounding, or in which items they score at all."""
+    finite = torch.isfinite(scores[:, 1:])
+    if bool((finite != finite[0]).any()):
+        return True
+    values = scores[:, 1:][:, finite[0]].double()
+    return values.numel() > 0 and float((values - values[0]).abs().max()) > ROUNDING * float(values.abs().max())
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -120,7 +120,7 @@ class Steps:
                 losses = self._parallel(batch, loss_func)
             else:
                 losses = (loss_func or self.model.calculate_loss)(batch)
-        return _parts_of(losses, self.model)
+        return loss_parts(losses, self.model)
 
     def step(self) -> None:
         """Update the weights by their gradients, then clear the gradients."""
@@ -137,7 +137,7 @@ class Steps:
         self.count += 1
 
 
-def _parts_of(losses: Any, model: Any) -> torch.Tensor:
+def loss_parts(losses: Any, model: Any) -> torch.Tensor:
     """Return a loss, or the parts of it, as one tensor of shape (parts,).
 
     Raises
@@ -156,7 +156,7 @@ def _parts_of(losses: Any, model: Any) -> torch.Tensor:
                 "over the targets of the batch, or a tuple of scalars that are added up."
             )
     parts = torch.stack([part.reshape(()) for part in losses])
-    if not parts.requires_grad:
+    if torch.is_grad_enabled() and not parts.requires_grad:
         raise ModelError(
             f"{type(model).__name__}.calculate_loss returned a loss without gradient: compute it "
             "without torch.no_grad() and detach(), from parameters with requires_grad."
