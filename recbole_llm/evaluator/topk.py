@@ -5,8 +5,8 @@
 
 import torch
 
-# Scores of one block: what fits into a CPU's cache, what keeps a GPU busy.
-SCORES_AT_ONCE = {"cpu": 2**20, "gpu": 2**26}
+# Scores of one block: what stays in a core's own cache (1 MB), what keeps a GPU busy.
+SCORES_AT_ONCE = {"cpu": 2**18, "gpu": 2**26}
 
 
 def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,8 +60,9 @@ def top_k_of_products(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`top_k` of ``users @ items.T``, a block of items at a time: the (B, n) scores are never in memory at once.
 
-    After the first block only scores above a row's k-th best so far are looked at. Blocks run through the items in
-    order, so an equal score that comes later belongs behind and needs no look either.
+    After the first block only rows whose best new score is above their k-th best so far are looked at, and of these
+    only the scores above it. Blocks run through the items in order, so an equal score that comes later belongs behind
+    and needs no look either.
 
     Parameters
     ----------
@@ -101,18 +102,25 @@ def top_k_of_products(
 def _merge(
     values: torch.Tensor, columns: torch.Tensor, scores: torch.Tensor, start: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge the best of a list (B, k) with a later block's scores (B, block)."""
+    """Merge the best of a list (B, k), in place, with a later block's scores (B, block)."""
+    changed = (scores.amax(1) > values[:, -1]).nonzero()[:, 0]
+    if len(changed) == 0:
+        return values, columns
+    values[changed], columns[changed] = _merged(values[changed], columns[changed], scores[changed], start)
+    return values, columns
+
+
+def _merged(
+    values: torch.Tensor, columns: torch.Tensor, scores: torch.Tensor, start: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     better = scores > values[:, -1:]
     count = better.sum(1)
-    width = int(count.max())
-    if width == 0:
-        return values, columns
-    # Row by row, so columns rise within a row; packed to the left of a (B, width) table.
+    # Row by row, so columns rise within a row; packed to the left of a (rows, most) table.
     row, column = better.nonzero(as_tuple=True)
     place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    more = values.new_full((len(values), width), -torch.inf)
+    more = values.new_full((len(values), int(count.max())), -torch.inf)
     more[row, place] = scores[row, column]
-    ids = columns.new_zeros((len(values), width))
+    ids = columns.new_zeros(more.shape)
     ids[row, place] = column + start
     values, order = torch.cat([values, more], dim=1).sort(dim=1, descending=True, stable=True)
     k = columns.shape[1]
