@@ -1,6 +1,7 @@
 import pytest
 
 from recbole_llm.compare.plan import make_plan, options_of
+from recbole_llm.config import Config
 from recbole_llm.config.arguments import parse_arguments
 from recbole_llm.config.registry import props_dir
 from recbole_llm.config.values import load_yaml
@@ -181,3 +182,24 @@ def test_the_ladder_from_generation_to_item_vectors(file):
             assert (config["head"] == "projection") == ("w/o_d" in label)
             assert (config["item_repr"] == "title") == ("TID" in label)
             assert (config["soft_prompts"] == 0) == label.startswith("P5")
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (props_dir() / "preset").glob("*.yaml")))
+def test_presets_are_runs_or_comparisons_that_can_be_made(preset):
+    settings = load_yaml(props_dir() / "preset" / f"{preset}.yaml")
+    if "models" in settings:
+        made = plan(f"config_files={preset}")
+        assert len(made.labels) == len(settings["models"]) == len(set(made.labels))
+        assert set(made.options["baselines"] or []) <= set(made.labels)
+        assert made.warnings == []
+    else:
+        config = Config(config_dict={"config_files": preset})
+        assert (config["model"], config["dataset"]) == (settings["model"], settings["dataset"])
+
+
+def test_the_quick_start_has_what_text_is_to_beat():
+    of = configs(plan("config_files=quickstart"))
+    first, ids, *text = of.values()
+    assert first["model"] == "MostPopular" and ids["llm_init"] is False
+    assert [config["model"] for config in text] == ["LLM2GRU4Rec", "LiteLLM4Rec"]
+    assert of["LiteLLM4Rec (causal, 5 epochs)"]["epochs"] == 5  # the preset has more
