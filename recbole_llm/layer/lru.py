@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from recbole_llm.layer.packing import Packing
+from recbole_llm.layer.packing import Packing, has_static_shapes
 
 
 def linear_recurrence(
@@ -122,6 +122,28 @@ class LRU(nn.Module):
         """Lambda = exp(-exp(nu) + i exp(theta)), complex, shape (H,); its absolute value is below 1."""
         return torch.polar(torch.exp(-torch.exp(self.nu_log)), torch.exp(self.theta_log))
 
+    def _in_real_numbers(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Compute the recurrence as sums over all earlier steps, for exported graphs, which have no complex numbers.
+
+        Real and imaginary parts stand side by side, (B, L, 2 H), in the inputs and in what is returned.
+        """
+        steps = torch.arange(inputs.shape[1], device=inputs.device)
+        apart = steps[:, None] - steps
+        radius = torch.exp(-torch.exp(self.nu_log)) ** apart.clamp(min=0)[..., None]
+        radius = radius * (apart >= 0)[..., None]
+        angle = torch.exp(self.theta_log) * apart[..., None]
+        cosine, sine = radius * angle.cos(), radius * angle.sin()
+        real, imaginary = inputs.unflatten(-1, (-1, 2)).unbind(-1)
+
+        def summed(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("tsh,bsh->bth", weights, values)
+
+        parts = (
+            summed(cosine, real) - summed(sine, imaginary),
+            summed(cosine, imaginary) + summed(sine, real),
+        )
+        return torch.stack(parts, dim=-1).flatten(-2)
+
     def forward(
         self, x: torch.Tensor, state: torch.Tensor | None = None, packing: Packing | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,6 +169,9 @@ class LRU(nn.Module):
             inputs = functional.linear(x.to(gamma.dtype), gamma[:, None] * self.B.weight, gamma * self.B.bias)
             if packing is not None:
                 inputs = packing.pad(inputs)
+            if state is None and has_static_shapes():
+                outputs = self._in_real_numbers(inputs)
+                return self.C(outputs if packing is None else packing.pack(outputs)), outputs
             states = linear_recurrence(self.decay(), torch.view_as_complex(inputs.unflatten(-1, (-1, 2))), state)
             outputs = torch.view_as_real(states).flatten(-2)
             return self.C(outputs if packing is None else packing.pack(outputs)), states

@@ -1,11 +1,44 @@
 """The real positions of a padded batch, one after the other."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 
 # More groups than this are not neighbours of one length but rows in no order.
 MAX_GROUPS = 16
+
+
+_static: ContextVar[bool] = ContextVar("static", default=False)
+
+
+@contextmanager
+def static_shapes() -> Iterator[None]:
+    """Make layers work on whole padded batches inside: the shapes of an exported graph may not depend on its data."""
+    token = _static.set(True)
+    try:
+        yield
+    finally:
+        _static.reset(token)
+
+
+def has_static_shapes() -> bool:
+    """Whether this is inside :func:`static_shapes`."""
+    return _static.get()
+
+
+def longest(length: torch.Tensor, width: int | None = None) -> int:
+    """Return the length of the longest row, or ``width`` inside :func:`static_shapes`.
+
+    Parameters
+    ----------
+    length : torch.LongTensor, shape (B,)
+    width : int, optional
+        Of the padded batch.
+    """
+    return width if width is not None and has_static_shapes() else int(length.max())
 
 
 class Packing(NamedTuple):
@@ -20,11 +53,11 @@ class Packing(NamedTuple):
     lengths: torch.Tensor
 
     @classmethod
-    def of(cls, length: torch.Tensor) -> "Packing":
-        """From the number of real positions of every row, shape (B,)."""
-        steps = int(length.max())
+    def of(cls, length: torch.Tensor, width: int | None = None) -> "Packing":
+        """From the number of real positions of every row, shape (B,), of a batch padded to ``width``."""
+        steps = longest(length, width)
         mask = torch.arange(steps, device=length.device) < length[:, None]
-        return cls(mask.flatten().nonzero()[:, 0], len(length), steps, length)
+        return cls(mask.flatten().nonzero()[:, 0], length.shape[0], steps, length)
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
         """(N, D) -> (B, L, D), 0 elsewhere."""
@@ -82,6 +115,8 @@ class Packing(NamedTuple):
 
         Few of them where the rows are sorted by length; all of the rows where padding costs less than a group.
         """
+        if has_static_shapes():
+            return [self]
         length = self.lengths
         size = (2 * length.clamp(min=4).float().log2()).ceil()  # steps of a factor of 1.4
         _, rows = size.unique_consecutive(return_counts=True)

@@ -49,7 +49,7 @@ def _attend(attention: MultiHeadAttention, x: torch.Tensor, groups: list[Packing
     """Self-attention, its output layer and dropout; (N, d) -> (N, d)."""
     weight = torch.cat([attention.query.weight, attention.key.weight, attention.value.weight])
     bias = torch.cat([attention.query.bias, attention.key.bias, attention.value.bias])
-    parts = functional.linear(x, weight, bias).split([len(group.places) for group in groups])
+    parts = functional.linear(x, weight, bias).split([group.places.shape[0] for group in groups])
     context = [_context(attention, part, group, causal) for part, group in zip(parts, groups, strict=True)]
     out = attention.dense(context[0] if len(context) == 1 else torch.cat(context))
     return dropout(out, attention.out_dropout.p, attention.training)

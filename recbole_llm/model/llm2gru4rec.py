@@ -18,7 +18,7 @@ from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
-from recbole_llm.layer.packing import Packing
+from recbole_llm.layer.packing import Packing, has_static_shapes
 from recbole_llm.model.llm2sequential import LLM2Sequential
 
 
@@ -81,7 +81,7 @@ class LLM2GRU4Rec(LLM2Sequential):
     def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
         """States of the GRU at every position, shape (N, hidden_size); rows are in order of length."""
         x = dropout(self.look_up(table, items), self.dropout_rate, self.training)
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and not has_static_shapes():
             # Step by step over the rows that are long enough: no step for padding.
             position = packing.position()
             order = position.argsort(stable=True)

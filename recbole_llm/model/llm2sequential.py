@@ -169,7 +169,7 @@ class LLM2Sequential(LLMRecommender):
         length, order = length.sort(descending=True)
         item_seq = item_seq[order]
         if not self.unmasked_padding:
-            packing = Packing.of(length)
+            packing = Packing.of(length, item_seq.shape[1])
             return Batch(packing.pack(item_seq), packing, order, None)
         steps = self.max_seq_length
         start = steps - length[:, None]

@@ -20,6 +20,7 @@ from recbole_llm.config.schema import untrained as schema
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_table import STAND_IN_LLM, item_classes
+from recbole_llm.layer.packing import longest
 from recbole_llm.layer.precision import full_precision
 from recbole_llm.model.base import LLMRecommender
 from recbole_llm.text.item_vectors import item_vectors_of
@@ -91,7 +92,7 @@ def session_vectors(
     """
     if combine == "last":
         return vectors[item_seq.gather(1, (length - 1)[:, None]).squeeze(1)]
-    item_seq = item_seq[:, : int(length.max())]
+    item_seq = item_seq[:, : longest(length, item_seq.shape[1])]
     weights = decay_weights(decay, length, item_seq.shape[1], vectors.dtype)
     weights = weights / weights.sum(1, keepdim=True)
     # The vectors of a history are summed where they are read, never held as (B, L, d).

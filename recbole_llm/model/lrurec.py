@@ -109,7 +109,7 @@ class LRURec(LLMRecommender):
 
     def _last(self, interaction: Interaction) -> torch.Tensor:
         length = interaction[self.ITEM_SEQ_LEN]
-        packing = Packing.of(length)
+        packing = Packing.of(length, interaction[self.ITEM_SEQ].shape[1])
         hidden, _ = self.forward(packing.pack(interaction[self.ITEM_SEQ]), packing=packing)
         return hidden[length.cumsum(0) - 1]
 

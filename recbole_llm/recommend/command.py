@@ -15,7 +15,7 @@ from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
 from recbole_llm.progress import Progress
-from recbole_llm.recommend import files, reading
+from recbole_llm.recommend import files, reading, tower
 from recbole_llm.recommend.catalogue import UNKNOWN
 from recbole_llm.recommend.recommender import HISTORIES, Recommender
 from recbole_llm.run.identity import SERVING
@@ -38,11 +38,13 @@ _EXPORT_HELP = """\
 Export item and user vectors of a finished run as .npy with raw ids, for models that score by their products.
 
 DIR/item_vectors.npy and items.txt, user_vectors.npy and users.txt (row i belongs to line i), export.json and, with
---faiss, items.faiss: score of an item = inner product with the user's vector.
+--faiss, items.faiss: score of an item = inner product with the user's vector. With --onnx, user_tower.onnx gives the
+vector of any history of line numbers of items.txt; it is checked against the model, and runs without torch.
 
 examples:
   recbole-llm export saved/LRURec-ml-100k-... --out=vectors
   recbole-llm export saved/LRURec-ml-100k-... --out=vectors --users=none --faiss
+  recbole-llm export saved/LRURec-ml-100k-... --out=served --users=none --onnx
 """
 
 
@@ -153,11 +155,15 @@ def export_main(argv: Sequence[str]) -> int:
         metavar="FACTORY",
         help="also a FAISS index: Flat (exact, the default), HNSW32, IVF1024,Flat or any other index_factory string",
     )
+    add("--onnx", action="store_true", help="also the user tower: user_tower.onnx, which runs without torch")
     given, settings = _parse(parser, argv)
     if not given.out:
         raise ConfigError("--out is blank: name the folder to write to, or . for this one.")
     if given.faiss:
         files.check_faiss()
+    if given.onnx:
+        tower.check_onnx()
+        settings["use_gpu"] = False
     recommender = _load(given.run_dir, settings)
     vectors = recommender.item_vectors()
     out, items, width = Path(given.out), recommender.items, vectors.shape[1]
@@ -177,6 +183,7 @@ def export_main(argv: Sequence[str]) -> int:
         files.write_ids(names, out / "users.txt")
     if given.faiss:
         files.write_faiss(vectors, given.faiss, out / "items.faiss")
+    graph = tower.write_tower(recommender, out / "user_tower.onnx") if given.onnx else None
     description = {
         "run_dir": str(given.run_dir),
         "model": recommender.config["model"],
@@ -189,6 +196,7 @@ def export_main(argv: Sequence[str]) -> int:
         "users": count,
         "history": given.history if count else None,
         "faiss": given.faiss,
+        "user_tower": graph,
     }
     with whole(out / "export.json") as partial:
         partial.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

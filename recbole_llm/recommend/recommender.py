@@ -21,6 +21,7 @@ from recbole_llm.evaluator.topk import top_k_of_products
 from recbole_llm.model.own_code import explain_own_code
 from recbole_llm.recommend.catalogue import Catalogue
 from recbole_llm.recommend.hub import DATA, run_folder
+from recbole_llm.recommend.products import Products
 from recbole_llm.recommend.scoring import Scorer, TopK
 from recbole_llm.recommend.users import Users
 from recbole_llm.run.load import Run, load_run
@@ -269,6 +270,11 @@ class Recommender:
             If the model does not score by vectors.
         """
         return self._scorer.item_vectors[1:].cpu().numpy()
+
+    @property
+    def products(self) -> Products:
+        """How the model scores by vectors; UnsupportedError if it does not."""
+        return self._scorer.needed_products()
 
     @property
     def has_item_bias(self) -> bool:
