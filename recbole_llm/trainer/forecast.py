@@ -13,14 +13,14 @@ from recbole_llm.progress import duration
 from recbole_llm.trainer.steps import Steps
 
 # Training prompts that are composed to count their tokens, and rows that are timed, after one that warms up.
-COMPOSED, TIMED = 64, 2
+COMPOSED, TIMED = 64, 4
 
 
 def forecast(steps: Steps, evaluator: Evaluator, train_data: Any, valid_data: Any) -> str | None:
     """Return a forecast of a stage in one line; None for a model that reads no prompts.
 
-    A few prompts are composed, two training rows go forwards and backwards, and two users are ranked. Nothing that the
-    training depends on changes: weights, random numbers, counts.
+    A few prompts are composed, four training rows go forwards and backwards, and four users are ranked. Nothing that
+    the training depends on changes: weights, random numbers, counts.
 
     Parameters
     ----------
