@@ -90,6 +90,7 @@ def test_the_examples_of_the_help_name_real_keys(capsys):
         "users",
         "k",
         "out",
+        "name",
         "faiss",
         "params_file",
     }

@@ -171,8 +171,10 @@ def merge(model: str, dataset: str, defaults: Defaults, given: Given) -> dict[st
         trains = final["epochs"] != 0  # LLMSeqSim does not, not even in a smoke run
         # What the user typed on the command line or in a dictionary still wins.
         for key, value in final["smoke_settings"].items():
-            if key in defaults.values and given.strength(key) < 2 and (trains or key != "epochs"):
-                check_value(f"smoke_settings.{key}", value, {f"smoke_settings.{key}": defaults.types.get(key, Any)})
+            if key not in defaults.values:
+                continue
+            check_value(f"smoke_settings.{key}", value, {f"smoke_settings.{key}": defaults.types.get(key, Any)})
+            if given.strength(key) < 2 and (trains or key != "epochs"):
                 final[key] = value
         final["smoke_settings"] = {}  # applied: the merged settings, read from a file, must not apply them again
     return final
