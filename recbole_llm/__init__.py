@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from recbole_llm.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from recbole_llm.compare.api import compare
     from recbole_llm.recbole_compat import compat
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from recbole_llm.run.load import load_run
     from recbole_llm.tune import objective_function, tune
 
-__version__ = "0.2.0"
 __all__ = ["Recommender", "compare", "compat", "load_run", "objective_function", "run", "tune"]
 
 # Where the names above are; `run`, `compare` and `tune` are packages that can be called.

@@ -12,7 +12,7 @@ from logging import getLogger
 from pathlib import Path
 
 from recbole_llm.errors import CheckpointError
-from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.files import file_sha256
 
 SUMS = "SHA256SUMS"
 

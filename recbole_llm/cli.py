@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recbole_llm import __version__
 from recbole_llm.config.arguments import parse_arguments, split_arguments
 from recbole_llm.config.layers import is_comparison, precheck
 from recbole_llm.config.registry import props_dir
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import RecBoleLLMError
+from recbole_llm.version import __version__
 
 HELP_OPTIONS = frozenset({"-h", "--help"})
 

@@ -10,9 +10,9 @@ import torch
 
 from recbole_llm.cli import main
 from recbole_llm.config import Config
+from recbole_llm.contract import LLMRecommender, Reranker
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.model.base import LLMRecommender, Reranker
 from recbole_llm.testing import CHECKS, check_model, scores_of
 from tests.worlds import write_cycle, write_twins
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_llm.model.base import LLMRecommender
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.testing import ContractError, check_model
 
 

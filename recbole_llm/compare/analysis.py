@@ -10,7 +10,8 @@ import numpy as np
 
 from recbole_llm.compare.runs import Row
 from recbole_llm.compare.statistics import holm, interval, mean_and_deviation, p_value, quantile_bins
-from recbole_llm.evaluator.metrics import RANK_METRICS, is_smaller_better
+from recbole_llm.config.metrics import is_smaller_better
+from recbole_llm.evaluator.metrics import RANK_METRICS
 
 MASKED, UNMASKED = "masked", "unmasked"
 # The share of the catalogue that counts as head; the rest with training interactions is tail.

@@ -18,8 +18,10 @@ from recbole.utils import EvaluatorType, InputType
 
 from recbole_llm import distributed
 from recbole_llm.config import layers
+from recbole_llm.config.adapter import AdaptedRecommender, adapt
 from recbole_llm.config.given import Given, check_value
 from recbole_llm.config.layers import Defaults
+from recbole_llm.config.metrics import is_smaller_better
 from recbole_llm.config.registry import (
     dataset_folder,
     default_settings,
@@ -31,9 +33,8 @@ from recbole_llm.config.registry import (
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.summary import summary
 from recbole_llm.config.values import SECRETS, ParameterLoader
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import ConfigError
-from recbole_llm.evaluator.metrics import is_smaller_better
-from recbole_llm.model.base import AdaptedRecommender, LLMRecommender, adapt
 
 
 class Config(RecBoleConfig):  # type: ignore[misc]
@@ -238,7 +239,7 @@ class Config(RecBoleConfig):  # type: ignore[misc]
 
     def summary(self) -> str:
         """Return the settings in a few lines; see :func:`recbole_llm.config.summary.summary`."""
-        return summary(self)
+        return summary(self.merged, self.internal_config_dict, self.external_config_dict, self.model_keys)
 
 
 def _declares(model_class: type) -> str:

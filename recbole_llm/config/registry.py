@@ -13,7 +13,7 @@ from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recbole_llm.model.base import LLMRecommender
+    from recbole_llm.contract import LLMRecommender
 
 
 @functools.cache
@@ -122,7 +122,7 @@ def model_file(name: str) -> Path:
 
 
 def get_model(name: str) -> "type[LLMRecommender]":
-    """Return the class of a model by name, as one that meets the contract of :mod:`recbole_llm.model.base`.
+    """Return the class of a model by name, as one that meets the contract of :mod:`recbole_llm.contract`.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def get_model(name: str) -> "type[LLMRecommender]":
         For an unknown name (with the nearest one), a RecBole model that is not sequential, or a class that cannot be
         imported or is not a sequential recommender.
     """
-    from recbole_llm.model.base import adapt
+    from recbole_llm.config.adapter import adapt
 
     if ":" in name:
         return adapt(_import_class(name))

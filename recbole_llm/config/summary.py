@@ -1,6 +1,7 @@
 """The settings of a run in a few lines: departures from the defaults first, then what else matters, by concern."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from recbole.utils import set_color
 
@@ -10,9 +11,6 @@ from recbole_llm.config.schema.general import Data, LanguageModel, Protocol, Tra
 from recbole_llm.config.schema.recbole import AtomicFiles, Evaluation, Optimisation
 from recbole_llm.config.schema.section import Section
 from recbole_llm.config.values import SECRETS
-
-if TYPE_CHECKING:
-    from recbole_llm.config.config import Config
 
 # The first that declares a setting names its concern; a model's other settings are its own.
 CONCERNS: dict[str, tuple[type[Section], ...]] = {
@@ -37,11 +35,20 @@ def concern(key: str) -> str:
     return next(found, "Model")
 
 
-def summary(config: "Config") -> str:
-    """Return one line for each concern that has settings; the first holds those that were changed."""
-    defaults, merged = config.internal_config_dict, config.merged
-    sources = {**config.external_config_dict, **(defaults["smoke_settings"] if merged["smoke"] else {})}
-    always = {*config.model_keys, *Optimisation.types(), *Training.types()}
+def summary(
+    merged: Mapping[str, Any], defaults: Mapping[str, Any], given: Mapping[str, Any], model_keys: Iterable[str]
+) -> str:
+    """Return one line for each concern that has settings; the first holds those that were changed.
+
+    Parameters
+    ----------
+    merged, defaults, given : dict
+        All settings of a run, their defaults, and the user's.
+    model_keys : iterable of str
+        Settings of the model.
+    """
+    sources = {**given, **(defaults["smoke_settings"] if merged["smoke"] else {})}
+    always = {*model_keys, *Optimisation.types(), *Training.types()}
     groups: dict[str, list[str]] = {name: [] for name in ORDER}
     for key, value in merged.items():
         if key in HIDDEN or value is None:

@@ -16,6 +16,8 @@ from recbole.utils import InputType, ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recbole_llm import distributed
+from recbole_llm.contract import Reranker
+from recbole_llm.data import mask
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives, every_item, ranked_negatives
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
@@ -23,8 +25,6 @@ from recbole_llm.data.rows import take
 from recbole_llm.data.shuffles import with_shuffled_histories, with_shuffled_ties, with_shuffled_training
 from recbole_llm.data.views import TrainRows, view_of
 from recbole_llm.errors import ConfigError
-from recbole_llm.evaluator import mask
-from recbole_llm.model.base import Reranker
 
 
 class _Batches(Sampler[Any]):
@@ -245,7 +245,7 @@ class _EvaluationLoader(_ArrayLoader):
 class FullSortLoader(_EvaluationLoader, FullSortEvalDataLoader):  # type: ignore[misc]
     """Evaluation batches ``(interaction, (row, seen item), row, target)``.
 
-    Unlike RecBole's, the second entry holds the whole history of every row, see :mod:`recbole_llm.evaluator.mask`.
+    Unlike RecBole's, the second entry holds the whole history of every row, see :mod:`recbole_llm.data.mask`.
     Batches shrink so that their scores stay below ``eval_score_memory_mb``.
 
     Attributes

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
+from recbole_llm.config.adapter import AdaptedRecommender
 from recbole_llm.errors import ModelError
 from recbole_llm.evaluator.ranks import ScoreError
-from recbole_llm.model.base import AdaptedRecommender
 
 
 def checked_scores(scores: Any, model: Any, n_rows: int, n_items: int, method: str) -> torch.Tensor:
@@ -58,6 +58,6 @@ def _floating(scores: Any, model: Any, method: str) -> torch.Tensor:
     if scores.dtype in (torch.float16, torch.bfloat16):
         raise ScoreError(
             f"{type(model).__name__} gave scores of type {scores.dtype}: too many are equal to rank items by them. "
-            "Compute their last product in 32 bits (recbole_llm.layer.precision.product)."
+            "Compute their last product in 32 bits (recbole_llm.precision.product)."
         )
     return scores

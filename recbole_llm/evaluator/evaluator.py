@@ -15,17 +15,17 @@ from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score
 
 from recbole_llm import distributed
+from recbole_llm.contract import Reranker
 from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.mask import Pairs, remove_history
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.checked import checked_predictions, checked_scores
 from recbole_llm.evaluator.evaluation import Evaluation, Metrics
-from recbole_llm.evaluator.mask import Pairs, remove_history
 from recbole_llm.evaluator.ranks import RankCollector, Ranks
 from recbole_llm.evaluator.retrieval import Retrieved, summary
 from recbole_llm.evaluator.topk import top_items
-from recbole_llm.layer.precision import autocast_dtype
-from recbole_llm.model.base import Reranker
+from recbole_llm.precision import autocast_dtype
 from recbole_llm.progress import progress
 
 Collected = list[dict[str, np.ndarray]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.evaluator.collector import DataStruct
-from recbole.evaluator.register import metric_information, metrics_dict, smaller_metrics
+from recbole.evaluator.register import metric_information, metrics_dict
 
 RankMetric = Callable[[np.ndarray, int], np.ndarray]
 
@@ -124,11 +124,6 @@ BEYOND_ACCURACY = ("serendipity", "novelty", "catalogcoverage")
 def available_metrics() -> list[str]:
     """Names that ``metrics`` may hold, in lower case."""
     return [*RANK_METRICS, *LIST_METRICS, *BEYOND_ACCURACY]
-
-
-def is_smaller_better(name: str) -> bool:
-    """Whether a smaller value of this metric is better."""
-    return name in smaller_metrics
 
 
 def needs_lists(metrics: list[str]) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from recbole_llm.data.mask import Pairs, remove_history
 from recbole_llm.errors import RecBoleLLMError
-from recbole_llm.evaluator.mask import Pairs, remove_history
 from recbole_llm.evaluator.topk import top_items
 
 # Scores that are ranked at once on a CPU.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from recbole_llm.model.base import LLMRecommender
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.progress import progress
 
 USERS = 32

@@ -2,27 +2,13 @@
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+from recbole_llm.files import file_sha256
+
 _WHOLE = 64 * 2**20  # files up to this size are hashed whole: well under a second
 _BLOCK, _BLOCKS_PER_TENSOR = 4096, 16
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file, computed once per process, size and modification time."""
-    stat = path.stat()
-    return _file_sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=32)
-def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def folder_revision(folder: Path) -> str:

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from recbole_llm.errors import MissingExtraError, ModelNotFoundError
 from recbole_llm.extras import optional
-from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.files import file_sha256
 from recbole_llm.llm.hf import cache_root, first_line, quiet_transformers
 
 SMOLLM2 = "smollm2"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from recbole_llm.layer.precision import full_precision, product
+from recbole_llm.precision import full_precision, product
 
 
 @contextmanager

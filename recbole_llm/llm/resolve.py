@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from recbole_llm.errors import ConfigError, ModelNotFoundError
+from recbole_llm.files import file_sha256
 from recbole_llm.llm.auto import note
-from recbole_llm.llm.fingerprint import file_sha256, folder_revision
+from recbole_llm.llm.fingerprint import folder_revision
 from recbole_llm.llm.gguf import (
     SMOLLM2,
     SMOLLM2_INSTALL,

@@ -15,9 +15,9 @@ from recbole.data.interaction import Interaction
 from recbole_llm.config import Config
 from recbole_llm.config.schema import untrained as schema
 from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.mask import exclude_from_choice
 from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import ConfigError
-from recbole_llm.evaluator.mask import exclude_from_choice
 from recbole_llm.model.hybrid import Hybrid, TopList, compose, numbers
 from recbole_llm.model.llmseqsim import LLMSeqSim
 

@@ -19,16 +19,16 @@ from torch import nn
 from torch.nn import functional
 
 from recbole_llm.config.schema import models as schema
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.candidates import CANDIDATES, UnseenNegatives
-from recbole_llm.evaluator.mask import excluded
+from recbole_llm.data.mask import excluded
 from recbole_llm.layer.code_loss import NO_TOKEN, CodeLoss
-from recbole_llm.layer.precision import product
 from recbole_llm.llm.backbone import load_tokenizer
 from recbole_llm.llm.head import float32_logits
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.llm.t5 import load_t5, redraw_numbers
-from recbole_llm.model.base import LLMRecommender
+from recbole_llm.precision import product
 from recbole_llm.prompt.decoding import (
     DecodingCounts,
     Trie,

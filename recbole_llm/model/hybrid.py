@@ -17,11 +17,11 @@ from recbole.data.interaction import Interaction
 from recbole_llm.config import Config
 from recbole_llm.config.registry import own_models, stock_models
 from recbole_llm.config.values import nearest
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.mask import EXCLUDED, WHOLE_HISTORY, excluded
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.evaluator.mask import EXCLUDED, WHOLE_HISTORY, excluded
-from recbole_llm.llm.fingerprint import file_sha256
-from recbole_llm.model.base import LLMRecommender
+from recbole_llm.files import file_sha256
 from recbole_llm.run import submodel
 from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint

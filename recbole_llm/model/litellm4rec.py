@@ -26,20 +26,20 @@ from torch.nn import functional
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
+from recbole_llm.contract import TRAIN_STAGE, LLMRecommender
 from recbole_llm.data.candidates import CANDIDATES
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_source import FrozenItems, ItemLLM, ItemSource, ItemTable, TextItems
-from recbole_llm.layer.precision import product
 from recbole_llm.layer.rec_llm import causal_states, keep_layers, reads_others, states
 from recbole_llm.llm.backbone import hidden_size, load_encoder
 from recbole_llm.llm.dtype import dtype_to_train
 from recbole_llm.llm.lora import add_lora, check_base, save_adapters
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.model.base import TRAIN_STAGE, LLMRecommender
+from recbole_llm.precision import product
 
 PAPER_LLM = "google-t5/t5-small"
 FINETUNE = "stage2"

@@ -9,7 +9,7 @@ Trained on prompts with the next item among 19 random ones, by cross-entropy on 
 ``retriever`` (skipped if a finished run is given) and ``ranker``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -20,11 +20,11 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional
 
 from recbole_llm.config.schema import models as schema
+from recbole_llm.contract import Reranker
 from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.mask import excluded, without
 from recbole_llm.errors import ConfigError
-from recbole_llm.evaluator.mask import excluded, without
 from recbole_llm.evaluator.topk import top_items
-from recbole_llm.layer.precision import full_precision
 from recbole_llm.layer.ranking import reorder
 from recbole_llm.llm.backbone import (
     causal_lm_skeleton,
@@ -43,8 +43,8 @@ from recbole_llm.llm.lora import (
 from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm
 from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.model.base import Reranker
 from recbole_llm.model.retriever import get_retriever
+from recbole_llm.precision import full_precision
 from recbole_llm.prompt.letter_reader import LetterReader, content_free_prompts
 from recbole_llm.prompt.letters import PromptComposer, PromptTemplate
 from recbole_llm.prompt.pieces import Prompts
@@ -111,7 +111,7 @@ class LlamaRec(Reranker):
         self.pools = self.settings.negative_pool if self.settings.train_negatives == "retriever" else 0
 
     @classmethod
-    def find_language_models(cls, config: Any) -> None:
+    def find_language_models(cls, config: Any, find: Callable[[Any, str, bool], object]) -> None:
         """Fail early if the language model is not available."""
         cls.resolve_llm(config)
 

@@ -9,7 +9,7 @@ After the list come the other items in the order of LLMSeqSim, which also gives 
 and Rank's candidates. The papers fine-tune paid models; here any causal language model is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from recbole.data.interaction import Interaction
 from transformers import GenerationConfig
 
 from recbole_llm.config.schema import models as schema
+from recbole_llm.contract import LLMRecommender
+from recbole_llm.data.mask import excluded, whole_history, without
 from recbole_llm.errors import ConfigError
-from recbole_llm.evaluator.mask import excluded, whole_history, without
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.layer.item_table import STAND_IN_LLM
 from recbole_llm.llm.backbone import load_tokenizer
@@ -36,7 +37,6 @@ from recbole_llm.llm.lora import (
 from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
-from recbole_llm.model.base import LLMRecommender
 from recbole_llm.prompt.answer_counts import answer_rates
 from recbole_llm.prompt.answers import AnswerReader
 from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, prompt_limit
@@ -111,11 +111,10 @@ class LLMSeqPrompt(LLMRecommender):
         self.start_evaluation()
 
     @classmethod
-    def find_language_models(cls, config: Any) -> None:
+    def find_language_models(cls, config: Any, find: Callable[[Any, str, bool], object]) -> None:
         """Fail early if the generating model or the encoder is not available."""
-        encoder = LLMSpec.from_config(config, preferred=STAND_IN_LLM)
-        if not config["item_vectors"] and encoder.name != "auto":
-            resolve_llm(encoder)
+        if not config["item_vectors"]:
+            find(config, "llm", True)
         cls.resolve_llm(config)
 
     @staticmethod

@@ -17,12 +17,12 @@ from torch.nn import functional
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import untrained as schema
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.item_table import STAND_IN_LLM, item_classes
 from recbole_llm.layer.packing import longest
-from recbole_llm.layer.precision import full_precision
-from recbole_llm.model.base import LLMRecommender
+from recbole_llm.precision import full_precision
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.reduction import fit_reduction, normalize_rows
 

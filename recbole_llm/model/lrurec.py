@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
@@ -25,7 +26,6 @@ from recbole_llm.layer.gathering import gather_rows
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.lru import LRU
 from recbole_llm.layer.packing import Packing
-from recbole_llm.model.base import LLMRecommender
 
 
 class LRURec(LLMRecommender):

@@ -10,9 +10,9 @@ from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import untrained as schema
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
-from recbole_llm.model.base import LLMRecommender
 from recbole_llm.prompt.item_index import Histories, build_item_index
 
 

@@ -9,8 +9,8 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.model.base import LLMRecommender
 
 
 class MostPopular(LLMRecommender):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.config.registry import get_model
+from recbole_llm.contract import Reranker
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.model.base import Reranker
 from recbole_llm.run import submodel
 
 

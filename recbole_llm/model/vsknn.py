@@ -14,8 +14,8 @@ from scipy import sparse
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import untrained as schema
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.llmseqsim import decay_weights
 
 # Rows of the training split that are read at once when followers are collected.

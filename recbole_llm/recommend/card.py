@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from recbole_llm import __version__
 from recbole_llm.checksums import recorded
 from recbole_llm.config import Config
 from recbole_llm.config.arguments import CommandParser
@@ -27,6 +26,7 @@ from recbole_llm.run.identity import CIRCUMSTANCES
 from recbole_llm.run.logging import log_to_console
 from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint
+from recbole_llm.version import __version__
 
 # Settings of the machine, or done with once there are weights: they stay behind.
 LEFT_OUT = CIRCUMSTANCES | {"init_from", "config_files"}

@@ -1,6 +1,6 @@
 """Scores as products of user and item vectors, for the models that have them.
 
-A model says so by ``scores_are_products`` (:class:`recbole_llm.model.base.LLMRecommender`). RecBole's models say
+A model says so by ``scores_are_products`` (:class:`recbole_llm.contract.LLMRecommender`). RecBole's models say
 nothing of the kind; those that score ``forward(item_seq, item_seq_len)`` against their item embedding are recognised,
 and their own scores on a batch of real histories must confirm it.
 """
@@ -14,8 +14,8 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import UnsupportedError
-from recbole_llm.model.base import LLMRecommender
 
 
 @dataclass(frozen=True)

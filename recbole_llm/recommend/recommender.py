@@ -18,7 +18,7 @@ from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import UnsupportedError
 from recbole_llm.evaluator.topk import top_k_of_products
-from recbole_llm.model.own_code import explain_own_code
+from recbole_llm.own_code import explain_own_code
 from recbole_llm.recommend.catalogue import Catalogue
 from recbole_llm.recommend.hub import DATA, run_folder
 from recbole_llm.recommend.products import Products

@@ -10,11 +10,11 @@ from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from recbole_llm.data.mask import exclude_from_choice, remove_history
 from recbole_llm.errors import UnsupportedError
-from recbole_llm.evaluator.mask import exclude_from_choice, remove_history
 from recbole_llm.evaluator.ranks import ScoreError
 from recbole_llm.evaluator.topk import SCORES_AT_ONCE, top_k, top_k_of_products
-from recbole_llm.model.own_code import explain_own_code
+from recbole_llm.own_code import explain_own_code
 from recbole_llm.recommend.catalogue import Catalogue
 from recbole_llm.recommend.products import Products, products_of
 from recbole_llm.run.load import Run

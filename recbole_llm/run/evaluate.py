@@ -14,7 +14,7 @@ from recbole_llm.config.values import nearest
 from recbole_llm.data.controls import OF_TEXT, control_of
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.timing import inference_times
-from recbole_llm.model.own_code import explain_own_code
+from recbole_llm.own_code import explain_own_code
 from recbole_llm.run.folder import DATA_STAMP, RESULTS, advice_when_writing_fails, changed_files, run_lock, settings_of
 from recbole_llm.run.identity import SERVING
 from recbole_llm.run.load import Run, load_with

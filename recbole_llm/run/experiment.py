@@ -25,7 +25,9 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.auto import recording
-from recbole_llm.model.own_code import explain_own_code
+from recbole_llm.llm.resolve import resolve_llm
+from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.own_code import explain_own_code
 from recbole_llm.processes import spawn
 from recbole_llm.run import submodel
 from recbole_llm.run.evaluate import evaluate_on_test, finish, time_inference
@@ -191,7 +193,7 @@ def _experiment(
     controls.refuse_without_text(config)
     _check_timing(config)
     with meter.phase("model"):
-        config.model_class.find_language_models(config)
+        config.model_class.find_language_models(config, find_named)
     with meter.phase("data"):
         dataset, splits = prepare(config)
         train_data, valid_data, test_data = prepare_data(config, dataset, splits)
@@ -249,6 +251,13 @@ def _experiment(
         "members": members,
         "run_dir": None if run_dir is None else str(run_dir),
     }
+
+
+def find_named(config: Any, key: str, weights: bool) -> None:
+    """Raise :class:`ModelNotFoundError` if the encoder that a setting names is not available; ``auto`` names none."""
+    spec = LLMSpec.from_config(config, key)
+    if spec.name != "auto":
+        resolve_llm(spec, weights=weights)
 
 
 def _initial_weights(config: Config) -> Path | None:

@@ -22,7 +22,7 @@ from recbole_llm.config.values import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.data import trained
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
-from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.files import file_sha256
 from recbole_llm.run.identity import changed_language_models, changed_settings, plain, same_experiment
 from recbole_llm.run.provenance import files_read
 from recbole_llm.trainer import checkpoint

@@ -15,7 +15,7 @@ from recbole_llm.data.loader import prepare_data
 from recbole_llm.data.served import ServedDataset
 from recbole_llm.data.trained import FILE, TrainedData, text_digests
 from recbole_llm.errors import CheckpointError
-from recbole_llm.model.own_code import explain_own_code
+from recbole_llm.own_code import explain_own_code
 from recbole_llm.run import submodel
 from recbole_llm.run.folder import changed_files
 from recbole_llm.run.results import read_results, read_training_record

@@ -14,7 +14,7 @@ from recbole_llm.config.values import SECRETS
 from recbole_llm.data.controls import control_of, label
 from recbole_llm.errors import CheckpointError
 from recbole_llm.evaluator.cold import cold_report
-from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.files import file_sha256
 from recbole_llm.run.folder import RESULTS, TRAINED, remove_unfinished, settings_of
 from recbole_llm.run.identity import plain
 from recbole_llm.run.protocol import FILTERS, evaluation_text, protocol_text

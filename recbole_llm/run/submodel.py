@@ -8,15 +8,16 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
+from recbole_llm.config.adapter import AdaptedRecommender
 from recbole_llm.config.registry import is_users
 from recbole_llm.config.values import CODE_KEYS
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.served import ServedDataset
 from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
-from recbole_llm.llm.fingerprint import file_sha256
-from recbole_llm.model.base import AdaptedRecommender, LLMRecommender
-from recbole_llm.model.own_code import require_constructor, require_sound
+from recbole_llm.files import file_sha256
+from recbole_llm.own_code import require_constructor, require_sound
 from recbole_llm.run.protocol import FILTERS
 from recbole_llm.run.results import check_weights_file, read_results, read_training_record
 from recbole_llm.trainer import checkpoint

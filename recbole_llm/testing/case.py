@@ -8,9 +8,9 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.model.base import LLMRecommender
 from recbole_llm.run import submodel
 from recbole_llm.run.experiment import run
 from recbole_llm.testing.datasets import write_cycle

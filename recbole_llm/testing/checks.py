@@ -12,8 +12,9 @@ import torch
 from recbole.data.interaction import Interaction
 from safetensors.torch import load_file
 
+from recbole_llm.config.adapter import AdaptedRecommender
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.evaluator.checked import checked_scores
-from recbole_llm.model.base import AdaptedRecommender, LLMRecommender
 from recbole_llm.recommend import Recommender
 from recbole_llm.run.experiment import experiment
 from recbole_llm.run.folder import create_run_dir

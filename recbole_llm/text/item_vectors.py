@@ -11,7 +11,7 @@ import numpy as np
 
 from recbole_llm.data.controls import control_of, exchanged, mark_applied, random_vectors
 from recbole_llm.errors import ConfigError
-from recbole_llm.llm.fingerprint import file_sha256
+from recbole_llm.files import file_sha256
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.encoder import encode_items

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from recbole_llm.contract import Reranker
 from recbole_llm.data.loader import FullSortLoader, TrainLoader, train_loader
 from recbole_llm.evaluator.evaluator import Evaluator
-from recbole_llm.model.base import Reranker
 from recbole_llm.trainer.stage import Stage
 
 

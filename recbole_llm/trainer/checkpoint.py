@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import CheckpointError
-from recbole_llm.model.base import LLMRecommender
 
 WEIGHTS = "model.safetensors"
 STATE = "training_state"

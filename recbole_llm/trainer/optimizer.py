@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import ConfigError
-from recbole_llm.model.base import LLMRecommender
 from recbole_llm.trainer.lazy_adam import LazyAdam, LazyAdamW
 from recbole_llm.trainer.schedule import parameter_groups
 from recbole_llm.trainer.stage import Stage

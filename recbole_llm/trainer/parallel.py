@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.distributed import total, world
 from recbole_llm.errors import ConfigError
-from recbole_llm.model.base import LLMRecommender
 from recbole_llm.trainer.gradients import average_rows
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.layer.precision import autocast_dtype
+from recbole_llm.precision import autocast_dtype
 from recbole_llm.trainer.schedule import learning_rate_factor
 
 

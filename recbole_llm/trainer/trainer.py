@@ -21,7 +21,7 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.evaluator.ranks import MANY_TIES
-from recbole_llm.model.own_code import try_the_class
+from recbole_llm.own_code import try_the_class
 from recbole_llm.trainer import state
 from recbole_llm.trainer.accumulation import LossMean, mean_of, require_finite
 from recbole_llm.trainer.batches import batches_of

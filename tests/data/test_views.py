@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.loader import TrainLoader, prepare_data
 from recbole_llm.data.rows import NEXT
 from recbole_llm.data.views import TrainRows, view_of
 from recbole_llm.errors import ConfigError, DataError
-from recbole_llm.model.base import LLMRecommender
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pod" / "segment_sampling.npz"
 LIST = "item_id_list"

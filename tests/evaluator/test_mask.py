@@ -12,7 +12,7 @@ from recbole_llm.config import Config
 from recbole_llm.config.registry import own_models, property_file, props_dir
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
-from recbole_llm.evaluator.mask import EXCLUDED, exclude_from_choice, excluded, remove_history, table_of, without
+from recbole_llm.data.mask import EXCLUDED, exclude_from_choice, excluded, remove_history, table_of, without
 from recbole_llm.quick_start import run
 from recbole_llm.recommend import Recommender
 from recbole_llm.run.load import Run

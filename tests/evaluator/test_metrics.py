@@ -6,6 +6,7 @@ import torch
 from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import metrics_dict
 
+from recbole_llm.config.metrics import is_smaller_better
 from recbole_llm.evaluator import metrics
 
 RANKS = np.random.default_rng(0).integers(1, 60, 500)
@@ -106,7 +107,7 @@ def test_names():
     assert {"recall", "ndcg", "mrr", "hit", "map", "precision", "itemcoverage", "giniindex"} <= set(known)
     assert metrics.needs_lists(["NDCG", "ItemCoverage"])
     assert not metrics.needs_lists(["NDCG", "Recall"])
-    assert not metrics.is_smaller_better("ndcg")
+    assert not is_smaller_better("ndcg")
     with pytest.raises(AssertionError, match="needs the recommended lists"):
         metrics.compute(settings("ItemCoverage"), RANKS, None, None)
 

@@ -10,8 +10,8 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.ranks import ScoreError
-from recbole_llm.layer.precision import product
 from recbole_llm.llm.head import float32_logits
+from recbole_llm.precision import product
 from recbole_llm.trainer.trainer import RunTrainer
 from tests.evaluator.test_mask import folder, settings_of, untrained  # noqa: F401 - a fixture
 

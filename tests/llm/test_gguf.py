@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from recbole_llm.errors import ConfigError, MissingExtraError, ModelNotFoundError
+from recbole_llm.files import file_sha256
 from recbole_llm.llm import gguf, resolve
 from recbole_llm.llm.backbone import load_causal_lm, load_config, load_tokenizer
 from recbole_llm.llm.dtype import native_dtype, resolve_dtype
-from recbole_llm.llm.fingerprint import file_sha256
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from tests.toy_llms import save_llama

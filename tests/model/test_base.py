@@ -10,11 +10,12 @@ from recbole.utils import InputType
 
 import recbole_llm
 from recbole_llm.config import Config
+from recbole_llm.config.adapter import AdaptedRecommender, adapt
 from recbole_llm.config.registry import get_model, own_models, stock_models
+from recbole_llm.contract import LLMRecommender, Reranker
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError, UnsupportedError
-from recbole_llm.model.base import AdaptedRecommender, LLMRecommender, Reranker, adapt
 from recbole_llm.quick_start import run
 from tests.worlds import write_cycle
 

@@ -13,7 +13,7 @@ from tests.worlds import write_cycle
 
 MODULE = """
 import torch
-from recbole_llm.model.base import LLMRecommender
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.model.lrurec import LRURec
 
 

@@ -4,8 +4,8 @@ import pytest
 from torch import nn
 
 from recbole_llm.config.registry import get_model
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import ModelError, RecBoleLLMError
-from recbole_llm.model.base import LLMRecommender
 from recbole_llm.model.lrurec import LRURec
 from recbole_llm.quick_start import run
 from recbole_llm.recommend import Recommender

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_llm.layer.precision import autocast_dtype
+from recbole_llm.precision import autocast_dtype
 from recbole_llm.trainer.schedule import SCHEDULES, learning_rate_factor, parameter_groups
 
 

@@ -15,8 +15,8 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 
 from recbole_llm.config.registry import is_users, is_users_module, reference_of
+from recbole_llm.contract import LLMRecommender, Reranker
 from recbole_llm.errors import ModelError, RecBoleLLMError
-from recbole_llm.model.base import LLMRecommender, Reranker
 
 
 @contextmanager
