@@ -286,3 +286,19 @@ def test_draws_without_replacement_have_the_right_chances():
     for i, j in ((1, 2), (1, 3), (2, 3)):
         chance = sum(float(weights[a] / 6 * weights[b] / (6 - weights[a])) for a, b in ((i, j), (j, i)))
         assert pairs[(1 << i) + (1 << j)] == pytest.approx(chance, abs=0.015)
+
+
+def test_no_sampler_is_built_for_a_model_that_draws_no_negatives(loaders, atomic, monkeypatch):
+    """RecBole's keeps a set of items for every user."""
+
+    rows = "".join(f"u{row % 9}\ti{row % 7}\t{row}\n" for row in range(60))
+    atomic(inter="user_id:token\titem_id:token\ttimestamp:float\n" + rows)
+
+    def refuse(*arguments):
+        raise AssertionError("a sampler was built")
+
+    monkeypatch.setattr("recbole_llm.data.loader.RepeatableSampler", refuse)
+    monkeypatch.setattr("recbole_llm.data.loader.SequenceSampler", refuse)
+    assert all(loader is not None for loader in loaders(model="LRURec"))
+    with pytest.raises(AssertionError, match="a sampler was built"):
+        loaders(model="SASRec", loss_type="BPR", train_neg_sample_args={"distribution": "uniform", "sample_num": 1})
