@@ -82,8 +82,10 @@ def _headline(comparison: RecordedComparison, rows: Sequence[Row]) -> list[str]:
     """Say in a sentence what reading text is worth: the best row that does, against the best baseline."""
     version, metric = comparison.versions[0], comparison.headline
     best = next((row for row in rows if not row.baseline and kind_of(row) in _READ_TEXT), None)
-    test = best and comparison.tests.get((version, best.label, metric))
-    if best is None or test is None:
+    if best is None:
+        return []
+    test = comparison.tests.get((version, best.label, metric))
+    if test is None:
         return []
     cells = [comparison.cells[version, label, metric].mean for label in (best.label, test.baseline)]
     verb = "is" if test.significant else "is not"

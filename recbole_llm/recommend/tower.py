@@ -76,6 +76,7 @@ def write_tower(recommender: Recommender, file: Path) -> dict[str, Any]:
                 dynamic_shapes=({0: batch}, {0: batch}),
                 verbose=False,
             )
+            assert program is not None, "dynamo=True gives a program"
             with whole(file) as partial:
                 program.save(str(partial))
     except Exception as error:  # what torch raises for a graph that it cannot write is of many kinds
