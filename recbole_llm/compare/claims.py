@@ -155,7 +155,8 @@ def _overall(claim: Claim, verdicts: Sequence[str]) -> str:
 
 
 def _effect(test: ClaimTest, pair: Pair, board: RecordedComparison) -> str:
-    seeds = dict.fromkeys(str(len(row.runs)) for row in board.rows if row.label in (test.row, test.against))
+    runs = {row.label: len(row.runs) for row in board.rows}
+    seeds = dict.fromkeys(str(runs[label]) for label in (test.row, test.against))
     text = f"{escape_markdown(test.board)}, {escape_markdown(test.row)} over {escape_markdown(test.against)}, "
     text += f"{' and '.join(seeds)} seed(s): {metric_name(test.metric)} {pair.mean:.{PLACES}f} and "
     text += f"{pair.other:.{PLACES}f}, "

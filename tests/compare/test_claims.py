@@ -6,6 +6,7 @@ from recbole_llm.compare.claims import FAILS, HOLDS, OPEN, ClaimTest, claims_pag
 from recbole_llm.compare.leaderboard import find_plan
 from recbole_llm.compare.pairs import Pair
 from recbole_llm.compare.plan import make_plan
+from recbole_llm.compare.runs import Row
 from recbole_llm.errors import ConfigError
 
 
@@ -35,7 +36,7 @@ def test_a_verdict_is_where_the_interval_lies(expected, low, high, verdict):
 
 class Board:
     versions = ("masked", "unmasked")
-    rows = ()
+    rows = (Row("b", "b", [None]), Row("a", "a", [None] * 3))
 
     def __init__(self, *pairs):
         self.pairs = list(pairs)
@@ -62,6 +63,7 @@ def test_the_page_says_what_was_found_and_what_is_missing(tmp_path, monkeypatch)
     page = claims_page({"board": Board(pair(0.001, 0.01))}, "make")
     lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
     assert "**holds** (1 of 2 comparisons not run yet)" in lines[0] and "+5.5% [+1.0%, +10.0%]" in lines[0]
+    assert "a over b, 3 and 1 seed(s)" in lines[0]
     assert "cannot be tested here: a GPU" in lines[1] and "not run yet" in lines[2]
     both = {"board": Board(pair(0.001, 0.01)), "other": Board(pair(-0.02, -0.01))}
     assert f"**mixed**: {HOLDS}, {FAILS}" in claims_page(both, "make")
