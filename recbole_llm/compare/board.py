@@ -93,7 +93,15 @@ def _headline(comparison: RecordedComparison, rows: Sequence[Row]) -> list[str]:
         f"**The best row that reads text, {escape_markdown(best.label)}, {verb} significantly better than the best "
         f"baseline, {escape_markdown(test.baseline)}**: {metric_name(metric)} {cells[0]:.{PLACES}f} and "
         f"{cells[1]:.{PLACES}f}, {_percent(test.difference, cells[1])}, p {_p(test.corrected, '= ')} (Holm)."
+        f"{_not_run_baselines(comparison)}"
     ]
+
+
+def _not_run_baselines(comparison: RecordedComparison) -> str:
+    """Say which baselines the best one was not chosen from."""
+    have = {row.label for row in comparison.rows}
+    left = [label for label in comparison.options["baselines"] or () if label not in have]
+    return f" Baselines not run yet: {', '.join(map(escape_markdown, left))}." if left else ""
 
 
 def _data(data: Mapping[str, Any] | None) -> list[str]:
