@@ -1,11 +1,12 @@
 """``SHA256SUMS`` of a folder: which bytes the files had when this package wrote them.
 
 The file has the format of ``sha256sum``, so that ``sha256sum -c SHA256SUMS`` verifies a folder without this package.
-At any moment, even between two steps of a killed process, every listed file that exists is as listed.
+While a file is replaced, its old and its new bytes are listed, one line each: at any moment, even between two steps of
+a killed process, the old file or the new one is there, and is as one of its lines says.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from logging import getLogger
@@ -34,25 +35,30 @@ def recorded(file: Path) -> Iterator[Path]:
     temporary = file.with_name(f"{file.name}.tmp")
     try:
         yield temporary
-        sums = {**read_sums(file.parent), file.name: file_sha256(temporary)}
-        file.unlink(missing_ok=True)  # first: a kill must not leave old bytes under a new checksum
-        _write_sums(file.parent, sums)
+        sums, new = read_sums(file.parent), (file_sha256(temporary),)
+        old = (sums.get(file.name) or (file_sha256(file),)) if file.is_file() else ()
+        _write_sums(file.parent, {**sums, file.name: (*old, *new)})
         os.replace(temporary, file)
+        if old:
+            _write_sums(file.parent, {**sums, file.name: new})
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+def _write_sums(folder: Path, sums: Mapping[str, Sequence[str]]) -> None:
     temporary = folder / f"{SUMS}.tmp"
+    lines = [f"{digest}  {name}\n" for name, digests in sums.items() for digest in dict.fromkeys(digests)]
     try:
-        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
+        temporary.write_text("".join(lines), encoding="utf-8")
         os.replace(temporary, folder / SUMS)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_sums(folder: Path) -> dict[str, str]:
+def read_sums(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the SHA-256 (hex) of each file that a folder's ``SHA256SUMS`` lists; empty without one.
+
+    A file has two where a process was killed while it replaced it.
 
     Raises
     ------
@@ -64,10 +70,11 @@ def read_sums(folder: Path) -> dict[str, str]:
         return {}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-        pairs = [line.split("  ", 1) for line in lines]
-        sums = {name: digest for digest, name in pairs}
-        if any(len(digest) != 64 or not name for name, digest in sums.items()):
-            raise ValueError("a line is not `<64 hexadecimal digits>  <name>`")
+        sums: dict[str, tuple[str, ...]] = {}
+        for digest, name in (line.split("  ", 1) for line in lines):
+            if len(digest) != 64 or not name:
+                raise ValueError("a line is not `<64 hexadecimal digits>  <name>`")
+            sums[name] = (*sums.get(name, ()), digest)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}). Restore it from a copy.") from error
     return sums
@@ -88,11 +95,11 @@ def verify(folder: Path) -> None:
         _say_unverified(folder)
     for name, expected in sums.items():
         file = folder / name
-        if file.is_file() and (found := file_sha256(file)) != expected:
+        if file.is_file() and (found := file_sha256(file)) not in expected:
             raise CheckpointError(
                 f"{file} is damaged or was changed after it was written: its SHA-256 is {found}, but {SUMS} beside it "
-                f"says {expected}. Restore it from a copy. Other settings are given on the command line, or to a new "
-                "run by --config_files."
+                f"says {' or '.join(expected)}. Restore it from a copy. Other settings are given on the command line, "
+                "or to a new run by --config_files."
             )
 
 

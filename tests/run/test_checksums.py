@@ -1,6 +1,6 @@
 """What a run directory says is what the run wrote: one changed digit is an error that names the file."""
 
-import csv
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -95,19 +95,33 @@ def test_a_damaged_list_is_an_error(run_dir):
         load_run(run_dir)
 
 
-def test_the_old_bytes_never_stand_under_a_new_checksum(tmp_path, monkeypatch):
-    file = tmp_path / "history.csv"
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_kill_while_a_file_is_replaced_leaves_the_old_or_the_new(tmp_path, monkeypatch, step):
+    file, steps = tmp_path / "results.json", []
     for text in ("first", "second"):
         with checksums.recorded(file) as temporary:
             temporary.write_text(text)
-        assert csv.reader(file.open()) and checksums.verify(tmp_path) is None
+        checksums.verify(tmp_path)
+        assert len(checksums.read_sums(tmp_path)["results.json"]) == 1
+    replace = os.replace
 
-    def fail(*_):
-        raise OSError("killed here")
+    def killed(source, target):
+        steps.append(target)
+        if len(steps) == step:
+            raise OSError("killed here")
+        replace(source, target)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="killed here"):
-        patch.setattr(checksums, "_write_sums", fail)
+        patch.setattr(checksums.os, "replace", killed)
         with checksums.recorded(file) as temporary:
             temporary.write_text("third")
     checksums.verify(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [checksums.SUMS]
+    assert file.read_text() == ("third" if step == 3 else "second")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checksums.SUMS, "results.json"]
+    with checksums.recorded(file) as temporary:
+        temporary.write_text("fourth")
+    checksums.verify(tmp_path)
+    assert len(checksums.read_sums(tmp_path)["results.json"]) == 1
+    change(file, "fourth", "fifth")
+    with pytest.raises(CheckpointError, match="results.json is damaged or was changed"):
+        checksums.verify(tmp_path)
