@@ -1,7 +1,7 @@
 """Settings on a command line: ``--key=value``, ``--key value``, ``--switch``, ``-m SASRec -d ml-100k``."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NoReturn
 
@@ -16,7 +16,27 @@ _TRUTH = ("true", "false", "True", "False", "TRUE", "FALSE")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Options of a command; a wrong one is a :class:`~recbole_llm.errors.ConfigError`, one line like any other."""
+    """Options of a command; a wrong one is a :class:`~recbole_llm.errors.ConfigError`, one line like any other.
+
+    Parameters
+    ----------
+    command : str
+        Name after ``recbole-llm``.
+    text : str
+        What ``--help`` says first.
+    changeable : iterable of str
+        Keys of a run's settings that the command takes as ``--key=value`` besides its own options, for ``--help``.
+    """
+
+    def __init__(self, command: str, text: str, changeable: Iterable[str] = ()) -> None:
+        keys = ", ".join(changeable)
+        super().__init__(
+            prog=f"recbole-llm {command}",
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"Settings of the run that may be changed, as --key=value: {keys}." if keys else None,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of writing the usage and leaving the process."""

@@ -95,9 +95,7 @@ def check_main(argv: Sequence[str]) -> int:
 
 
 def _convert_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="recbole-llm convert", description=_CONVERT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("convert", _CONVERT_HELP)
     add = parser.add_argument
     add("name", metavar="NAME", nargs="?", help="; ".join(source_names()))
     add("--list", action="store_true", help="list names and recipes, and exit")

@@ -1,6 +1,5 @@
 """``recbole-llm card``: a model card, in a folder that can be uploaded to the Hugging Face hub as it is."""
 
-import argparse
 import json
 import logging
 import shutil
@@ -56,12 +55,7 @@ def card_main(argv: Sequence[str]) -> int:
     int
         0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
     """
-    parser = CommandParser(
-        prog="recbole-llm card",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("card", HELP)
     add = parser.add_argument
     add("run_dir", metavar="RUN_DIR", help="directory of a finished run")
     add("--out", metavar="DIR", help="folder to write (default: RUN_DIR/hub)")

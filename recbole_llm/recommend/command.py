@@ -212,13 +212,7 @@ def _collected(batches: Iterable[tuple[list[str], Any]], names: list[str], bar: 
 
 
 def _parser(command: str, text: str) -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog=f"recbole-llm {command}",
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Settings of the run that may be changed, as --key=value: {', '.join(SETTINGS)}.",
-        allow_abbrev=False,
-    )
+    parser = CommandParser(command, text, SETTINGS)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
     parser.add_argument(
         "--history",

@@ -1,6 +1,5 @@
 """``recbole-llm evaluate``: evaluate saved weights of a run without results, or under another protocol."""
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,13 +61,7 @@ def evaluate_main(argv: Sequence[str]) -> int:
     int
         0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
     """
-    parser = CommandParser(
-        prog="recbole-llm evaluate",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Settings of the run that may be changed, as --key=value: {', '.join(SETTINGS)}.",
-        allow_abbrev=False,
-    )
+    parser = CommandParser("evaluate", HELP, SETTINGS)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run whose training has ended")
     parser.add_argument("--out", metavar="DIR", help="folder for results.json and test_ranks.npz")
     given, rest = parser.parse_known_args(list(argv))

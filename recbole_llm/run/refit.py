@@ -1,6 +1,5 @@
 """``recbole-llm refit``: train on all interactions, for production, for as long as validation chose."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,7 @@ def refit_main(argv: Sequence[str]) -> int:
     int
         0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
     """
-    parser = CommandParser(
-        prog="recbole-llm refit",
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Settings of the run that may be changed, as --key=value: {', '.join(SETTINGS)}.",
-        allow_abbrev=False,
-    )
+    parser = CommandParser("refit", HELP, SETTINGS)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
     given, rest = parser.parse_known_args(list(argv))
     log_to_console()
