@@ -61,7 +61,7 @@ Set any setting with --key=value or --key value; command line > --config_files >
 COMPARE_HELP = """\
 examples:
   recbole-llm compare --model=LLM2SASRec,SASRec --dataset=ml-100k --seeds=1,2,3
-  recbole-llm compare --config_files=compare_quickstart
+  recbole-llm compare --config_files=quickstart
   recbole-llm compare saved/SASRec-ml-100k-... saved/LRURec-ml-100k-... --significance_test=wilcoxon
 
 Runs every row and seed that is not finished yet, then writes tables, paired tests and report.html. --LABEL.key=value
