@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,7 @@ Set any setting with --key=value or --key value; command line > --config_files >
   --checkpoint_dir=DIR   where the run directory with results.json goes (default: saved/)
   --resume=RUN_DIR       continue an interrupted run
   --llm=NAME             the model that reads item texts: Hugging Face id, local folder, auto or bundled
+  --debug                show the traceback of an error, in any command
   --mask_history=False   allow recommending items of the user's history
   --epochs, --learning_rate, --train_batch_size, --eval_args, --metrics, --topk, --valid_metric: as in RecBole
 `recbole-llm help KEY` explains a setting, `recbole-llm help MODEL` lists those of a model.
@@ -75,11 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 for success, 1 for a comparison with failed runs, 2 for an error of the user's input, 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else ""
     try:
         return _dispatch(name, arguments)
     except RecBoleLLMError as error:
         if _is_first_to_fail():
+            if debug:
+                traceback.print_exception(error)
             sys.stderr.write(f"recbole-llm: error: {error}\n")
         return 2
     except KeyboardInterrupt:

@@ -93,6 +93,7 @@ def _message(error: Exception) -> str | None:
         return (
             f"{cls.__name__}.{frame.f_code.co_name} fails in {file}, line {line} ({type(error).__name__}: {text})."
             f"{_hint(error, model, [inner for inner, _ in frames[number:]])}{try_the_class(cls)}"
+            " --debug shows the traceback."
         )
     return None
 

@@ -7,6 +7,7 @@ unknown key is reported with the nearest known one, and ``sys.argv`` is read onl
 
 import copy
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from recbole_llm.config.registry import (
     dataset_folder,
     default_settings,
     get_model,
+    is_users,
     known_models,
     reference_of,
     require_sequential,
 )
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.summary import summary
-from recbole_llm.config.values import SECRETS, ParameterLoader
+from recbole_llm.config.values import SECRETS, ParameterLoader, nearest
 from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import ConfigError
 
@@ -81,6 +83,29 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         for notice in self.notices:
             logging.getLogger().warning(notice)
 
+    def __getitem__(self, key: str) -> Any:
+        """Return a setting; None for one that does not exist.
+
+        Raises
+        ------
+        ConfigError
+            If the module of a user's own class reads a key that has no default: with None it would fail later,
+            somewhere in torch.
+        """
+        if key not in self.final_config_dict and is_users(self.model_class):
+            self._refuse_undeclared(key, str(sys._getframe(1).f_globals.get("__name__")))
+        return super().__getitem__(key)
+
+    def _refuse_undeclared(self, key: str, module: str) -> None:
+        readers = {part.__module__ for part in self.model_class.__mro__ if is_users(part)}
+        if module not in readers or key in self.model_class.config_keys:
+            return
+        hint = nearest(key, self.model_keys) or nearest(key, self.internal_config_dict)
+        raise ConfigError(
+            f"{self.model} reads config[{key!r}], which has no default.{hint} List it with its default in the class "
+            "attribute `defaults`, or in `config_keys` if it is to be None unless it is set."
+        )
+
     # Methods that RecBole's constructor calls, in its order.
 
     def compatibility_settings(self) -> None:
@@ -111,7 +136,9 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         if model is None:
             raise ConfigError(f"No model is given: pass --model=NAME, one of {', '.join(known_models())}.")
         if dataset is None:
-            raise ConfigError("No dataset is given: pass --dataset=NAME (ml-100k comes with RecBole).")
+            resume = self.external_config_dict.get("resume")
+            hint = f" To resume, leave --model out: recbole-llm --resume={resume}." * isinstance(resume, str)
+            raise ConfigError(f"No dataset is given: pass --dataset=NAME (ml-100k comes with RecBole).{hint}")
         model_class = get_model(model) if isinstance(model, str) else adapt(require_sequential(model, model))
         return model_class.__name__, model_class, str(dataset)
 

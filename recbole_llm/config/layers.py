@@ -101,6 +101,9 @@ def no_effect(key: str, model: str, defaults: Defaults, given: Mapping[str, Any]
         others = sorted(elsewhere[key])
         text = f"The parameter {key!r} has no effect on {model}; it belongs to {', '.join(others[:4])}"
         return text + (" and others." if len(others) > 4 else ".")
+    label, _, rest = key.partition(".")
+    if label == model and rest:
+        return f"The parameter {key!r} is not known: {label}.KEY is for comparisons; in a single run, set {rest!r}."
     # Prefer a key that this model uses.
     hint = nearest(key, known) or nearest(key, elsewhere)
     if not defaults.model_keys:

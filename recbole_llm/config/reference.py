@@ -7,7 +7,7 @@ and descriptions from the property files and their comments.
 import re
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,17 @@ def explain(name: str) -> str:
     ConfigError
         For a name that is neither, with the nearest one.
     """
+    if ":" in name:
+        return _explain_class(name)
     if name in known_models():
         return _explain_model(name)
     name = name.removeprefix("--")
     if name not in types_by_key():
         known = [*types_by_key(), *known_models()]
-        raise ConfigError(f"{name!r} is neither a setting nor a model.{nearest(name, known)}")
+        raise ConfigError(
+            f"{name!r} is neither a setting nor a model.{nearest(name, known)} For a class of your own: "
+            "`recbole-llm help package.module:Class`."
+        )
     lines = [name]
     for kind in types_by_key()[name]:
         lines.append(textwrap.indent(textwrap.fill(f"{_sentence(describe(kind))}", 96), "  "))
@@ -103,10 +108,30 @@ def _explained(key: str, path: Path, title: str) -> str:
 
 
 def _explain_model(name: str) -> str:
-    lines = [name, ""]
-    for key, value in _of_model(name).items():
-        text = f"{key} = {_shown(value)}  {comments(model_file(name)).get(key, '')}"
+    return _explained_settings(name, _of_model(name), comments(model_file(name)))
+
+
+def _explain_class(reference: str) -> str:
+    """List the settings of a user's own class, with the first line of its docstring."""
+    from recbole_llm.config.registry import default_settings, get_model, own_files
+
+    cls = get_model(reference)
+    said: dict[str, str] = {}
+    for part in reversed(cls.__mro__):
+        bases = [model_file(part.__name__)] if part.__name__ in known_models() else own_files(part)
+        for path in bases:
+            said.update(comments(path))
+    about = (vars(cls).get("__doc__") or "").strip().partition("\n")[0]
+    return _explained_settings(f"{reference}  {about}".rstrip(), default_settings(cls), said)
+
+
+def _explained_settings(title: str, settings: Mapping[str, Any], said: Mapping[str, str]) -> str:
+    lines = [title, ""]
+    for key, value in settings.items():
+        text = f"{key} = {_shown(value)}  {said.get(key, '')}"
         lines.append(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent=" " * 6))
+    if not settings:
+        lines.append("  It has no settings of its own.")
     lines.append("\nThe settings of every run apply as well: see docs/settings.md.")
     return "\n".join(lines) + "\n"
 

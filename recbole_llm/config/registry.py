@@ -116,8 +116,8 @@ def model_file(name: str) -> Path:
     module, dot, part = name.rpartition(".")
     hint = f" Did you mean '{module}:{part}'?" if dot else nearest(name, known_models())
     raise ConfigError(
-        f"model={name!r} is not known.{hint} Ours: {', '.join(own_models())}. RecBole's: "
-        f"{', '.join(stock_models())}. For your own class, use package.module:Class."
+        f"model={name!r} is not known.{hint} A class of your own is package.module:Class, such as my_model:MyModel "
+        "for my_model.py; `recbole-llm models` lists the names."
     )
 
 
@@ -163,6 +163,12 @@ def _import_quietly(module: str) -> ModuleType:
 def _import_class(reference: str) -> type:
     """Return the class behind ``package.module:Class``."""
     module_name, _, path = reference.partition(":")
+    file = Path(module_name)
+    if file.suffix == ".py" or len(file.parts) > 1:
+        raise ConfigError(
+            f"model={reference!r} names a file. Name the module, {file.stem}:{path}, in the folder of the file or "
+            "with that folder on PYTHONPATH."
+        )
     if not all(part.isidentifier() for part in f"{module_name}.{path}".split(".")):
         raise ConfigError(f"model={reference!r} must have the form package.module:Class.")
     if str(Path.cwd()) not in sys.path:
@@ -256,12 +262,19 @@ def _property_name(cls: type) -> str | None:
     return cls.__name__ if package in packages and module == cls.__name__.lower() else None
 
 
+def own_files(cls: type) -> list[Path]:
+    """Return the YAML files with defaults beside the module of a user's own class; the last one wins."""
+    source = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    if source is None:
+        return []
+    paths = Path(source).with_suffix(".yaml"), Path(source).with_name(f"{cls.__name__}.yaml")
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
+
+
 def _own_settings(cls: type) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    source = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    if source is not None:
-        for path in dict.fromkeys((Path(source).with_suffix(".yaml"), Path(source).with_name(f"{cls.__name__}.yaml"))):
-            settings.update(property_file(path) if path.is_file() else {})
+    for path in own_files(cls):
+        settings.update(property_file(path))
     return settings | copy.deepcopy(dict(vars(cls).get("defaults", {})))
 
 

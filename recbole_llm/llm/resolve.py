@@ -76,6 +76,9 @@ def _auto_encoder(spec: LLMSpec, logger: logging.Logger, weights: bool) -> Resol
         raise ModelNotFoundError(
             f"llm: auto found neither {spec.preferred} nor the bundled model. {reason}{remedies()}"
         )
+    if spec.preferred.rpartition("/")[2] == BUNDLED_NAME:
+        logger.info("llm: auto uses the bundled copy of %s. %s", BUNDLED_NAME, reason)
+        return replace(_resolve_bundled(spec), requested="auto")
     logger.warning(
         "llm: auto uses the bundled %s in place of %s, which this model is meant to use. %s To get it: connect to the "
         "hub once, or set llm to a local folder. The result names the model that was used.",

@@ -101,6 +101,12 @@ def item_vectors_of(dataset: Any, config: Any, preferred: str, logger: logging.L
 
 
 def _encoded(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> ItemVectors:
+    absent = [key for key in ("item_pooling", "item_max_tokens") if config[key] is None]
+    if absent:
+        raise ConfigError(
+            f"item_vectors_of reads {' and '.join(absent)}, which {config['model']} does not declare: list "
+            'item_pooling and item_max_tokens in its `defaults` ("auto" and 64 are good values).'
+        )
     text = item_text_of(dataset, config)
     resolved = resolve_llm(LLMSpec.from_config(config, key="llm", preferred=preferred), logger=logger)
     read = partial(

@@ -37,6 +37,30 @@ class {name}(LLMRecommender):
         return torch.nn.functional.cross_entropy(logits, interaction[self.POS_ITEM_ID])
 
 
+class Misspelt({name}):
+    defaults = {{"with": 4}}
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.more = config["widht"], config["own_key"]
+
+
+class Optional(Misspelt):
+    config_keys = ("widht", "own_key")
+
+
+class Reads({name}):
+    '''Reads item texts.'''
+
+    needs_item_text = True
+
+    def __init__(self, config, dataset):
+        from recbole_llm.text.item_vectors import item_vectors_of
+
+        super().__init__(config, dataset)
+        item_vectors_of(dataset, config, "sentence-transformers/all-MiniLM-L6-v2", self.logger)
+
+
 class Wider(LRURec):
     defaults = {{"hidden_size": 16, "n_layers": 1}}
 
@@ -148,6 +172,10 @@ def test_a_run_directory_brings_no_code_along(project, monkeypatch, inside):
         ("{}.Mine", "Did you mean 'mine_[0-9]*:Mine'"),
         ("{}:value", "neither a model name nor a subclass"),
         ("{}:torch", "neither a model name nor a subclass"),
+        ("{}.py:Mine", "names a file. Name the module, mine_[0-9]*:Mine,"),
+        ("../src/{}.py:Mine", "names a file. Name the module, mine_[0-9]*:Mine,"),
+        ("src/{}:Mine", "names a file. Name the module, mine_[0-9]*:Mine,"),
+        ("Mine", "A class of your own is package.module:Class"),
         (":Mine", "package.module:Class"),
         ("{}:", "package.module:Class"),
         ("..x:Mine", "package.module:Class"),
@@ -160,3 +188,46 @@ def test_references_that_lead_nowhere(project, reference, message):
     Path("needs.py").write_text("import no_such_dependency\n")
     with pytest.raises(ConfigError, match=message):
         get_model(reference.format(project))
+
+
+def test_a_key_without_a_default_is_an_error(project, capsys):
+    assert main([f"--model={project}:Misspelt", *SETTINGS]) == 2
+    assert "Misspelt reads config['widht'], which has no default. Did you mean 'width'?" in capsys.readouterr().err
+    assert main([f"--model={project}:Optional", *SETTINGS, "--epochs=1"]) == 0
+    assert Config(f"{project}:Optional", "cycle", config_dict={"data_path": "data"})["nobody_reads_this"] is None
+
+
+def test_settings_of_the_encoder_must_be_declared(project, capsys):
+    assert main([f"--model={project}:Reads", *SETTINGS, "--llm=tiny-random-t5"]) == 2
+    assert "item_vectors_of reads item_pooling and item_max_tokens, which Reads does not" in capsys.readouterr().err
+
+
+def test_help_on_a_class_and_its_keys(project, capsys):
+    Path(f"{project}.yaml").write_text("from_file: 1.5  # Share of everything.\n")
+    assert main(["help", f"{project}:Reads"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{project}:Reads  Reads item texts.\n" in shown
+    assert "  width = 4\n" in shown
+    assert "  from_file = 1.5  Share of everything.\n" in shown
+    assert main(["help", f"{project}:Wider"]) == 0
+    assert "  hidden_size = 16  " in capsys.readouterr().out
+    assert main(["help", "width"]) == 2
+    assert "`recbole-llm help package.module:Class`" in capsys.readouterr().err
+
+
+def test_what_belongs_to_another_command_is_said(project, capsys):
+    assert main([f"--model={project}:Mine", *SETTINGS, "--Mine.width=8"]) == 2
+    assert "Mine.KEY is for comparisons; in a single run, set 'width'" in capsys.readouterr().err
+    assert main([f"--model={project}:Mine", "--resume=saved/x"]) == 2
+    assert "recbole-llm --resume=saved/x" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(project, capsys):
+    Path(f"{project}.py").write_text(
+        Path(f"{project}.py").read_text() + "\n\nMine.calculate_loss = lambda self, b: b[0][9]\n"
+    )
+    assert main([f"--model={project}:Mine", *SETTINGS]) == 2
+    assert "Traceback" not in (shown := capsys.readouterr().err)
+    assert "--debug" in shown
+    assert main([f"--model={project}:Mine", *SETTINGS, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
