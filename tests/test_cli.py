@@ -92,6 +92,7 @@ def test_the_examples_of_the_help_name_real_keys(capsys):
         "out",
         "name",
         "faiss",
+        "debug",
         "params_file",
     }
     assert set(re.findall(r"--(\w+)", capsys.readouterr().out)) - {"LABEL"} <= known
