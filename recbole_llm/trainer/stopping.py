@@ -1,5 +1,6 @@
 """Early stopping and the best validation."""
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 class EarlyStopping:
     """Early stopping: keeps the first best validation score and counts the validations since.
 
-    An equal score is not an improvement: the earlier weights stay the best.
+    An equal score is not an improvement: the earlier weights stay the best. NaN is worse than any number.
 
     Parameters
     ----------
@@ -43,7 +44,10 @@ class EarlyStopping:
     def update(self, score: float, result: OrderedDict[str, float], epoch: int) -> bool:
         """Add a validation; return whether it is the best so far."""
         best = self.score
-        better = best is None or (score > best if self.bigger else score < best)
+        if best is None or math.isnan(best):
+            better = best is None or not math.isnan(score)
+        else:
+            better = score > best if self.bigger else score < best
         if better:
             self.score, self.result, self.epoch, self.misses = score, result, epoch, 0
         else:

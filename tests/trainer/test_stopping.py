@@ -38,6 +38,14 @@ def test_patience_zero_stops_at_the_first_miss():
     assert trained([0.1, 0.2, 0.1, 0.5], patience=0)[1] == 3
 
 
+@pytest.mark.parametrize("bigger", [True, False])
+def test_nan_is_worse_than_any_number(bigger):
+    nan = float("nan")
+    early, seen = trained([nan, nan, 0.2, nan, 0.2, nan], patience=3, bigger=bigger)
+    assert (early.score, early.epoch, seen) == (0.2, 2, 6)
+    assert trained([nan] * 9, patience=2, bigger=bigger)[1] == 3
+
+
 @given(st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30), st.integers(0, 6), st.booleans())
 @examples(200)
 def test_the_best_is_the_first_of_the_best_seen(scores, patience, bigger):
