@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from recbole_llm.errors import DistributedError, RecBoleLLMError
 
 T = TypeVar("T")
+INTERRUPTED = 130  # exit status, as a shell gives it
 PORT = 5678  # RecBole's, where the processes of several machines must agree on one
 
 
@@ -65,7 +66,8 @@ def spawn(work: Callable[..., T], keywords: Mapping[str, Any], settings: Mapping
         _end(context.processes)
         raise
     except (ProcessRaisedException, ProcessExitedException) as error:
-        if getattr(error, "exit_code", None) == 130:
+        # The first to be seen may be one that lost its connection to the one that was interrupted.
+        if INTERRUPTED in [process.exitcode for process in context.processes]:
             raise KeyboardInterrupt from error
         _receive(answers, received)
         raise _reason(error, received) from error
@@ -88,7 +90,7 @@ def _process(
     try:
         result = work(**keywords)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except RecBoleLLMError as error:
         answers.put(("error", error))
         sys.exit(2)

@@ -2,16 +2,11 @@
 
 import csv
 import random
-import signal
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell starts what runs in its background so, and processes that tests interrupt would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
