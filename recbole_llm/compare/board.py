@@ -211,12 +211,11 @@ def _controls(comparison: RecordedComparison) -> list[str]:
     if not found:
         return []
     version = comparison.versions[0]
-    pairs = {(pair.label, pair.against, pair.version, pair.metric): pair for pair in comparison.pairs}
     grid = []
     for twin, others in found:
         for row in [*others, twin]:
             shown = [
-                _of_pair(pairs.get((row.label, twin.label, version, metric))) if row is not twin else ""
+                _of_pair(comparison.pair(row.label, twin.label, metric)) if row is not twin else ""
                 for metric in TESTED
             ]
             values = [f"{comparison.cells[version, row.label, metric].mean:.{PLACES}f}" for metric in TESTED]

@@ -134,14 +134,8 @@ def _line(claim: Claim, boards: Mapping[str, RecordedComparison]) -> list[str]:
 
 
 def _pair_of(test: ClaimTest, boards: Mapping[str, RecordedComparison]) -> Pair | None:
-    if test.board not in boards:
-        return None
-    comparison = boards[test.board]
-    version = comparison.versions[0]
-    for pair in comparison.pairs:
-        if (pair.label, pair.against, pair.metric, pair.version) == (test.row, test.against, test.metric, version):
-            return pair
-    return None
+    board = boards.get(test.board)
+    return None if board is None else board.pair(test.row, test.against, test.metric)
 
 
 def _overall(claim: Claim, verdicts: Sequence[str]) -> str:

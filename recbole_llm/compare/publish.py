@@ -8,6 +8,7 @@ from recbole_llm.compare.board import page_of
 from recbole_llm.compare.claims import PAGE, claims_page
 from recbole_llm.compare.records import BOARD, RecordedComparison
 from recbole_llm.errors import ConfigError
+from recbole_llm.files import whole
 
 
 def boards_in(results: Path) -> dict[str, RecordedComparison]:
@@ -49,18 +50,12 @@ def all_pages(results: str | Path) -> dict[Path, str]:
     return pages | {page: filled(page, boards) for page in pages_with_blocks(results) if page not in pages}
 
 
-def write_page(file: Path, content: str) -> None:
-    """Write a page atomically."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(content, encoding="utf-8", newline="\n")
-    temporary.replace(file)
-
-
 def write_pages(results: str | Path) -> None:
     """Write every page again that its records change."""
     for file, content in all_pages(results).items():
         if _differs(file, content):
-            write_page(file, content)
+            with whole(file) as partial:
+                partial.write_text(content, encoding="utf-8", newline="\n")
 
 
 def check(results: str | Path) -> list[Path]:

@@ -6,7 +6,6 @@ which need the ranks of all rows and are therefore kept with the hashes of these
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from recbole_llm.compare.analysis import Comparison, Test
 from recbole_llm.compare.pairs import Pair
 from recbole_llm.compare.runs import FinishedRun, Row, mark_baselines
 from recbole_llm.errors import CheckpointError
+from recbole_llm.files import whole
 from recbole_llm.run.identity import CIRCUMSTANCES, plain
 
 FORMAT = 2
@@ -72,9 +72,8 @@ def record_name(label: str, seed: int) -> str:
 
 def write_json(file: Path, content: Any) -> None:
     """Write JSON atomically and in a reproducible form."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    with whole(file) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -153,9 +152,13 @@ class RecordedComparison(Comparison):
         return tests
 
     @cached_property
-    def pairs(self) -> list[Pair]:
-        """The stored comparisons of two rows each."""
-        return [Pair(**entry) for entry in self.board["pairs"]]
+    def _pairs(self) -> dict[tuple[str, str, str, str], Pair]:
+        pairs = (Pair(**entry) for entry in self.board["pairs"])
+        return {(pair.label, pair.against, pair.metric, pair.version): pair for pair in pairs}
+
+    def pair(self, label: str, against: str, metric: str) -> Pair | None:
+        """Return the stored comparison of two rows under the first of the versions; None if there is none."""
+        return self._pairs.get((label, against, metric, self.versions[0]))
 
     @cached_property
     def warnings(self) -> list[str]:

@@ -223,17 +223,7 @@ class LlamaRec(Reranker):
     def answer_loss(
         self, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
     ) -> torch.Tensor:
-        """Mean cross-entropy of the right answers behind prompts.
-
-        Parameters
-        ----------
-        ids, mask : torch.LongTensor, shape (B, W)
-            Left-padded prompts.
-        label : torch.LongTensor, shape (B,)
-            Which candidate is right.
-        here : torch.BoolTensor, shape (B, C)
-            Which candidates there are.
-        """
+        """Mean cross-entropy of the right answers; parameters as :meth:`LetterReader.summed_loss`."""
         self.tokens_read += int(mask.sum())
         loss = partial(self.reader.summed_loss, self.ranker)
         total = self.micro_batches.summed(loss, ids, mask, label, here, answer=self.reader.whole_logits)

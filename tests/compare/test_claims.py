@@ -1,11 +1,14 @@
 """Claims: verdicts from intervals, and the file that ships names rows and metrics that there are."""
 
+from dataclasses import asdict
+
 import pytest
 
 from recbole_llm.compare.claims import FAILS, HOLDS, OPEN, ClaimTest, claims_page, read_claims
 from recbole_llm.compare.leaderboard import find_plan
 from recbole_llm.compare.pairs import Pair
 from recbole_llm.compare.plan import make_plan
+from recbole_llm.compare.records import RecordedComparison
 from recbole_llm.compare.runs import Row
 from recbole_llm.errors import ConfigError
 
@@ -34,12 +37,12 @@ def test_a_verdict_is_where_the_interval_lies(expected, low, high, verdict):
     assert ClaimTest("board", "a", "b", "ndcg@10", **expected).verdict(pair(low, high)) == verdict
 
 
-class Board:
+class Board(RecordedComparison):
     versions = ("masked", "unmasked")
     rows = (Row("b", "b", [None]), Row("a", "a", [None] * 3))
 
     def __init__(self, *pairs):
-        self.pairs = list(pairs)
+        self.board = {"pairs": [asdict(pair) for pair in pairs]}
 
 
 CLAIMS = """
