@@ -66,10 +66,11 @@ def spawn(work: Callable[..., T], keywords: Mapping[str, Any], settings: Mapping
         _end(context.processes)
         raise
     except (ProcessRaisedException, ProcessExitedException) as error:
-        # The first to be seen may be one that lost its connection to the one that was interrupted.
-        if INTERRUPTED in [process.exitcode for process in context.processes]:
-            raise KeyboardInterrupt from error
+        # What a process said counts: the first seen to end may be one that lost its connection to the one that was
+        # interrupted, and that one's connections may abort it while it exits.
         _receive(answers, received)
+        if any(kind == "interrupt" for kind, _ in received):
+            raise KeyboardInterrupt from error
         raise _reason(error, received) from error
     _receive(answers, received)
     return received[0][1]
@@ -90,6 +91,7 @@ def _process(
     try:
         result = work(**keywords)
     except KeyboardInterrupt:
+        answers.put(("interrupt", None))
         sys.exit(INTERRUPTED)
     except RecBoleLLMError as error:
         answers.put(("error", error))

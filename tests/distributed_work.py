@@ -1,5 +1,6 @@
 """What the processes of tests/test_distributed.py do: importable by name, without pytest."""
 
+import atexit
 import os
 import signal
 from pathlib import Path
@@ -198,7 +199,9 @@ def fail(how: str) -> None:
         distributed.barrier()
         if here.rank == 1 and how == "error":
             raise ConfigError("the second process has an error")
-        if here.rank == 1 and how == "interrupt":
+        if here.rank == 1 and how.startswith("interrupt"):
+            if "abort" in how:
+                atexit.register(os.abort)
             # A shell's background jobs ignore the signal.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGINT)

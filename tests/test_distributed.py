@@ -132,6 +132,7 @@ def test_another_number_of_processes_may_resume(two, folder, caplog):
     [
         ("error", ConfigError, "the second process has an error"),
         ("interrupt", KeyboardInterrupt, None),
+        ("interrupt, then abort", KeyboardInterrupt, None),
     ],
 )
 def test_when_one_ends_all_end(how, error, words):
