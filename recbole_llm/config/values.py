@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from recbole_llm.errors import ConfigError
+from recbole_llm.typing import Settings
 
 # Never printed or written.
 SECRETS = frozenset({"llm_token", "rec_llm_token"})
@@ -178,7 +179,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def choice(config: Any, key: str, allowed: Sequence[Any]) -> Any:
+def choice(config: Settings, key: str, allowed: Sequence[Any]) -> Any:
     """Return ``config[key]``; raise ConfigError with the allowed values for any other."""
     value = config[key]
     if value not in allowed:

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 from recbole.utils.enum_type import FeatureSource
 
+from recbole_llm.config import Config
 from recbole_llm.data.filters import parse_intervals
 from recbole_llm.errors import ConfigError, DataError
 
 TRAIN, VALID, TEST = range(3)
 
 
-def parts_of(config: Any) -> dict[str, int]:
+def parts_of(config: Config) -> dict[str, int]:
     """Names in ``benchmark_filename`` -> the part that each file is.
 
     Raises
@@ -76,7 +77,7 @@ def _joined(columns: list[pd.Series]) -> Any:
     return np.concatenate([column.to_numpy() for column in columns])
 
 
-def ignored_filters(config: Any) -> list[str]:
+def ignored_filters(config: Config) -> list[str]:
     """List the filters that are set but have no effect on files split beforehand, as in RecBole."""
     keys = [key for key in ("val_interval", "rm_dup_inter") if config[key]]
     for key in ("user_inter_num_interval", "item_inter_num_interval"):

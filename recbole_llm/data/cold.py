@@ -8,11 +8,12 @@ models and all seeds of training see the same cold items.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from recbole_llm.config import Config
 from recbole_llm.data.row_dataset import RowDataset
 from recbole_llm.data.rows import POSITION, HistoryRows, take
 from recbole_llm.errors import ConfigError, DataError
@@ -52,7 +53,7 @@ class ColdItems:
         return f"Cold items: {int(self.mask.sum()):,} of {len(self.mask) - 1:,} items held out of training ({counts})"
 
 
-def draw_cold_items(config: Any, item_counts: np.ndarray) -> ColdItems | None:
+def draw_cold_items(config: Config, item_counts: np.ndarray) -> ColdItems | None:
     """Draw cold items uniformly among those with an interaction; None if ``cold_items`` is 0.
 
     Parameters

@@ -14,35 +14,37 @@ A control is drawn from ``control_seed`` and the raw item ids; nothing made for 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
+from recbole_llm.typing import Settings
 
 CONTROLS = ("none", "random_vectors", "shuffled_text", "shuffled_history", "shuffled_history_train")
 OF_TEXT = ("random_vectors", "shuffled_text")
 
 
-def control_of(config: Any) -> str:
+def control_of(config: Settings) -> str:
     """Return the configured control; ``"none"`` where the configuration lacks the key."""
     value = config.get("control") if isinstance(config, Mapping) else config["control"]
     return "none" if value is None else choice({"control": value}, "control", CONTROLS)
 
 
-def label(config: Any) -> str:
+def label(config: Config) -> str:
     """Return the display name of a result: ``LLM2SASRec``, or ``LLM2SASRec [shuffled_text]`` under a control."""
     control = control_of(config)
     return config["model"] if control == "none" else f"{config['model']} [{control}]"
 
 
-def mark_applied(dataset: Any, key: str) -> None:
+def mark_applied(dataset: HistoryDataset, key: str) -> None:
     """Note that a control, or a file of vectors, has reached the model that is being built on a dataset."""
     dataset.applied = {*getattr(dataset, "applied", ()), key}
 
 
-def check_applied(config: Any, dataset: Any) -> None:
+def check_applied(config: Config, dataset: HistoryDataset | None) -> None:
     """Raise ConfigError if a control of the text, or ``item_vectors``, has not reached the model.
 
     Otherwise the result would be mislabelled.
@@ -61,7 +63,7 @@ def check_applied(config: Any, dataset: Any) -> None:
         )
 
 
-def refuse_without_text(config: Any) -> None:
+def refuse_without_text(config: Config) -> None:
     """Call :func:`check_applied` before anything is read, for RecBole's own models, which never use one."""
     if config.model_class.__module__.startswith("recbole."):
         check_applied(config, None)

@@ -5,14 +5,13 @@ is a position in one flat, sorted array; ``item_id_list`` and its siblings are g
 Field names, dtypes, padding side and values are RecBole's.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import recbole.data.dataset
 import torch
 from recbole.data.dataset import Dataset
 
+from recbole_llm.config import Config
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items, without_cold
 from recbole_llm.data.evaluable import check_evaluated
 from recbole_llm.data.ready_made import lay_out
@@ -61,7 +60,7 @@ class HistoryDataset(RowDataset):
     read_histories: tuple[np.ndarray, np.ndarray]
     row_parts: np.ndarray  # of files split beforehand: which part each row belongs to
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         if hasattr(recbole.data.dataset, f"{config['model']}Dataset"):
             raise ConfigError(
                 f"model={config['model']!r} reads data that RecBole prepares in its {config['model']}Dataset "

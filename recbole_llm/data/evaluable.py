@@ -1,15 +1,15 @@
 """Check that a split can be evaluated."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from recbole_llm.config import Config
 from recbole_llm.data.row_dataset import RowDataset
 from recbole_llm.errors import DataError
 
 
-def check_evaluated(config: Any, splits: Sequence[RowDataset]) -> list[str]:
+def check_evaluated(config: Config, splits: Sequence[RowDataset]) -> list[str]:
     """Check the size of validation and test; return warnings for the user.
 
     Raises
@@ -58,7 +58,7 @@ def check_evaluated(config: Any, splits: Sequence[RowDataset]) -> list[str]:
     return texts
 
 
-def _phases(config: Any) -> list[str]:
+def _phases(config: Config) -> list[str]:
     """Return the phases for which a split must leave rows."""
     if config["benchmark_filename"] is not None:
         return ["valid", "test"] if len(config["benchmark_filename"]) == 3 else ["test"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import nearest
 from recbole_llm.data.filters import parse_intervals
 from recbole_llm.errors import ConfigError, DataError
@@ -17,7 +18,7 @@ _FLOATS = (FeatureType.FLOAT, FeatureType.FLOAT_SEQ)
 _TOKENS = (FeatureType.TOKEN, FeatureType.TOKEN_SEQ)
 
 
-def columns_of(config: Any, kind: str) -> tuple[set[str] | None, set[str]]:
+def columns_of(config: Config, kind: str) -> tuple[set[str] | None, set[str]]:
     """Which fields of the ``.kind`` file are loaded, None for all of them, and which are not.
 
     Raises
@@ -41,7 +42,7 @@ def columns_of(config: Any, kind: str) -> tuple[set[str] | None, set[str]]:
 
 
 def check_columns(
-    config: Any,
+    config: Config,
     path: Path,
     kind: str,
     header: Mapping[str, FeatureType],
@@ -106,7 +107,7 @@ def check_unshared(path: Path, known: Iterable[str], shared: Container[str]) -> 
             )
 
 
-def check_names(config: Any) -> None:
+def check_names(config: Config) -> None:
     """Check that the parameters that name fields name different ones."""
     keys = ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "ITEM_LIST_LENGTH_FIELD")
     known: dict[str, str] = {}
@@ -116,7 +117,7 @@ def check_names(config: Any) -> None:
         known[config[key]] = key
 
 
-def check_suffixes(config: Any, folder: Path, name: str) -> None:
+def check_suffixes(config: Config, folder: Path, name: str) -> None:
     """Check that the files of ``additional_feat_suffix`` exist, and that none of them is read anyway."""
     for suffix in _names(config, "additional_feat_suffix"):
         if suffix in KINDS[:3]:
@@ -128,7 +129,7 @@ def check_suffixes(config: Any, folder: Path, name: str) -> None:
 
 
 def check_field_settings(
-    config: Any,
+    config: Config,
     types: Mapping[str, FeatureType],
     sources: Mapping[str, Any],
     ids: Mapping[str, str],
@@ -192,7 +193,7 @@ class _LoadedFields:
         return source_name(self.sources[name]).removesuffix("_id")
 
 
-def _check_intervals(config: Any, fields: _LoadedFields) -> None:
+def _check_intervals(config: Config, fields: _LoadedFields) -> None:
     for name, value in (config["val_interval"] or {}).items():
         fields.check("val_interval", name, (FeatureType.FLOAT, FeatureType.TOKEN))
         if fields.types[name] == FeatureType.FLOAT:
@@ -201,7 +202,7 @@ def _check_intervals(config: Any, fields: _LoadedFields) -> None:
             raise ConfigError(f"val_interval of {name}: {value!r} must be a list of ids, such as [{value}].")
 
 
-def _check_threshold(config: Any, fields: _LoadedFields) -> None:
+def _check_threshold(config: Config, fields: _LoadedFields) -> None:
     threshold = config["threshold"] or {}
     if len(threshold) > 1 or fields.ids["time"] in threshold:
         raise ConfigError(f"threshold={threshold!r} must name one field, other than the time, that gives the label.")
@@ -209,7 +210,7 @@ def _check_threshold(config: Any, fields: _LoadedFields) -> None:
         fields.check("threshold", name, (FeatureType.FLOAT,), of="inter")
 
 
-def _check_scaling(config: Any, fields: _LoadedFields) -> None:
+def _check_scaling(config: Config, fields: _LoadedFields) -> None:
     normalized, numerical = _names(config, "normalize_field"), _names(config, "numerical_features")
     if normalized and config["normalize_all"]:
         raise ConfigError("normalize_field and normalize_all are both given: use one.")
@@ -224,7 +225,7 @@ def _check_scaling(config: Any, fields: _LoadedFields) -> None:
         _check_discretization(name, method)
 
 
-def _check_aliases(config: Any, fields: _LoadedFields) -> None:
+def _check_aliases(config: Config, fields: _LoadedFields) -> None:
     aliases = {config[key]: key for key in ("USER_ID_FIELD", "ITEM_ID_FIELD")}
     for kind in ("user", "item"):
         key = f"alias_of_{kind}_id"
@@ -235,7 +236,7 @@ def _check_aliases(config: Any, fields: _LoadedFields) -> None:
             aliases[name] = key
 
 
-def _check_preloaded(config: Any, fields: _LoadedFields) -> None:
+def _check_preloaded(config: Config, fields: _LoadedFields) -> None:
     for name, value in (config["preload_weight"] or {}).items():
         fields.check("preload_weight", name, (FeatureType.TOKEN,))
         fields.check("preload_weight", value, _FLOATS)
@@ -253,7 +254,7 @@ def _check_discretization(name: str, method: Any) -> None:
         )
 
 
-def _check_unused(config: Any, ids: Mapping[str, str], kinds: Sequence[str]) -> None:
+def _check_unused(config: Config, ids: Mapping[str, str], kinds: Sequence[str]) -> None:
     for kind, names in (config["unused_col"] or {}).items():
         if kind not in kinds:
             raise ConfigError(f"unused_col: no .{kind} file is loaded.")
@@ -264,7 +265,7 @@ def _check_unused(config: Any, ids: Mapping[str, str], kinds: Sequence[str]) -> 
                 raise ConfigError(f"unused_col: {name!r} is needed; leave it out.")
 
 
-def _names(config: Any, key: str) -> list[str]:
+def _names(config: Config, key: str) -> list[str]:
     value = config[key] or []
     return [value] if isinstance(value, str) else list(value)
 

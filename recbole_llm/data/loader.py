@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from logging import getLogger
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from recbole.utils import InputType, ModelType
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recbole_llm import distributed
+from recbole_llm.config import Config
 from recbole_llm.contract import Reranker
 from recbole_llm.data import mask
 from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives, every_item, ranked_negatives
@@ -55,7 +56,7 @@ class _ArrayLoader:
     generator: torch.Generator
     epoch: int
 
-    def _set_up(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool) -> None:
+    def _set_up(self, config: Config, dataset: HistoryDataset, sampler: Any, shuffle: bool) -> None:
         self.logger = getLogger()
         self.shuffle, self.config, self.model = shuffle, config, None
         self._dataset, self._sampler = dataset, sampler
@@ -107,7 +108,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):  # type: ignore[misc]
     Every epoch makes new draws. :meth:`set_epoch` sets the epoch; without it the loader counts.
     """
 
-    def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = True) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset, sampler: Any, shuffle: bool = True) -> None:
         self._set_neg_sample_args(config, dataset, config["MODEL_INPUT_TYPE"], config["train_neg_sample_args"])
         view, per_user = view_of(config, config.model_class), config["max_train_rows_per_user"]
         self.rows = TrainRows(dataset, view, config["seed"], per_user, config["windows"])
@@ -259,7 +260,7 @@ class FullSortLoader(_EvaluationLoader, FullSortEvalDataLoader):  # type: ignore
     phase = ""
     retrieved: torch.Tensor | None = None
 
-    def __init__(self, config: Any, dataset: HistoryDataset, sampler: Any, shuffle: bool = False) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset, sampler: Any, shuffle: bool = False) -> None:
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
         self.sample_size = len(dataset)
         self._set_up(config, dataset, sampler, shuffle=False)
@@ -292,7 +293,7 @@ class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):  # type: ignore
         Popularity of the items in training, from which ``popN`` draws.
     """
 
-    def __init__(self, config: Any, dataset: HistoryDataset, phase: str, train_counts: np.ndarray) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset, phase: str, train_counts: np.ndarray) -> None:
         arguments = config[f"{phase}_neg_sample_args"]
         self._set_neg_sample_args(config, dataset, InputType.POINTWISE, arguments)
         self.sample_size = len(dataset)
@@ -315,7 +316,10 @@ class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):  # type: ignore
         return interaction, number.repeat(self.times), number, target
 
 
-def _training_sampler(config: Any, dataset: HistoryDataset, train: HistoryDataset) -> Any:
+EvaluationLoader: TypeAlias = FullSortLoader | SampledLoader
+
+
+def _training_sampler(config: Config, dataset: HistoryDataset, train: HistoryDataset) -> Any:
     """RecBole's sampler of training negatives; None for a model that draws none."""
     arguments = config["train_neg_sample_args"]
     if arguments["distribution"] == "none":
@@ -324,14 +328,14 @@ def _training_sampler(config: Any, dataset: HistoryDataset, train: HistoryDatase
     return kind(["train"], data, arguments["distribution"], arguments["alpha"]).set_phase("train")
 
 
-def train_loader(config: Any, dataset: HistoryDataset) -> TrainLoader:
+def train_loader(config: Config, dataset: HistoryDataset) -> TrainLoader:
     """Training batches of a split under different settings than the split was made with."""
     return TrainLoader(config, dataset, _training_sampler(config, dataset, dataset), shuffle=config["shuffle"])
 
 
 def prepare_data(
-    config: Any, dataset: HistoryDataset, splits: list[HistoryDataset] | None = None
-) -> tuple[TrainLoader, Any, Any]:
+    config: Config, dataset: HistoryDataset, splits: list[HistoryDataset] | None = None
+) -> tuple[TrainLoader, EvaluationLoader, EvaluationLoader]:
     """Split a dataset and make its loaders, as RecBole's ``data_preparation`` does.
 
     Parameters
@@ -361,7 +365,7 @@ def prepare_data(
     return train, loaders[0], loaders[1]
 
 
-def _sampled(config: Any, split: HistoryDataset) -> HistoryDataset:
+def _sampled(config: Config, split: HistoryDataset) -> HistoryDataset:
     """At most ``valid_users_sample`` rows of the validation split, drawn from the seed."""
     size = config["valid_users_sample"]
     if size is None or len(split) <= int(size):
@@ -376,7 +380,7 @@ def _sampled(config: Any, split: HistoryDataset) -> HistoryDataset:
     return sample
 
 
-def _controlled(config: Any, splits: list[HistoryDataset]) -> list[HistoryDataset]:
+def _controlled(config: Config, splits: list[HistoryDataset]) -> list[HistoryDataset]:
     """Return the splits under a control of the history; the given ones stay unchanged."""
     control = control_of(config)
     if not control.startswith("shuffled_history"):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_llm.config import Config
 from recbole_llm.data.histories import Histories, Pairs
 from recbole_llm.data.rows import NEXT, POSITION, HistoryRows, take
 from recbole_llm.data.splits import grouped
@@ -26,7 +27,7 @@ class RowDataset(TableDataset):
 
     histories: Histories
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         self._exact_time: np.ndarray | None = None
         self._unused_lists: set[str] = set()
         super().__init__(config)

@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from recbole.utils.enum_type import FeatureType
 
+from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.filters import parse_intervals, within
 from recbole_llm.data.histories import Histories
@@ -42,7 +42,7 @@ class ServedDataset(HistoryDataset):
 
     grown: HistoryDataset
 
-    def __init__(self, config: Any, trained: TrainedData) -> None:
+    def __init__(self, config: Config, trained: TrainedData) -> None:
         self.trained = trained
         self._unsettled: tuple[Histories, np.ndarray, np.ndarray] | None = None
         super().__init__(config)

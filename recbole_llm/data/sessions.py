@@ -7,10 +7,10 @@ item, may be older than the newest training event; ``test_targets_before_newest_
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from recbole_llm.config import Config
 from recbole_llm.data.times import are_ranks, history_order
 from recbole_llm.errors import DataError
 
@@ -142,7 +142,7 @@ def split_sessions(
 
 
 def split_as_configured(
-    config: Any, items: np.ndarray, times: np.ndarray, offsets: np.ndarray, name: str
+    config: Config, items: np.ndarray, times: np.ndarray, offsets: np.ndarray, name: str
 ) -> SessionSplit:
     """Split the sessions of a dataset as the settings ``temporal_session_*`` say.
 

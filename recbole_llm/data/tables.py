@@ -13,6 +13,7 @@ from recbole.utils.enum_type import FeatureSource, FeatureType
 from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm import distributed
+from recbole_llm.config import Config
 from recbole_llm.data import benchmark
 from recbole_llm.data.atomic import AtomicFormat, read_table, read_types
 from recbole_llm.data.download import download
@@ -58,7 +59,7 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
     newest_time: float = 0.0
     parts: np.ndarray | None = None  # of files split beforehand: which part each line belongs to
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         self.source_files: list[Path] = []
         super().__init__(config)
 

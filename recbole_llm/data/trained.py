@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_llm.checksums import recorded
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError
 from recbole_llm.files import DAMAGED_ARCHIVE
 
@@ -49,7 +50,7 @@ class TrainedData:
     texts: np.ndarray | None = None
 
     @classmethod
-    def of(cls, dataset: Any, texts: np.ndarray | None = None) -> "TrainedData":
+    def of(cls, dataset: HistoryDataset, texts: np.ndarray | None = None) -> "TrainedData":
         """Of a dataset that has been built."""
         items, offsets = dataset.read_histories
         tokens = {field: np.asarray(values) for field, values in dataset.field2id_token.items()}
@@ -111,7 +112,7 @@ class TrainedData:
             ) from error
         return cls(tokens, items, lengths, newest, texts)
 
-    def same_ids(self, dataset: Any, fields: Iterable[str] | None = None) -> bool:
+    def same_ids(self, dataset: HistoryDataset, fields: Iterable[str] | None = None) -> bool:
         """Whether every internal id, of all fields or of some, has the same raw id in a dataset."""
         return all(
             field in dataset.field2id_token
@@ -120,7 +121,7 @@ class TrainedData:
             for field in (self.tokens if fields is None else fields)
         )
 
-    def same_histories(self, dataset: Any) -> bool:
+    def same_histories(self, dataset: HistoryDataset) -> bool:
         """Whether a dataset, once built, has exactly these histories."""
         items, offsets = dataset.read_histories
         return np.array_equal(self.items, items) and np.array_equal(self.lengths, np.diff(offsets))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import POSITION
@@ -19,7 +20,7 @@ VIEWS = ("prefix", "segment", "p5", "sequence")
 WINDOWS = ("all", "original", "newest")
 
 
-def view_of(config: Any, model_class: Any) -> str:
+def view_of(config: Config, model_class: Any) -> str:
     """Return the training view: ``train_view`` of the configuration, else what the model declares, else ``prefix``."""
     return config["train_view"] or choice({"train_view": model_class.view_for(config)}, "train_view", VIEWS)
 

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 
 from recbole_llm.config.adapter import AdaptedRecommender
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import ModelError
 from recbole_llm.evaluator.ranks import ScoreError
 
 
-def checked_scores(scores: Any, model: Any, n_rows: int, n_items: int, method: str) -> torch.Tensor:
+def checked_scores(scores: Any, model: LLMRecommender, n_rows: int, n_items: int, method: str) -> torch.Tensor:
     """Return the scores (n_rows, n_items) that a method of a model gave.
 
     Parameters
@@ -40,7 +41,7 @@ def checked_scores(scores: Any, model: Any, n_rows: int, n_items: int, method: s
     )
 
 
-def checked_predictions(values: Any, model: Any, n_rows: int) -> torch.Tensor:
+def checked_predictions(values: Any, model: LLMRecommender, n_rows: int) -> torch.Tensor:
     """Return what ``predict`` gave for some rows, shape (n_rows,); errors as :func:`checked_scores`."""
     values = _floating(values, model, "predict")
     if values.numel() != n_rows:
@@ -51,7 +52,7 @@ def checked_predictions(values: Any, model: Any, n_rows: int) -> torch.Tensor:
     return values.reshape(-1)
 
 
-def _floating(scores: Any, model: Any, method: str) -> torch.Tensor:
+def _floating(scores: Any, model: LLMRecommender, method: str) -> torch.Tensor:
     if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ModelError(f"{type(model).__name__}.{method} returned {kind}: it must return a float tensor of scores.")

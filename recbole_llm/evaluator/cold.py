@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.config import Config
 from recbole_llm.data.cold import ColdItems
 from recbole_llm.evaluator.metrics import RANK_METRICS
 from recbole_llm.evaluator.ranks import Ranks
 
 
-def cold_report(config: Any, ranks: Ranks, cold: ColdItems) -> dict[str, Any]:
+def cold_report(config: Config, ranks: Ranks, cold: ColdItems) -> dict[str, Any]:
     """Return the entry of ``results.json`` about cold items.
 
     Parameters
@@ -45,7 +46,7 @@ def cold_report(config: Any, ranks: Ranks, cold: ColdItems) -> dict[str, Any]:
     return report
 
 
-def rank_metrics(config: Any, rank: np.ndarray) -> dict[str, float]:
+def rank_metrics(config: Config, rank: np.ndarray) -> dict[str, float]:
     """Means of the configured metrics that a target's rank (rows,) says."""
     names = [metric.lower() for metric in config["metrics"] if metric.lower() in RANK_METRICS]
     return {f"{name}@{k}": float(RANK_METRICS[name](rank, k).mean()) for name in names for k in config["topk"]}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.evaluator.ranks import Ranks
 
 Metrics = OrderedDict[str, float]
@@ -35,7 +36,7 @@ class Evaluation:
     ranks: Ranks | None
     report: Mapping[str, Any] | None
     retrieval: Mapping[str, Any] | None
-    dataset: Any
+    dataset: HistoryDataset
     mask_history: bool
 
     @property

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from logging import getLogger
 from pathlib import Path
@@ -15,8 +15,11 @@ from recbole.data.interaction import Interaction
 from recbole.utils import calculate_valid_score
 
 from recbole_llm import distributed
-from recbole_llm.contract import Reranker
+from recbole_llm.config import Config
+from recbole_llm.contract import LLMRecommender, Reranker
 from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.loader import EvaluationLoader
 from recbole_llm.data.mask import Pairs, remove_history
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import metrics
@@ -54,7 +57,7 @@ class Evaluator:
 
     def __init__(
         self,
-        config: Any,
+        config: Config,
         train_counts: np.ndarray | None = None,
         phase: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
@@ -71,7 +74,7 @@ class Evaluator:
     # ---- whole evaluations
 
     @torch.no_grad()
-    def evaluate(self, model: Any, data: Any, show_progress: bool = False) -> Evaluation:
+    def evaluate(self, model: LLMRecommender, data: EvaluationLoader, show_progress: bool = False) -> Evaluation:
         """Evaluate a model on the rows of a loader; every process gets the metrics of all rows.
 
         Raises
@@ -123,7 +126,9 @@ class Evaluator:
         return results
 
     @torch.no_grad()
-    def evaluate_choices(self, model: Any, data: FullSortEvalDataLoader, show_progress: bool = False) -> list[Metrics]:
+    def evaluate_choices(
+        self, model: LLMRecommender, data: FullSortEvalDataLoader, show_progress: bool = False
+    ) -> list[Metrics]:
         """Metrics of a model under each of its ``choices``, in one pass over the rows."""
         model.eval()
         collectors = [RankCollector(self._list_length) for _ in model.choices]
@@ -138,7 +143,12 @@ class Evaluator:
         return [self._evaluation(part, data.dataset).metrics for part in parts]
 
     def choose(
-        self, model: Any, data: Any, metric: str, bigger: bool = True, show_progress: bool = False
+        self,
+        model: LLMRecommender,
+        data: EvaluationLoader | None,
+        metric: str,
+        bigger: bool = True,
+        show_progress: bool = False,
     ) -> list[dict[str, Any]]:
         """Make a model use the best of its ``choices``, the first if tied; return them all with their scores.
 
@@ -164,7 +174,7 @@ class Evaluator:
 
     def _collect(
         self,
-        data: Any,
+        data: EvaluationLoader,
         scores_of: Callable[[tuple[Any, ...]], torch.Tensor],
         list_length: int,
         label: str,
@@ -197,9 +207,9 @@ class Evaluator:
     def _evaluation(
         self,
         collected: Collected | None,
-        dataset: Any,
-        model: Any = None,
-        counts: list[dict[str, int]] | None = None,
+        dataset: HistoryDataset,
+        model: LLMRecommender | None = None,
+        counts: Sequence[Mapping[str, float]] | None = None,
         retrieved: Retrieved | None = None,
         reranked: int = 0,
     ) -> Evaluation:
@@ -210,7 +220,9 @@ class Evaluator:
             assert collected is not None
             ranks = Ranks.of(collected)
             kept.append(ranks)
-            summed: Counter[str] = sum((Counter(part) for part in counts or ()), Counter())
+            summed: Counter[str] = Counter()
+            for part in counts or ():
+                summed.update(part)
             return (
                 self._metrics(ranks.masked, ranks.masked_lists, ranks, dataset),
                 self._metrics(ranks.unmasked, ranks.unmasked_lists, ranks, dataset),
@@ -233,7 +245,7 @@ class Evaluator:
     def _list_length(self) -> int:
         return max(self.config["topk"]) if metrics.needs_lists(self.config["metrics"]) else 0
 
-    def _metrics(self, rank: np.ndarray, lists: np.ndarray | None, ranks: Ranks, dataset: Any) -> Metrics:
+    def _metrics(self, rank: np.ndarray, lists: np.ndarray | None, ranks: Ranks, dataset: HistoryDataset) -> Metrics:
         if lists is None:
             return OrderedDict(metrics.compute(self.config, rank, None, None))
         assert self.train_counts is not None, "popularity metrics need train_counts"
@@ -244,14 +256,16 @@ class Evaluator:
 
     # ---- scores
 
-    def precision(self, model: Any) -> AbstractContextManager[Any]:
+    def precision(self, model: LLMRecommender) -> AbstractContextManager[Any]:
         """Context in which a model is evaluated: mixed precision for those that keep their scores out of it."""
         if self._amp_dtype is None or not model.evaluates_in_amp:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._amp_dtype)
 
     @torch.no_grad()
-    def scores(self, model: Any, interaction: Interaction, dataset: Any, n_items: int | None = None) -> torch.Tensor:
+    def scores(
+        self, model: LLMRecommender, interaction: Interaction, dataset: HistoryDataset, n_items: int | None = None
+    ) -> torch.Tensor:
         """Scores of the whole catalogue for every row, (B, n_items), padding ``-inf``: what an evaluation ranks.
 
         Parameters
@@ -279,7 +293,9 @@ class Evaluator:
         scores[:, 0] = -torch.inf
         return scores
 
-    def _pair_by_pair(self, model: Any, rows: Interaction, dataset: Any, n_items: int) -> torch.Tensor:
+    def _pair_by_pair(
+        self, model: LLMRecommender, rows: Interaction, dataset: HistoryDataset, n_items: int
+    ) -> torch.Tensor:
         """Scores of a model that scores pairs of row and item only, a batch of pairs at a time."""
         if self._item_features is None:
             self._item_features = dataset.get_item_feature().to(self.device)
@@ -290,11 +306,11 @@ class Evaluator:
             parts.append(self._predict(model, pairs))
         return torch.cat(parts)
 
-    def _predict(self, model: Any, pairs: Interaction) -> torch.Tensor:
+    def _predict(self, model: LLMRecommender, pairs: Interaction) -> torch.Tensor:
         pieces = _pieces(pairs, int(self.config["eval_batch_size"]))
         return torch.cat([checked_predictions(model.predict(piece), model, len(piece)) for piece in pieces])
 
-    def _scores_of_sampled(self, model: Any, batch: tuple[Any, ...], n_items: int) -> torch.Tensor:
+    def _scores_of_sampled(self, model: LLMRecommender, batch: tuple[Any, ...], n_items: int) -> torch.Tensor:
         """Scores of sampled items; everything else is ``-inf``."""
         interaction, row, _, target = batch
         pairs = interaction.to(self.device)
@@ -306,7 +322,7 @@ class Evaluator:
 
     # ---- two-step models
 
-    def retrieve(self, model: Reranker, data: Any, k: int, show_progress: bool = False) -> Retrieved:
+    def retrieve(self, model: Reranker, data: EvaluationLoader, k: int, show_progress: bool = False) -> Retrieved:
         """Return the first ``k`` candidates of a split's rows; computed once per retriever."""
         key = f"{model.retriever_key()} {k} {self.config['mask_history']} {len(data.dataset)}"
         if (data.phase, key) not in self._retrieved:
@@ -327,7 +343,7 @@ class Evaluator:
         return self._retrieved[data.phase, key]
 
     @torch.no_grad()
-    def with_candidates(self, model: Any, batch: tuple[Any, ...], phase: str) -> Interaction:
+    def with_candidates(self, model: LLMRecommender, batch: tuple[Any, ...], phase: str) -> Interaction:
         """Rows of a full-sort batch, with the candidates that :meth:`evaluate` hands to a reranker."""
         interaction, history, _, target = batch
         if not isinstance(model, Reranker) or not model.reranks:
@@ -351,7 +367,7 @@ class Evaluator:
             retrieved.save(folder, phase, key)
         return retrieved
 
-    def _hand_over(self, model: Reranker, retrieved: Retrieved, data: Any) -> int:
+    def _hand_over(self, model: Reranker, retrieved: Retrieved, data: EvaluationLoader) -> int:
         """Give a loader the candidates of its rows; returns how many rows are re-ranked."""
         items = retrieved.items
         if model.reranks_retrieved_only(data.phase):

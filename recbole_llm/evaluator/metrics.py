@@ -6,12 +6,13 @@ what paired tests and breakdowns need.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from recbole.evaluator.collector import DataStruct
 from recbole.evaluator.register import metric_information, metrics_dict
+
+from recbole_llm.typing import Settings
 
 RankMetric = Callable[[np.ndarray, int], np.ndarray]
 
@@ -132,7 +133,7 @@ def needs_lists(metrics: list[str]) -> bool:
 
 
 def compute(
-    config: Any,
+    config: Settings,
     rank: np.ndarray,
     lists: np.ndarray | None,
     train_counts: np.ndarray | None,
@@ -189,7 +190,9 @@ def _beyond_accuracy(
     return float(values.mean())
 
 
-def _recbole_list_metric(name: str, config: Any, lists: np.ndarray, train_counts: np.ndarray) -> Mapping[str, float]:
+def _recbole_list_metric(
+    name: str, config: Settings, lists: np.ndarray, train_counts: np.ndarray
+) -> Mapping[str, float]:
     data = DataStruct()
     data.set("data.num_items", len(train_counts))
     data.set("data.count_items", {item: int(count) for item, count in enumerate(train_counts) if count})

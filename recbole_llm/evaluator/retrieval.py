@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.ranks import Ranks
@@ -67,7 +68,7 @@ class Retrieved:
         return self.masked if mask_history else self.unmasked
 
 
-def summary(config: Any, retrieved: Retrieved, ranks: Ranks, reranked: int) -> dict[str, Any]:
+def summary(config: Config, retrieved: Retrieved, ranks: Ranks, reranked: int) -> dict[str, Any]:
     """Rows of a two-step result, each an exact mean over users.
 
     The retriever alone, masked and not; and on the users whose target it retrieved, the whole model and the retriever.

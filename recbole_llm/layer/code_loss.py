@@ -1,11 +1,12 @@
 """Negative log-likelihood of item codes, teacher forced, with the averages of P5, POD and LightLM."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
+
+from recbole_llm.typing import LanguageModel
 
 NO_TOKEN = -100  # after the end of a code: ignored by cross-entropy
 
@@ -25,7 +26,9 @@ class CodeLoss:
     reduction: str
     pad: int | None = None
 
-    def __call__(self, t5: Any, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, t5: LanguageModel, hidden: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
         """Return the loss of a batch.
 
         Parameters

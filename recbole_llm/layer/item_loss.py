@@ -27,8 +27,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.config.registry import property_file, props_dir
 from recbole_llm.config.values import choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.cross_entropy import at_once, linear_cross_entropy
 from recbole_llm.layer.gathering import gather_rows, row_sparse
@@ -136,7 +138,9 @@ class ItemLoss(nn.Module):
             self.register_buffer("cumulative", torch.from_numpy(share.cumsum()), persistent=False)
 
     @classmethod
-    def from_config(cls, config: Any, dataset: Any, pad_class: bool = False, reads_rows: bool = False) -> "ItemLoss":
+    def from_config(
+        cls, config: Config, dataset: HistoryDataset, pad_class: bool = False, reads_rows: bool = False
+    ) -> "ItemLoss":
         """Return the configured loss; ``props/common/item_loss.yaml`` holds the defaults.
 
         Parameters

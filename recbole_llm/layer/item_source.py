@@ -18,7 +18,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from recbole_llm.config import Config
 from recbole_llm.config.schema.blocks import Adaptor
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
@@ -28,6 +30,7 @@ from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.pooling import pool_tokens, pooling_of, special_ids
+from recbole_llm.typing import LanguageModel
 
 # Items that go through the Item LLM at once; above it activations are recomputed, not stored.
 ITEM_CHUNK = 512
@@ -169,7 +172,7 @@ class FrozenItems(TextItems):
 
     vectors: torch.Tensor
 
-    def __init__(self, config: Any, dataset: Any, preferred: str, logger: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset, preferred: str, logger: Any) -> None:
         super().__init__()
         found = item_vectors_of(dataset, config, preferred, logger)
         self.provenance, self.encode = found.provenance, found.encode
@@ -207,13 +210,19 @@ class ItemLLM(TextItems):
         For a pooling without gradient, or a shared model of another name.
     """
 
-    llm: Any
+    llm: LanguageModel
     tokens: torch.Tensor
     token_count: torch.Tensor
     has_text: torch.Tensor
 
     def __init__(
-        self, config: Any, dataset: Any, preferred: str, logger: Any, dropout: float, shared: tuple[Any, Any] | None
+        self,
+        config: Config,
+        dataset: HistoryDataset,
+        preferred: str,
+        logger: Any,
+        dropout: float,
+        shared: tuple[Any, Any] | None,
     ) -> None:
         super().__init__()
         text = item_text_of(dataset, config)

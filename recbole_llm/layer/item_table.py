@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.text.item_vectors import ItemVectors, item_vectors_of
@@ -16,7 +18,7 @@ from recbole_llm.text.reduction import Transform, fit_reduction, fit_whitening, 
 STAND_IN_LLM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> ItemVectors:
+def text_vectors(config: Config, dataset: HistoryDataset, width: int, logger: Any) -> ItemVectors:
     """Encode the item texts, then reduce, whiten and normalise as the configuration says.
 
     Parameters
@@ -66,7 +68,7 @@ def text_vectors(config: Any, dataset: Any, width: int, logger: Any) -> ItemVect
     return replace(reduced, provenance={**reduced.provenance, "items_not_in_training": unseen})
 
 
-def item_classes(dataset: Any, config: Any) -> list[str]:
+def item_classes(dataset: HistoryDataset, config: Config) -> list[str]:
     """Class of each item but padding: the distinct words of ``lda_class_field``, in any order."""
     field = config["lda_class_field"]
     if not field:

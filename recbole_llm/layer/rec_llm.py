@@ -1,16 +1,16 @@
 """The Recommendation LLM: a pretrained network that reads item vectors instead of token embeddings."""
 
 import inspect
-from typing import Any
 
 import torch
 from torch import nn
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.packing import Packing
+from recbole_llm.typing import LanguageModel
 
 
-def keep_layers(llm: Any, count: int, name: str) -> None:
+def keep_layers(llm: LanguageModel, count: int, name: str) -> None:
     """Keep the first layers of a deep network; final normalisation and everything else stay.
 
     Parameters
@@ -40,7 +40,7 @@ def keep_layers(llm: Any, count: int, name: str) -> None:
     llm.config.num_hidden_layers = count
 
 
-def states(llm: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def states(llm: LanguageModel, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the outputs at every position, shape (B, L, d).
 
     Parameters
@@ -55,7 +55,7 @@ def states(llm: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return llm(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state
 
 
-def causal_states(llm: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def causal_states(llm: LanguageModel, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the outputs at every position, each of which reads its own sequence up to itself; 0 at padding.
 
     Short sequences share a row of the pass, so that hardly any padding is computed; the attention mask keeps them
@@ -88,23 +88,23 @@ def causal_states(llm: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
     return nn.functional.pad(z, (0, 0, 0, x.shape[1] - z.shape[1]))
 
 
-def takes_positions(llm: Any) -> bool:
+def takes_positions(llm: LanguageModel) -> bool:
     """Whether a model is told the positions; one with relative positions only, such as T5, is not."""
     return "position_ids" in inspect.signature(_without_adapters(llm).forward).parameters
 
 
-def first_position(llm: Any) -> int:
+def first_position(llm: LanguageModel) -> int:
     """Return the id of the first position: RoBERTa and its kin count from the one after that of padding."""
     padding = getattr(getattr(_without_adapters(llm), "embeddings", None), "padding_idx", None)
     return 0 if padding is None else int(padding) + 1
 
 
-def _without_adapters(llm: Any) -> Any:
+def _without_adapters(llm: LanguageModel) -> LanguageModel:
     return llm.get_base_model() if hasattr(llm, "get_base_model") else llm
 
 
 @torch.no_grad()
-def reads_others(llm: Any, width: int) -> bool:
+def reads_others(llm: LanguageModel, width: int) -> bool:
     """Whether an output of :func:`causal_states` depends on later items or on another sequence of its row.
 
     Tried on four positions and on their halves, which share a row, in evaluation mode.

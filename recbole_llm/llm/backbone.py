@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from recbole_llm.config import Config
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError, MissingExtraError, ModelNotFoundError
 from recbole_llm.llm.dtype import dtype_to_train, resolve_dtype
@@ -19,6 +20,7 @@ from recbole_llm.llm.hf import first_line, has_tokenizer, needs_sentencepiece, q
 from recbole_llm.llm.resolve import remedies, resolve_llm
 from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 from recbole_llm.llm.tiny import fixed_seed, tiny_config, tiny_tokenizer
+from recbole_llm.typing import ModelConfig, Tokenizer
 
 __all__ = [
     "LLMSpec",
@@ -40,7 +42,7 @@ _DROPOUT_KEYS = (
 )
 
 
-def load_config(resolved: ResolvedLLM) -> Any:
+def load_config(resolved: ResolvedLLM) -> ModelConfig:
     """Return the model's transformers configuration.
 
     Raises
@@ -60,7 +62,7 @@ def position_limit(resolved: ResolvedLLM) -> int | None:
     return getattr(shape, "max_position_embeddings", None)
 
 
-def load_tokenizer(resolved: ResolvedLLM) -> Any:
+def load_tokenizer(resolved: ResolvedLLM) -> Tokenizer:
     """Return the model's tokenizer, which pads and truncates on the right.
 
     Raises
@@ -294,7 +296,7 @@ def checkpoint_activations(module: Any) -> None:
 
 
 def _load_weights(
-    resolved: ResolvedLLM, config: Any, dtype: torch.dtype, options: dict[str, Any], auto_class: Any = None
+    resolved: ResolvedLLM, config: Config, dtype: torch.dtype, options: dict[str, Any], auto_class: Any = None
 ) -> torch.nn.Module:
     try:
         with quiet_transformers():
@@ -324,7 +326,7 @@ def _load_weights(
     return module
 
 
-def _reshaped(config: Any, shape: Mapping[str, Any] | None, pretrained: bool, name: str) -> Any:
+def _reshaped(config: Config, shape: Mapping[str, Any] | None, pretrained: bool, name: str) -> Any:
     """Return the configuration with some of its entries replaced."""
     if not shape:
         return config
@@ -343,7 +345,7 @@ def _reshaped(config: Any, shape: Mapping[str, Any] | None, pretrained: bool, na
     return type(config).from_dict({**entries, **both, **shape})
 
 
-def _set_dropout(config: Any, dropout: float, name: str) -> None:
+def _set_dropout(config: Config, dropout: float, name: str) -> None:
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ConfigError(f"dropout: {dropout!r} is not allowed; choose a number in [0, 1).")
     keys = [key for key in _DROPOUT_KEYS if isinstance(getattr(config, key, None), (int, float))]

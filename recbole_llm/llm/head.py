@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from recbole_llm.precision import full_precision, product
+from recbole_llm.typing import LanguageModel
 
 
 @contextmanager
-def float32_logits(lm: Any, tokens: torch.Tensor | None = None) -> Iterator[None]:
+def float32_logits(lm: LanguageModel, tokens: torch.Tensor | None = None) -> Iterator[None]:
     """Inside, a language model computes its logits in float32, whatever its weights are stored in; without gradient.
 
     Logits of 16 bits tie: 20 letters have some 14 different values in bfloat16. The products are those of the weights
@@ -29,7 +29,7 @@ def float32_logits(lm: Any, tokens: torch.Tensor | None = None) -> Iterator[None
 
 
 @contextmanager
-def replaced_head(lm: Any, replacement: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
+def replaced_head(lm: LanguageModel, replacement: Callable[[nn.Module], nn.Module]) -> Iterator[None]:
     """Put another module in the place of a language model's head, and the head back at the end.
 
     Parameters

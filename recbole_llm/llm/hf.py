@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from recbole_llm.config import Config
 from recbole_llm.errors import ModelNotFoundError
+from recbole_llm.typing import ModelConfig
 
 
 def cache_root() -> Path:
@@ -15,7 +16,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recbole-llm"
 
 
-def family_of(config: Any) -> str:
+def family_of(config: Config) -> str:
     """Return "t5", "bert", "decoder" or "other": see :class:`recbole_llm.llm.spec.ResolvedLLM`."""
     from transformers.models.auto import modeling_auto as auto
 
@@ -29,7 +30,7 @@ def family_of(config: Any) -> str:
     return "decoder" if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "other"
 
 
-def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
+def read_config(folder: Path, trust_remote_code: bool = False) -> ModelConfig:
     """Return the configuration in a model folder; raise ModelNotFoundError where it is missing or damaged."""
     from transformers import AutoConfig
 

@@ -1,12 +1,12 @@
 """Left-padded texts through a causal language model: logits and losses at their ends."""
 
-from typing import Any
-
 import torch
 from torch.nn import functional
 
+from recbole_llm.typing import LanguageModel
 
-def last_logits(lm: Any, ids: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
+
+def last_logits(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
     """Return the logits behind the last positions of texts, and of no other position.
 
     Parameters
@@ -25,7 +25,7 @@ def last_logits(lm: Any, ids: torch.Tensor, mask: torch.Tensor, last: int) -> to
     return output.logits.float()
 
 
-def summed_answer_loss(lm: Any, ids: torch.Tensor, mask: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+def summed_answer_loss(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Return the negative log-likelihood of the last ``sizes`` (B,) tokens of texts, summed over all of them."""
     last = max(int(sizes.max()), 1) + 1
     logits, labels = last_logits(lm, ids, mask, last)[:, :-1], ids[:, 1 - last :]

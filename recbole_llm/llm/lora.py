@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.llm.backbone import checkpoint_activations, load_causal_lm, transformer_layers
 from recbole_llm.llm.dtype import dtype_to_train
 from recbole_llm.llm.spec import ResolvedLLM
+from recbole_llm.typing import LanguageModel, Settings
 
 
-def tuned_dtype(resolved: ResolvedLLM, config: Any) -> str | None:
+def tuned_dtype(resolved: ResolvedLLM, config: Config) -> str | None:
     """Return the type of a language model's weights under ``tuning``; None: the requested type.
 
     Raises
@@ -24,17 +26,17 @@ def tuned_dtype(resolved: ResolvedLLM, config: Any) -> str | None:
     return dtype_to_train(resolved) if config["tuning"] == "full" else None
 
 
-def load_for_tuning(resolved: ResolvedLLM, config: Any, pretrained: bool, device: torch.device) -> Any:
+def load_for_tuning(resolved: ResolvedLLM, config: Config, pretrained: bool, device: torch.device) -> LanguageModel:
     """Return a causal language model whose own weights learn with ``tuning: full`` only; see :func:`with_adapters`."""
     dtype = tuned_dtype(resolved, config)
-    lm: Any = load_causal_lm(resolved, pretrained, dtype, in_4bit=config["load_in_4bit"], device=device)
+    lm: LanguageModel = load_causal_lm(resolved, pretrained, dtype, in_4bit=config["load_in_4bit"], device=device)
     lm.requires_grad_(config["tuning"] == "full")
     if config["gradient_checkpointing"]:
         checkpoint_activations(lm)
     return lm
 
 
-def with_adapters(lm: Any, resolved: ResolvedLLM, config: Any) -> Any:
+def with_adapters(lm: LanguageModel, resolved: ResolvedLLM, config: Config) -> LanguageModel:
     """Return a language model, with LoRA adapters if ``tuning: lora``."""
     if config["tuning"] != "lora":
         return lm
@@ -49,14 +51,14 @@ def with_adapters(lm: Any, resolved: ResolvedLLM, config: Any) -> Any:
     )
 
 
-def save_adapters(lm: Any, config: Any, folder: Path) -> None:
+def save_adapters(lm: LanguageModel, config: Settings, folder: Path) -> None:
     """Write the adapters in PEFT's format, if there are any."""
     if config["tuning"] == "lora":
         lm.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
 
 
-def check_base(resolved: ResolvedLLM, config: Any, name: str, revision: str | None, key: str) -> None:
+def check_base(resolved: ResolvedLLM, config: Settings, name: str, revision: str | None, key: str) -> None:
     """Compare a language model with that of the run whose weights were loaded; ``key`` is the setting that names it.
 
     Raises

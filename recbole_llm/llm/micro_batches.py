@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from recbole_llm.config import Config
 from recbole_llm.llm.backbone import hidden_size, transformer_layers
+from recbole_llm.typing import LanguageModel
 
 # Bytes of activations at a time on a CPU; a GPU takes this share of its memory. Constants of a machine, so that parts,
 # and with them rounding, are the same in every run on it.
@@ -34,11 +36,11 @@ class MicroBatches:
     """
 
     @classmethod
-    def of(cls, lm: Any, settings: Any) -> "MicroBatches":
+    def of(cls, lm: LanguageModel, settings: Any) -> "MicroBatches":
         """Return those of the settings ``micro_batch_tokens`` and ``gradient_checkpointing``."""
         return cls(lm, settings.micro_batch_tokens, settings.gradient_checkpointing)
 
-    def __init__(self, lm: Any, tokens: int | None, checkpointed: bool) -> None:
+    def __init__(self, lm: LanguageModel, tokens: int | None, checkpointed: bool) -> None:
         self.parameters = [parameter for parameter in lm.parameters() if parameter.requires_grad]
         config = lm.config.get_text_config()
         layer, kept = layer_bytes(config, lm.dtype.itemsize)
@@ -114,7 +116,7 @@ class MicroBatches:
         return _Sum.apply(losses, *self.parameters)  # type: ignore[no-untyped-call]
 
 
-def _layers_with_gradients(lm: Any) -> int:
+def _layers_with_gradients(lm: LanguageModel) -> int:
     """Return how many layers keep activations for the backward pass: those from the first trainable weight on."""
     found = transformer_layers(lm)
     if found is None:
@@ -125,7 +127,7 @@ def _layers_with_gradients(lm: Any) -> int:
     return len(layers) if any(outside) or not any(learns) else len(layers) - learns.index(True)
 
 
-def layer_bytes(config: Any, itemsize: int) -> tuple[float, float]:
+def layer_bytes(config: Config, itemsize: int) -> tuple[float, float]:
     """Estimate the bytes of activations that a layer keeps for each token, and of its input alone."""
     width = hidden_size(config)
     inner = getattr(config, "intermediate_size", None) or 4 * width

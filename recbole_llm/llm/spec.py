@@ -6,6 +6,7 @@ from typing import Any
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.tiny import TINY_NAMES
+from recbole_llm.typing import Settings
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -66,7 +67,7 @@ class LLMSpec:
                 raise ConfigError(f"llm_{key}: {getattr(self, key)!r} is not allowed; choose true or false.")
 
     @classmethod
-    def from_config(cls, config: Any, key: str = "llm", preferred: str = "google-t5/t5-small") -> "LLMSpec":
+    def from_config(cls, config: Settings, key: str = "llm", preferred: str = "google-t5/t5-small") -> "LLMSpec":
         """Read ``config[key]`` and ``config[f"{key}_revision"]``, ``_cache_dir``, ``_token``, ``_dtype``, ...
 
         Where `key` is not "llm", a parameter that is not given falls back to the one of "llm" (``rec_llm_dtype`` to

@@ -1,16 +1,15 @@
 """The T5 of generative recommenders: with its decoder, or the encoder alone."""
 
-from typing import Any
-
 import torch
 
 from recbole_llm.config.schema import models as schema
 from recbole_llm.llm.backbone import load_encoder, load_seq2seq
 from recbole_llm.llm.dtype import dtype_to_train
 from recbole_llm.llm.spec import ResolvedLLM
+from recbole_llm.typing import LanguageModel, Tokenizer
 
 
-def load_t5(resolved: ResolvedLLM, settings: schema.Generative) -> Any:
+def load_t5(resolved: ResolvedLLM, settings: schema.Generative) -> LanguageModel:
     """Return the T5 that the settings describe; ``head: projection`` needs no decoder.
 
     Raises
@@ -26,7 +25,7 @@ def load_t5(resolved: ResolvedLLM, settings: schema.Generative) -> Any:
     return load_encoder(resolved, pretrained, dtype_to_train(resolved), rate, shape)
 
 
-def redraw_numbers(t5: Any, tokenizer: Any, bound: float) -> None:
+def redraw_numbers(t5: LanguageModel, tokenizer: Tokenizer, bound: float) -> None:
     """Reinitialise embeddings of number tokens from U(-bound, bound) (LightLM)."""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     numbers = [token for token, piece in enumerate(pieces) if piece and piece.lstrip("\u2581").isdigit()]

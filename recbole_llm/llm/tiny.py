@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 
+from recbole_llm.typing import ModelConfig, Tokenizer
+
 TINY_NAMES = ("tiny-random-t5", "tiny-random-bert", "tiny-random-llama")
 SEED = 20240215  # fixed: two runs, or two processes, get the same "pretrained" weights
 
 _HIDDEN, _LAYERS, _HEADS, _FEED_FORWARD, _POSITIONS = 32, 2, 2, 64, 512
 
 
-def tiny_config(name: str) -> Any:
+def tiny_config(name: str) -> ModelConfig:
     """Return the transformers configuration of a tiny model: hidden size 32, 2 layers, 2 heads.
 
     Raises
@@ -50,7 +52,7 @@ def tiny_config(name: str) -> Any:
     }[name]()
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer() -> Tokenizer:
     """Return the byte-level tokenizer of all tiny models (pad 0, ``</s>`` 1, one id per byte from 3 on)."""
     from transformers import ByT5Tokenizer
 

@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import untrained as schema
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.mask import exclude_from_choice
 from recbole_llm.data.rows import POSITION
@@ -115,5 +116,5 @@ class EmbeddingEnsemble(Hybrid):
         return described
 
 
-def _scores_are_cosines(model: Any) -> bool:
+def _scores_are_cosines(model: LLMRecommender) -> bool:
     return isinstance(model, LLMSeqSim) and model.similarity == "cosine"

@@ -18,9 +18,11 @@ from recbole.data.interaction import Interaction
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
 from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.candidates import CANDIDATES, UnseenNegatives
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.mask import excluded
 from recbole_llm.layer.code_loss import NO_TOKEN, CodeLoss
 from recbole_llm.llm.backbone import load_tokenizer
@@ -67,7 +69,7 @@ class GenerativeRecommender(LLMRecommender):
     valid_figures = ("loss",)
     evaluates_in_amp = True
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.settings = settings = schema.Generative.of(config)
         self.task, self.head_kind, self.decoding = settings.task, settings.head, settings.decoding
@@ -127,24 +129,24 @@ class GenerativeRecommender(LLMRecommender):
 
     # ---- tasks: what the subclasses differ in
 
-    def train_tasks(self, config: Any) -> list[str]:
+    def train_tasks(self, config: Config) -> list[str]:
         """Return the tasks that training takes in turn, each with its own soft prompts: only the evaluated one."""
         return [self.task]
 
-    def templates_of(self, config: Any) -> dict[str, list[str]]:
+    def templates_of(self, config: Config) -> dict[str, list[str]]:
         """Return the training templates of every task."""
         keys = {"sequential": "templates", "topn": "topn_templates"}
         return {task: list(config[keys[task]]) for task in self.tasks}
 
-    def test_template_of(self, config: Any, key: str) -> int | str:
+    def test_template_of(self, config: Config, key: str) -> int | str:
         """Return the evaluation template: its number, or its text."""
         return config[key]
 
-    def n_negatives(self, config: Any) -> int:
+    def n_negatives(self, config: Config) -> int:
         """Return the number of unseen items that come with a training row; 0: none."""
         return self.settings.topn_negatives if "topn" in self.tasks and self.task != "topn" else 0
 
-    def _negatives(self, config: Any, dataset: Any) -> UnseenNegatives | None:
+    def _negatives(self, config: Config, dataset: HistoryDataset) -> UnseenNegatives | None:
         wanted = self.n_negatives(config)
         if not wanted:
             return None

@@ -81,7 +81,7 @@ class Member:
         self._own_id = self._translate(own_items, items)
 
     @staticmethod
-    def _untrained(name: str, settings: Mapping[str, Any], config: Config, dataset: HistoryDataset) -> Any:
+    def _untrained(name: str, settings: Mapping[str, Any], config: Config, dataset: HistoryDataset) -> LLMRecommender:
         known = own_models() + stock_models()
         if name not in known and ":" not in name:
             raise ConfigError(

@@ -5,8 +5,7 @@ collaborative (GCI) indexing (Sec. 3.2), and decoding never leaves the catalogue
 names the user only; with ``with_history`` the templates of ``history_templates`` show the history, too.
 """
 
-from typing import Any
-
+from recbole_llm.config import Config
 from recbole_llm.model.generative import GenerativeRecommender
 
 
@@ -15,14 +14,14 @@ class LightLM(GenerativeRecommender):
 
     train_view = "prefix"
 
-    def templates_of(self, config: Any) -> dict[str, list[str]]:
+    def templates_of(self, config: Config) -> dict[str, list[str]]:
         """Return the templates of users, or of users and their histories."""
         templates = super().templates_of(config)
         if config["with_history"] and "sequential" in templates:
             templates["sequential"] = list(config["history_templates"])
         return templates
 
-    def test_template_of(self, config: Any, key: str) -> int | str:
+    def test_template_of(self, config: Config, key: str) -> int | str:
         """Return the template that is used in evaluation, of the list that training draws from."""
         with_history = config["with_history"] and key == "test_template"
         return config["history_test_template"] if with_history else config[key]

@@ -40,6 +40,7 @@ from recbole_llm.llm.lora import add_lora, check_base, save_adapters
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.precision import product
+from recbole_llm.typing import LanguageModel
 
 PAPER_LLM = "google-t5/t5-small"
 FINETUNE = "stage2"
@@ -79,7 +80,7 @@ class LiteLLM4Rec(LLMRecommender):
     needs_item_text = True
     accepts_new_items = True
     evaluates_in_amp = True
-    rec_llm: Any
+    rec_llm: LanguageModel
     item_source: ItemSource
 
     @classmethod

@@ -19,9 +19,11 @@ import torch
 from recbole.data.interaction import Interaction
 from torch.nn import functional
 
+from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
 from recbole_llm.contract import Reranker
 from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.mask import excluded, without
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.topk import top_items
@@ -42,7 +44,7 @@ from recbole_llm.llm.lora import (
 )
 from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm
-from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 from recbole_llm.model.retriever import get_retriever
 from recbole_llm.precision import full_precision
 from recbole_llm.prompt.letter_reader import LetterReader, content_free_prompts
@@ -91,7 +93,7 @@ class LlamaRec(Reranker):
     evaluates_in_amp = True
     stages_start_afresh = True
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.settings = schema.LlamaRec.of(config)
         self.config = config
@@ -111,19 +113,19 @@ class LlamaRec(Reranker):
         self.pools = self.settings.negative_pool if self.settings.train_negatives == "retriever" else 0
 
     @classmethod
-    def find_language_models(cls, config: Any, find: Callable[[Any, str, bool], object]) -> None:
+    def find_language_models(cls, config: Config, find: Callable[[Any, str, bool], object]) -> None:
         """Fail early if the language model is not available."""
         cls.resolve_llm(config)
 
     @staticmethod
-    def resolve_llm(config: Any) -> Any:
+    def resolve_llm(config: Config) -> ResolvedLLM:
         """Return the files of the language model."""
         spec = LLMSpec.from_config(config, preferred=PREFERRED)
         return resolve_causal_lm(spec, weights=config["llm_init"] == "pretrained")
 
     # ---- the two models
 
-    def _build_retriever(self, config: Any, dataset: Any) -> None:
+    def _build_retriever(self, config: Config, dataset: HistoryDataset) -> None:
         found = get_retriever(self.settings.retriever, self.settings.retriever_settings, config, dataset)
         self.retriever, self.retriever_config, self.retriever_from = found.model, found.config, found.run_dir
         trained = found.run_dir is not None
@@ -160,7 +162,7 @@ class LlamaRec(Reranker):
 
     # ---- prompts
 
-    def _build_prompts(self, config: Any, dataset: Any) -> None:
+    def _build_prompts(self, config: Config, dataset: HistoryDataset) -> None:
         tokenizer = load_tokenizer(self.resolved)
         self.item_text = item_text_of(dataset, config, title_only=True)
         tokens = dataset.field2id_token[dataset.iid_field]

@@ -19,8 +19,10 @@ import torch
 from recbole.data.interaction import Interaction
 from transformers import GenerationConfig
 
+from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
 from recbole_llm.contract import LLMRecommender
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.mask import excluded, whole_history, without
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.topk import top_items
@@ -36,7 +38,7 @@ from recbole_llm.llm.lora import (
 )
 from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
-from recbole_llm.llm.spec import LLMSpec
+from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 from recbole_llm.prompt.answer_counts import answer_rates
 from recbole_llm.prompt.answers import AnswerReader
 from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, prompt_limit
@@ -89,7 +91,7 @@ class LLMSeqPrompt(LLMRecommender):
     evaluates_in_amp = True
     reads_prompts = True
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         self.settings = schema.LLMSeqPrompt.of(config)
         self.config = config
@@ -111,29 +113,28 @@ class LLMSeqPrompt(LLMRecommender):
         self.start_evaluation()
 
     @classmethod
-    def find_language_models(cls, config: Any, find: Callable[[Any, str, bool], object]) -> None:
+    def find_language_models(cls, config: Config, find: Callable[[Any, str, bool], object]) -> None:
         """Fail early if the generating model or the encoder is not available."""
         if not config["item_vectors"]:
             find(config, "llm", True)
         cls.resolve_llm(config)
 
     @staticmethod
-    def resolve_llm(config: Any) -> Any:
+    def resolve_llm(config: Config) -> ResolvedLLM:
         """Return the files of the generating language model."""
-        spec = LLMSpec.from_config(
-            {**config.final_config_dict, "llm": None}, key="rec_llm", preferred=STAND_IN_CAUSAL_LM
-        )
+        options = {**config.final_config_dict, "llm": None}
+        spec = LLMSpec.from_config(options, key="rec_llm", preferred=STAND_IN_CAUSAL_LM)
         return resolve_causal_lm(spec, weights=config["rec_llm_init"] == "pretrained", key="rec_llm", to="write")
 
     # ---- what it is made of
 
-    def _build_seqsim(self, config: Any, dataset: Any) -> None:
+    def _build_seqsim(self, config: Config, dataset: HistoryDataset) -> None:
         settings = {key: config[key] for key in ("item_pooling", "item_max_tokens")}
         self.seqsim_config = submodel.inner_config("LLMSeqSim", config, settings | self.settings.seqsim_settings)
         config.notices += self.seqsim_config.notices
         self.seqsim = submodel.build(self.seqsim_config, dataset)
 
-    def _build_names(self, config: Any, dataset: Any) -> None:
+    def _build_names(self, config: Config, dataset: HistoryDataset) -> None:
         """Build the names of the items, and the search that resolves any other name."""
         self.tokenizer = load_tokenizer(self.resolved)
         self.item_text = item_text_of(dataset, config, title_only=True)
@@ -151,7 +152,7 @@ class LLMSeqPrompt(LLMRecommender):
             resolved = resolve_llm(LLMSpec.from_config(config, preferred=STAND_IN_LLM), logger=self.logger)
             self.nearest = nearest_by_text(self.titles, resolved, self.settings, config, self.device, self.logger)
 
-    def _build_clusters(self, config: Any) -> None:
+    def _build_clusters(self, config: Config) -> None:
         """Cluster the item vectors and choose an item to represent each cluster (Classify)."""
         if self.variant != "classify":
             return
@@ -164,7 +165,7 @@ class LLMSeqPrompt(LLMRecommender):
         nearest = found.distance.topk(self.k, largest=False).indices
         self.register_buffer("answers_of", found.items[nearest], persistent=False)
 
-    def _build_prompts(self, config: Any) -> None:
+    def _build_prompts(self, config: Config) -> None:
         style = self.settings.prompt_style
         name = self.settings.prompt or f"llmseqprompt_{'completion' if style == 'completion' else self.variant}"
         self.prompt = ChatPrompt.read(str(name), with_candidates=self.variant in ("classify", "rank"))
@@ -188,7 +189,7 @@ class LLMSeqPrompt(LLMRecommender):
         ids = self.tokenizer(self.titles, add_special_tokens=False)["input_ids"]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _build_lm(self, config: Any) -> None:
+    def _build_lm(self, config: Config) -> None:
         pretrained = self.settings.rec_llm_init == "pretrained"
         # A model may also end with the token that ended texts before it learned to chat.
         ends = sorted({self.prompts.end, self.tokenizer.eos_token_id} - {None})

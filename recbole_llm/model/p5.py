@@ -11,12 +11,12 @@ Whole-word embeddings number the words (Sec. 3.2); a training row is drawn as th
 so results are not those of the multi-task model in its tables.
 """
 
-from typing import Any
-
 import torch
 from recbole.data.interaction import Interaction
 from torch.nn.utils.rnn import pad_sequence
 
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.generative import GenerativeRecommender
 from recbole_llm.prompt.p5 import WordPrompts
@@ -31,7 +31,7 @@ class P5(GenerativeRecommender):
 
     train_view = "p5"
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         self.kinds = self._weights(config)
         super().__init__(config, dataset)
         end = [self.tokenizer.eos_token_id]
@@ -40,7 +40,7 @@ class P5(GenerativeRecommender):
         self.register_buffer("answers", table.to(self.device), persistent=False)
 
     @staticmethod
-    def _weights(config: Any) -> dict[str, float]:
+    def _weights(config: Config) -> dict[str, float]:
         """Share of each kind of prompt in training; kinds with share 0 are omitted."""
         given = dict(config["prompt_weights"])
         unknown = sorted(set(given) - set(KINDS))
@@ -59,7 +59,7 @@ class P5(GenerativeRecommender):
             )
         return weights
 
-    def templates_of(self, config: Any) -> dict[str, list[str]]:
+    def templates_of(self, config: Config) -> dict[str, list[str]]:
         """Return the training templates of every kind of prompt."""
         more = {"choice": ("choice_templates", "candidates"), "yes_no": ("yes_no_templates", "item")}
         templates = super().templates_of(config)
@@ -71,12 +71,12 @@ class P5(GenerativeRecommender):
                         raise ConfigError(f"{key}: {text!r} must hold {{{field}}}.")
         return templates
 
-    def test_template_of(self, config: Any, key: str) -> int | str:
+    def test_template_of(self, config: Config, key: str) -> int | str:
         """Return the evaluation template; ``unseen`` is the one not used in training."""
         chosen = super().test_template_of(config, key)
         return str(config["unseen_template"]) if chosen == UNSEEN else chosen
 
-    def n_negatives(self, config: Any) -> int:
+    def n_negatives(self, config: Config) -> int:
         """Return how many items besides the target there are to choose from, or to ask about."""
         return max(int(config["choice_candidates"]) - 1 if "choice" in self.kinds else 0, int("yes_no" in self.kinds))
 

@@ -6,10 +6,10 @@ Whole-word embeddings number users and items, all pieces of one alike. A trainin
 (``train_view: segment``). Explanations are not implemented.
 """
 
-from typing import Any
-
 import torch
 
+from recbole_llm.config import Config
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.generative import GenerativeRecommender
 
@@ -19,13 +19,13 @@ class POD(GenerativeRecommender):
 
     train_view = "segment"
 
-    def __init__(self, config: Any, dataset: Any) -> None:
+    def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
         if len(self.tasks) > 1:
             # Part of what is saved: a run that is resumed inside an epoch goes on with the task whose turn it is.
             self.register_buffer("batches", torch.zeros((), dtype=torch.long, device=self.device))
 
-    def train_tasks(self, config: Any) -> list[str]:
+    def train_tasks(self, config: Config) -> list[str]:
         """Return the tasks whose batches alternate."""
         tasks = list(dict.fromkeys(config["train_tasks"] or [self.task]))
         if self.task not in tasks:

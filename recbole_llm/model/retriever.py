@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.config import Config
 from recbole_llm.config.registry import get_model
-from recbole_llm.contract import Reranker
+from recbole_llm.contract import LLMRecommender, Reranker
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.run import submodel
 
@@ -25,12 +27,12 @@ class Retriever:
         Folder of the finished run that it comes from; None: it is still to be trained.
     """
 
-    model: Any
-    config: Any
+    model: LLMRecommender
+    config: Config
     run_dir: str | None
 
 
-def get_retriever(name: str, settings: Mapping[str, Any], config: Any, dataset: Any) -> Retriever:
+def get_retriever(name: str, settings: Mapping[str, Any], config: Config, dataset: HistoryDataset) -> Retriever:
     """Build a new model by its name, or load the model of a finished run by its folder.
 
     Parameters

@@ -11,7 +11,6 @@ from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from recbole_llm.llm.backbone import position_limit
 from recbole_llm.llm.spec import ResolvedLLM
 from recbole_llm.prompt.lists import ListPrompts, ListStyle, ListText
 from recbole_llm.prompt.pieces import NONE, PieceMaker, Prompts
+from recbole_llm.typing import Tokenizer
 
 HISTORY, CANDIDATES, LIST_LENGTH = "{history}", "{candidates}", "{list_length}"
 # In a line of their own around a list; every title in it has a number in front, so that none is taken for a mark.
@@ -78,7 +78,7 @@ class ChatPrompt:
         system, user = (text.replace(LIST_LENGTH, str(list_length)) for text in (self.system, self.user))
         return replace(self, system=system, user=user)
 
-    def rendered(self, tokenizer: Any, style: str) -> tuple[str, int | None]:
+    def rendered(self, tokenizer: Tokenizer, style: str) -> tuple[str, int | None]:
         """Return the whole prompt with its fields, and the token that ends an answer.
 
         ``style``: ``chat``, by the tokenizer's template or plain marks; ``completion``, the user's text and a line
@@ -100,7 +100,7 @@ class ChatPrompt:
         turn = _first_added_token(tokenizer, behind)
         return text, end if turn is None else turn
 
-    def _by_template(self, tokenizer: Any, answer: str | None) -> str:
+    def _by_template(self, tokenizer: Tokenizer, answer: str | None) -> str:
         from jinja2 import TemplateError
 
         def apply(messages: list[dict[str, str]]) -> str:
@@ -123,7 +123,7 @@ class ChatPrompt:
         return text
 
 
-def _first_added_token(tokenizer: Any, text: str) -> int | None:
+def _first_added_token(tokenizer: Tokenizer, text: str) -> int | None:
     """Return the token that a text begins with, blanks aside, if it was added to the vocabulary, special or not."""
     added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
     for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
@@ -195,7 +195,7 @@ class TitlePrompts(ListPrompts):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         prompt: ChatPrompt,
         titles: Sequence[str],
         style: str,

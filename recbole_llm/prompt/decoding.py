@@ -14,7 +14,9 @@ from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutput
 
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import ConfigError
+from recbole_llm.typing import Tokenizer
 
 # Scores at or below this belong to no sequence: generate() marks beams that could not be filled with -1e9.
 NOTHING = -1e8
@@ -130,7 +132,7 @@ class LineEnd(nn.Module):
     breaks: torch.Tensor
     whole: torch.Tensor
 
-    def __init__(self, tokenizer: Any, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         super().__init__()
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))], skip_special_tokens=True)
         lines = [text.split("\n") for text in texts][:vocab_size]
@@ -192,7 +194,7 @@ class BeamCache(EncoderDecoderCache):  # type: ignore[misc]
     beams : int
     """
 
-    def __init__(self, model: Any, encoder_hidden: torch.Tensor, beams: int) -> None:
+    def __init__(self, model: LLMRecommender, encoder_hidden: torch.Tensor, beams: int) -> None:
         cross = DynamicCache()
         for number, block in enumerate(model.get_decoder().block):
             attention = block.layer[1].EncDecAttention
@@ -211,7 +213,7 @@ class BeamCache(EncoderDecoderCache):  # type: ignore[misc]
 
 @torch.no_grad()
 def beam_search(
-    model: Any,
+    model: LLMRecommender,
     encoder_hidden: torch.Tensor,
     attention_mask: torch.Tensor,
     trie: Trie,
@@ -271,7 +273,7 @@ def beam_search(
 
 
 def exact_scores(
-    model: Any,
+    model: LLMRecommender,
     encoder_hidden: torch.Tensor,
     attention_mask: torch.Tensor,
     codes: Sequence[Sequence[int]],

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.spectral import cluster_paths, without_diagonal
 
@@ -57,7 +58,7 @@ class Histories:
     n_items: int
 
     @classmethod
-    def of(cls, dataset: Any) -> "Histories":
+    def of(cls, dataset: HistoryDataset) -> "Histories":
         """Those of the training split of a :class:`recbole_llm.data.dataset.HistoryDataset`."""
         train = np.zeros(len(dataset.flat), dtype=bool)
         train[dataset.train_positions] = True

@@ -1,7 +1,6 @@
 """Letters behind a prompt: their logits, the loss of the right one, and what each has whatever the prompt says."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from recbole_llm.llm.left_padded import last_logits
 from recbole_llm.prompt.letters import PromptComposer, PromptTemplate
 from recbole_llm.prompt.pieces import Prompts
 from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, only_logits_of
+from recbole_llm.typing import LanguageModel, Tokenizer
 
 # Titles without content (Zhao et al., "Calibrate Before Use", arXiv 2102.09690, use such words).
 CONTENT_FREE = ("N/A", "[MASK]", "item")
@@ -56,7 +56,7 @@ class LetterReader(nn.Module):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         composer: PromptComposer,
         example: str,
         loss: str,
@@ -78,13 +78,13 @@ class LetterReader(nn.Module):
 
     # ---- logits
 
-    def letters(self, lm: Any, ids: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+    def letters(self, lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
         """Logits of the first letters behind left-padded texts, (B, count); of no other word."""
         of = only_logits_of if torch.is_grad_enabled() else float32_logits
         with of(lm, self.letter_ids[:count]):
             return last_logits(lm, ids, mask, 1)[:, -1]
 
-    def by_length(self, lm: Any, prompts: Prompts, count: int, batch: int) -> torch.Tensor:
+    def by_length(self, lm: LanguageModel, prompts: Prompts, count: int, batch: int) -> torch.Tensor:
         """As :meth:`letters`, ``batch`` prompts of similar length at a time."""
         result = torch.empty(len(prompts.ids), count, device=prompts.ids.device)
         order = prompts.length.argsort()
@@ -108,7 +108,7 @@ class LetterReader(nn.Module):
         return 0 if self.loss == "candidates" else 2
 
     def summed_loss(
-        self, lm: Any, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
+        self, lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, here: torch.Tensor
     ) -> torch.Tensor:
         """Sum of the cross-entropies of right answers.
 
@@ -146,7 +146,7 @@ class LetterReader(nn.Module):
             self.bias.fill_(torch.inf)
 
     @torch.no_grad()
-    def calibrate(self, lm: Any, prompts: Iterable[Prompts], batch: int) -> None:
+    def calibrate(self, lm: LanguageModel, prompts: Iterable[Prompts], batch: int) -> None:
         """Take the mean log-probability of each letter over prompts with all letters as its bias."""
         logits = [self.by_length(lm, part, len(self.letter_ids), batch) for part in prompts]
         self.bias.copy_(functional.log_softmax(torch.cat(logits), dim=1).mean(0))
@@ -157,7 +157,7 @@ class LetterReader(nn.Module):
 
 
 def content_free_prompts(
-    tokenizer: Any, template: PromptTemplate, words: list[str], history: int, max_length: int
+    tokenizer: Tokenizer, template: PromptTemplate, words: list[str], history: int, max_length: int
 ) -> list[Prompts]:
     """Return prompts with all candidates, and as many items of history as fit, that have no content."""
     prompts = []

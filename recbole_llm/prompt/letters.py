@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.lists import ListPrompts, ListStyle, ListText
 from recbole_llm.prompt.pieces import cut_titles
+from recbole_llm.typing import Tokenizer
 
 JOINER = " \n "
 _FIELDS = ("{history}", "{candidates}")
@@ -83,7 +83,7 @@ class PromptComposer(ListPrompts):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         template: PromptTemplate,
         titles: Sequence[str],
         words: Sequence[str],

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from recbole_llm.prompt.pieces import (
     split_cut,
     split_space,
 )
+from recbole_llm.typing import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ListPrompts(nn.Module):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         text: ListText,
         titles: Sequence[str],
         history: ListStyle,

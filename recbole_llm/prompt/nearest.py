@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
 from recbole_llm.evaluator.topk import top_k
 from recbole_llm.llm.spec import ResolvedLLM
@@ -57,7 +58,7 @@ def nearest_by_text(
     titles: Sequence[str],
     resolved: ResolvedLLM,
     settings: schema.LLMSeqPrompt,
-    config: Any,
+    config: Config,
     device: torch.device,
     logger: logging.Logger,
 ) -> NearestItems:

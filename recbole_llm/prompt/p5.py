@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.pieces import NONE, PieceTable
+from recbole_llm.typing import Tokenizer
 
 RULES = ("entity", "word", "none")
 FIELDS = ("user", "history", "candidates", "item")
@@ -160,7 +161,7 @@ class PromptTable:
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         templates: Sequence[str],
         items: Sequence[str],
         users: Sequence[str],

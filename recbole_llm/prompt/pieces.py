@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from recbole_llm.typing import Tokenizer
+
 _CUT = re.compile(r"(?<=\n)(?!\n)|(?<=\S)(?= \S)")
 NONE = -1  # instead of a piece: no text
 
@@ -127,7 +129,7 @@ class PieceMaker:
         the whole text has in that place.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.inexact = 0
 
@@ -160,13 +162,13 @@ class PieceMaker:
         return pieces
 
 
-def padding_id(tokenizer: Any) -> int:
+def padding_id(tokenizer: Tokenizer) -> int:
     """Return the token that pads shorter prompts on the left, where nothing attends to it."""
     known = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
     return next((token for token in known if token is not None), 0)
 
 
-def beginning(tokenizer: Any, opening: str) -> list[int]:
+def beginning(tokenizer: Tokenizer, opening: str) -> list[int]:
     """Return the token that a text begins with where the tokenizer puts one there and ``opening`` does not have it."""
     bos = tokenizer.bos_token_id
     if bos is None or opening.startswith(tokenizer.bos_token):
@@ -185,7 +187,7 @@ def split_cut(text: str) -> tuple[str, str]:
     return (text, "") if match is None else (text[: match.start()], text[match.start() :])
 
 
-def cut_titles(tokenizer: Any, titles: Sequence[str], limit: int | None) -> list[str]:
+def cut_titles(tokenizer: Tokenizer, titles: Sequence[str], limit: int | None) -> list[str]:
     """Return titles of at most ``limit`` tokens, as text; None cuts none.
 
     A token may be a part of a character; the cut is then made before that character.
@@ -197,7 +199,7 @@ def cut_titles(tokenizer: Any, titles: Sequence[str], limit: int | None) -> list
     return [_cut(tokenizer, title, row, limit) for title, row in zip(titles, ids, strict=True)]
 
 
-def _cut(tokenizer: Any, title: str, ids: list[int], limit: int) -> str:
+def _cut(tokenizer: Tokenizer, title: str, ids: list[int], limit: int) -> str:
     if len(ids) <= limit:
         return title
     for kept in range(limit, 0, -1):

@@ -3,7 +3,6 @@
 import string
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from torch.nn import functional
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.head import replaced_head
+from recbole_llm.typing import LanguageModel, Tokenizer
 
 
 def label_words(words: Sequence[str] | None, count: int) -> list[str]:
@@ -33,7 +33,7 @@ def label_words(words: Sequence[str] | None, count: int) -> list[str]:
     return known[:count]
 
 
-def ids_in_context(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[int]:
+def ids_in_context(tokenizer: Tokenizer, prompt: str, words: Sequence[str]) -> list[int]:
     """Return the token that each word is directly after a prompt: the one a model is trained to answer.
 
     Raises
@@ -54,7 +54,7 @@ def ids_in_context(tokenizer: Any, prompt: str, words: Sequence[str]) -> list[in
     return _distinct(tokenizer, words, [ids[-1] for ids in after])
 
 
-def ids_alone(tokenizer: Any, words: Sequence[str]) -> list[int]:
+def ids_alone(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
     """Return the token that each word is by itself: the one LlamaRec's released code reads.
 
     A tokenizer that puts a blank before every text, such as Llama 2's, gives another token here than behind a line
@@ -75,7 +75,7 @@ def ids_alone(tokenizer: Any, words: Sequence[str]) -> list[int]:
     return _distinct(tokenizer, words, [row[0] for row in ids])
 
 
-def _distinct(tokenizer: Any, words: Sequence[str], ids: list[int]) -> list[int]:
+def _distinct(tokenizer: Tokenizer, words: Sequence[str], ids: list[int]) -> list[int]:
     for number, (word, token) in enumerate(zip(words, ids, strict=True)):
         if token in ids[:number]:
             raise ConfigError(
@@ -85,12 +85,12 @@ def _distinct(tokenizer: Any, words: Sequence[str], ids: list[int]) -> list[int]
     return ids
 
 
-def _name(tokenizer: Any) -> str:
+def _name(tokenizer: Tokenizer) -> str:
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
 
 @contextmanager
-def only_logits_of(lm: Any, tokens: torch.Tensor) -> Iterator[None]:
+def only_logits_of(lm: LanguageModel, tokens: torch.Tensor) -> Iterator[None]:
     """Inside, a causal language model computes the logits of these tokens only, in their order and in 32 bits.
 
     The rest of the vocabulary costs as much as a layer or more: at d = 256 and 32,000 words, a third of a Llama of 6

@@ -10,6 +10,7 @@ from recbole_llm.llm.head import float32_logits
 from recbole_llm.prompt.decoding import NOTHING, LineEnd, Trie, TrieConstraint
 from recbole_llm.prompt.pieces import Prompts
 from recbole_llm.prompt.sampling import SeededSampling, scramble
+from recbole_llm.typing import LanguageModel, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Writer:
 
     def __init__(
         self,
-        lm: Any,
-        tokenizer: Any,
+        lm: LanguageModel,
+        tokenizer: Tokenizer,
         writing: Writing,
         ends: list[int],
         pad: int,

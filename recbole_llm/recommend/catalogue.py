@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from recbole_llm.config.values import choice
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import DataError
 from recbole_llm.recommend.reading import as_id
 from recbole_llm.text.item_text import ItemText
@@ -26,7 +27,7 @@ class Catalogue:
         Raw id -> internal id.
     """
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: HistoryDataset) -> None:
         self.tokens = np.asarray(dataset.field2id_token[dataset.iid_field], dtype=object)
         self.ids = dict(dataset.field2token_id[dataset.iid_field])
 

@@ -11,6 +11,7 @@ from recbole_llm.config import Config
 from recbole_llm.config.arguments import CommandParser, parse_arguments
 from recbole_llm.config.values import nearest
 from recbole_llm.data.controls import OF_TEXT, control_of
+from recbole_llm.data.loader import EvaluationLoader
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.evaluator.timing import inference_times
 from recbole_llm.own_code import explain_own_code
@@ -204,7 +205,7 @@ def _check_effect(run: Run, without: Run) -> None:
 
 
 def evaluate_on_test(
-    trainer: RunTrainer, test_data: Any, show_progress: bool = False
+    trainer: RunTrainer, test_data: EvaluationLoader, show_progress: bool = False
 ) -> tuple[dict[str, float] | None, list[dict[str, Any]] | None]:
     """Evaluate the best weights and a hybrid's members on test; None if there is no test data."""
     with trainer.meter.phase("test"):
@@ -216,7 +217,7 @@ def evaluate_on_test(
     return result, members
 
 
-def time_inference(config: Config, trainer: RunTrainer, test_data: Any) -> dict[str, float] | None:
+def time_inference(config: Config, trainer: RunTrainer, test_data: EvaluationLoader) -> dict[str, float] | None:
     """Measure inference times, if ``timing_batches`` is set."""
     if not config["timing_batches"] or test_data is None:
         return None

@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from recbole.utils import init_seed, set_color
 
 from recbole_llm import distributed
 from recbole_llm.config import Config
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data import controls
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.data.loader import prepare_data
+from recbole_llm.data.loader import TrainLoader, prepare_data
 from recbole_llm.data.trained import FILE, TrainedData
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.llm.auto import recording
@@ -253,7 +254,7 @@ def _experiment(
     }
 
 
-def find_named(config: Any, key: str, weights: bool) -> None:
+def find_named(config: Config, key: str, weights: bool) -> None:
     """Raise :class:`ModelNotFoundError` if the encoder that a setting names is not available; ``auto`` names none."""
     spec = LLMSpec.from_config(config, key)
     if spec.name != "auto":
@@ -271,7 +272,9 @@ def _initial_weights(config: Config) -> Path | None:
     return weights
 
 
-def _build_model(config: Config, run_dir: Path | None, train_data: Any, resume: bool, meter: Meter) -> Any:
+def _build_model(
+    config: Config, run_dir: Path | None, train_data: TrainLoader, resume: bool, meter: Meter
+) -> LLMRecommender:
     """Build the model, after S3Rec's pre-training where it is due, and record what ``auto`` resolved to."""
     with tempfile.TemporaryDirectory(prefix="recbole-llm-") as temporary:
         if submodel.has_pretraining(config):
@@ -287,7 +290,9 @@ def _build_model(config: Config, run_dir: Path | None, train_data: Any, resume: 
     return model
 
 
-def _check_same_ids(folder: Path, setting: str, config: Config, model: Any, dataset: HistoryDataset) -> None:
+def _check_same_ids(
+    folder: Path, setting: str, config: Config, model: LLMRecommender, dataset: HistoryDataset
+) -> None:
     """Raise CheckpointError if another run's weights use other internal ids for items or users."""
     fields = [dataset.iid_field] + [dataset.uid_field] * _learns_users(model, dataset)
     if (folder / FILE).is_file():
@@ -302,12 +307,12 @@ def _check_same_ids(folder: Path, setting: str, config: Config, model: Any, data
         )
 
 
-def _learns_users(model: Any, dataset: HistoryDataset) -> bool:
+def _learns_users(model: LLMRecommender, dataset: HistoryDataset) -> bool:
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     return any(table.num_embeddings == dataset.user_num != dataset.item_num for table in tables)
 
 
-def _notice_untrained_users(config: Config, model: Any, dataset: HistoryDataset) -> None:
+def _notice_untrained_users(config: Config, model: LLMRecommender, dataset: HistoryDataset) -> None:
     if config["protocol"] == "temporal_session" and _learns_users(model, dataset):
         config.notices.append(
             f"{config['model']} learns a vector per user, and under protocol=temporal_session no tested user was "
@@ -332,7 +337,7 @@ def _check_timing(config: Config) -> None:
 class Overlay:
     """Return a copy of a configuration with some values replaced."""
 
-    def __init__(self, config: Any, values: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, values: Mapping[str, Any]) -> None:
         self._config, self._values = config, values
 
     def __getitem__(self, key: str) -> Any:
@@ -340,7 +345,7 @@ class Overlay:
 
 
 def _pretrain_s3rec(
-    config: Config, run_dir: Path | None, temporary: Path, train_data: Any, resume: bool, meter: Meter
+    config: Config, run_dir: Path | None, temporary: Path, train_data: TrainLoader, resume: bool, meter: Meter
 ) -> None:
     """Pre-train S3Rec: RecBole leaves its two stages to the user and cannot load its checkpoint in current torch.
 
@@ -354,7 +359,7 @@ def _pretrain_s3rec(
         stage = Overlay(
             config, {"epochs": config["pretrain_epochs"], "save_state": False, "log_wandb": False, "final_fit": None}
         )
-        trainer = RunTrainer(stage, model, None)
+        trainer = RunTrainer(cast(Config, stage), model, None)
         trainer.fit(train_data, None, saved=False, show_progress=config["show_progress"])
         meter.seconds["pretrain"] = trainer.meter.seconds.get("train", 0.0)
         meter.cpu_seconds["pretrain"] = trainer.meter.cpu_seconds.get("train", 0.0)

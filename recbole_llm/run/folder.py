@@ -21,6 +21,7 @@ from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS, ParameterDumper, load_yaml
 from recbole_llm.data import trained
 from recbole_llm.data.controls import control_of
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
 from recbole_llm.files import file_sha256
 from recbole_llm.run.identity import changed_language_models, changed_settings, plain, same_experiment
@@ -120,7 +121,7 @@ def is_running(run_dir: Path) -> bool:
         return True
 
 
-def stamp_data(run_dir: Path, config: Config, dataset: Any) -> None:
+def stamp_data(run_dir: Path, config: Config, dataset: HistoryDataset) -> None:
     """Store the hashes of the data files, so that a run is not continued on other data."""
     hashes = {path.name: file_sha256(path) for path in files_read(dataset, config.model_class)}
     with checksums.recorded(run_dir / DATA_STAMP) as file:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.config import Config
 from recbole_llm.config.registry import stock_models
 from recbole_llm.config.values import CODE_KEYS, SECRETS
 from recbole_llm.errors import RecBoleLLMError
@@ -50,7 +51,7 @@ def comparable_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain(settings).items() if key not in ignored and value is not None}
 
 
-def changed_language_models(recorded: Iterable[Mapping[str, Any]], config: Any) -> list[str]:
+def changed_language_models(recorded: Iterable[Mapping[str, Any]], config: Config) -> list[str]:
     """Describe what ``auto`` meant in a run if it means something else now.
 
     Parameters

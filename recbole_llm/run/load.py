@@ -10,8 +10,9 @@ import numpy as np
 from recbole.utils import init_seed
 
 from recbole_llm.config import Config
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.data.loader import prepare_data
+from recbole_llm.data.loader import EvaluationLoader, TrainLoader, prepare_data
 from recbole_llm.data.served import ServedDataset
 from recbole_llm.data.trained import FILE, TrainedData, text_digests
 from recbole_llm.errors import CheckpointError
@@ -35,11 +36,11 @@ class Run:
 
     config: Config
     dataset: HistoryDataset
-    model: Any
+    model: LLMRecommender
     trainer: RunTrainer
-    train_data: Any
-    valid_data: Any
-    test_data: Any
+    train_data: TrainLoader
+    valid_data: EvaluationLoader
+    test_data: EvaluationLoader
 
     @property
     def everything(self) -> HistoryDataset:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from recbole_llm.config.values import SECRETS
+from recbole_llm.contract import LLMRecommender
+from recbole_llm.data.dataset import HistoryDataset
 
 PACKAGES = (
     *("recbole-llm", "recbole", "torch", "transformers", "sentence-transformers", "peft", "bitsandbytes"),
@@ -19,7 +21,7 @@ PACKAGES = (
 )
 
 
-def files_read(dataset: Any, model: Any) -> list[Path]:
+def files_read(dataset: HistoryDataset, model: LLMRecommender | type[LLMRecommender]) -> list[Path]:
     """Return the atomic files of a run, the .item file included even if the dataset does not load it."""
     items = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
     text = [items] if model.needs_item_text and items.is_file() else []

@@ -12,6 +12,7 @@ from recbole_llm.checksums import recorded
 from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS
 from recbole_llm.data.controls import control_of, label
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError
 from recbole_llm.evaluator.cold import cold_report
 from recbole_llm.files import file_sha256
@@ -21,9 +22,10 @@ from recbole_llm.run.protocol import FILTERS, evaluation_text, protocol_text
 from recbole_llm.run.provenance import command_line, environment, files_read
 from recbole_llm.trainer import checkpoint
 from recbole_llm.trainer.meter import Meter
+from recbole_llm.trainer.trainer import RunTrainer
 
 
-def training_record(config: Config, trainer: Any, meter: Meter) -> dict[str, Any]:
+def training_record(config: Config, trainer: RunTrainer, meter: Meter) -> dict[str, Any]:
     """Return the training part of ``results.json``, which ``trained.json`` keeps until there are results.
 
     ``meter`` measured what came before the trainer.
@@ -56,8 +58,8 @@ def training_record(config: Config, trainer: Any, meter: Meter) -> dict[str, Any
 
 def results_of(
     config: Config,
-    dataset: Any,
-    trainer: Any,
+    dataset: HistoryDataset,
+    trainer: RunTrainer,
     training: Mapping[str, Any],
     test_result: Mapping[str, float] | None,
     members: list[dict[str, Any]] | None = None,
@@ -138,7 +140,7 @@ def _of_evaluation(phases: Mapping[str, float]) -> dict[str, float]:
 
 
 def test_figures(
-    trainer: Any, test_result: Mapping[str, float] | None, members: list[dict[str, Any]] | None
+    trainer: RunTrainer, test_result: Mapping[str, float] | None, members: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
     """Return the results of the last evaluation, that of the test set; all None if there was none."""
     found = trainer.evaluation if test_result is not None else None
@@ -223,7 +225,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> None:
+def write_results(run_dir: Path, results: Mapping[str, Any], trainer: RunTrainer) -> None:
     """Write ``test_ranks.npz`` and then ``results.json``, whose presence marks a finished run."""
     write_ranks(run_dir, results, trainer)
     trainer.model.save_adapter(run_dir / "adapter")
@@ -231,7 +233,7 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: Any) -> No
     remove_unfinished(run_dir)
 
 
-def write_evaluation(folder: Path, results: Mapping[str, Any], trainer: Any) -> None:
+def write_evaluation(folder: Path, results: Mapping[str, Any], trainer: RunTrainer) -> None:
     """Write ``test_ranks.npz`` and ``results.json`` of an evaluation beside those of the run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -241,11 +243,12 @@ def write_evaluation(folder: Path, results: Mapping[str, Any], trainer: Any) -> 
         raise CheckpointError(f"{folder} cannot be written: {error}. Name another folder with --out.") from error
 
 
-def write_ranks(folder: Path, results: Mapping[str, Any], trainer: Any) -> None:
+def write_ranks(folder: Path, results: Mapping[str, Any], trainer: RunTrainer) -> None:
     """Ranks of all targets of the test set, in raw ids."""
     if results["test_result"] is not None:
-        ranks, dataset = trainer.evaluation.ranks, trainer.evaluation.dataset
-        counts = trainer.train_counts
+        evaluation, counts = trainer.evaluation, trainer.evaluator.train_counts
+        assert evaluation is not None and evaluation.ranks is not None and counts is not None
+        ranks, dataset = evaluation.ranks, evaluation.dataset
         save_arrays(
             folder / "test_ranks.npz",
             user=dataset.id2token(dataset.uid_field, ranks.user).astype(str),

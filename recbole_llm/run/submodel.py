@@ -120,7 +120,7 @@ def restore(config: Config, dataset: HistoryDataset, run_dir: Path) -> LLMRecomm
     return model.eval()
 
 
-def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -> Any:
+def load_trained(run_dir: str | Path, config: Config, dataset: HistoryDataset) -> LLMRecommender:
     """Load the frozen model of a finished run for use inside the model of ``config``; see its ``.config``.
 
     ``.item_tokens`` are its items by its own internal ids, which may be others than those of the outer run. Its inputs

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from recbole_llm.config import Config
 from recbole_llm.data.controls import label
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.evaluator.ranks import MANY_TIES
 
 
@@ -87,7 +88,7 @@ def _final_fit_line(results: Mapping[str, Any]) -> str:
     )
 
 
-def dataset_text(dataset: Any) -> str:
+def dataset_text(dataset: HistoryDataset) -> str:
     """Return the numbers of users, items and interactions in one line, without RecBole's padding."""
     users, items, interactions = dataset.user_num - 1, dataset.item_num - 1, len(dataset.flat)
     return (

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from recbole_llm.data.controls import control_of, exchanged, mark_applied
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.lines import read_header, read_rows
 from recbole_llm.errors import DataError
 from recbole_llm.text.template import compile_template, nearest_name
+from recbole_llm.typing import Settings
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,9 @@ def load_item_text(
     return ItemText(texts, resolved, len(missing), missing[:10], fields, header, render, seq_separator)
 
 
-def item_text_of(dataset: Any, config: Any, title_only: bool = False, for_prompt: bool = False) -> ItemText:
+def item_text_of(
+    dataset: HistoryDataset, config: Settings, title_only: bool = False, for_prompt: bool = False
+) -> ItemText:
     """Return the text of every item of a RecBole dataset, by internal id, as ``item_text`` says.
 
     Parameters

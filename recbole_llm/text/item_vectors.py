@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.config import Config
 from recbole_llm.data.controls import control_of, exchanged, mark_applied, random_vectors
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import file_sha256
 from recbole_llm.llm.resolve import resolve_llm
@@ -70,7 +72,7 @@ class ItemVectors:
         )
 
 
-def item_vectors_of(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> ItemVectors:
+def item_vectors_of(dataset: HistoryDataset, config: Config, preferred: str, logger: logging.Logger) -> ItemVectors:
     """Vectors of a dataset's items as ``item_vectors``, or else ``item_text`` and ``llm``, say, under ``control``.
 
     Parameters
@@ -100,7 +102,7 @@ def item_vectors_of(dataset: Any, config: Any, preferred: str, logger: logging.L
     return made
 
 
-def _encoded(dataset: Any, config: Any, preferred: str, logger: logging.Logger) -> ItemVectors:
+def _encoded(dataset: HistoryDataset, config: Config, preferred: str, logger: logging.Logger) -> ItemVectors:
     absent = [key for key in ("item_pooling", "item_max_tokens") if config[key] is None]
     if absent:
         raise ConfigError(
@@ -131,7 +133,7 @@ def _encoded(dataset: Any, config: Any, preferred: str, logger: logging.Logger) 
     return ItemVectors(vectors, provenance, text, lambda texts: read(texts)[0])
 
 
-def _from_file(dataset: Any, config: Any, logger: logging.Logger) -> ItemVectors:
+def _from_file(dataset: HistoryDataset, config: Config, logger: logging.Logger) -> ItemVectors:
     mark_applied(dataset, "item_vectors")
     tokens = dataset.field2id_token[dataset.iid_field]
     vectors, info = read_item_vectors(

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from recbole_llm.config import Config
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.spec import ResolvedLLM
+from recbole_llm.typing import Tokenizer
 
 POOLINGS = ("auto", "mean", "mean_no_eos", "mean_padded", "cls", "pooler", "last", "sentence")
 
@@ -33,12 +35,12 @@ def resolve_pooling(pooling: str, resolved: ResolvedLLM) -> str:
     return "last" if resolved.family == "decoder" else "mean"
 
 
-def special_ids(tokenizer: Any) -> frozenset[int]:
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Return what "mean_no_eos" leaves out: tokens that a tokenizer adds, not the unknown one, which is text."""
     return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
-def pooling_of(config: Any, resolved: ResolvedLLM, gradient: bool = False) -> str:
+def pooling_of(config: Config, resolved: ResolvedLLM, gradient: bool = False) -> str:
     """Return the pooling for a resolved model: ``item_pooling``, unless it belongs to another family.
 
     Where ``auto`` means a T5 and took a model of another family in its place, a pooling that is T5's (a mean over

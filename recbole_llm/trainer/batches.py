@@ -1,15 +1,13 @@
 """Training batches of a stage."""
 
-from typing import Any
-
-from recbole_llm.contract import Reranker
+from recbole_llm.contract import LLMRecommender, Reranker
 from recbole_llm.data.loader import FullSortLoader, TrainLoader, train_loader
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.trainer.stage import Stage
 
 
 def batches_of(
-    stage: Stage, model: Any, train_data: TrainLoader, evaluator: Evaluator, show_progress: bool = False
+    stage: Stage, model: LLMRecommender, train_data: TrainLoader, evaluator: Evaluator, show_progress: bool = False
 ) -> TrainLoader:
     """Return the loader that a stage trains from: the given one, set up for the model, or one of the stage's own.
 

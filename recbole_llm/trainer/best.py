@@ -1,11 +1,11 @@
 """The weights of the best validation, in the run directory or in memory."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from recbole_llm import distributed
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.trainer import checkpoint
 
 
@@ -19,7 +19,7 @@ class BestWeights:
         Folder of the file; without it, weights are kept in memory.
     """
 
-    def __init__(self, model: Any, run_dir: Path | None) -> None:
+    def __init__(self, model: LLMRecommender, run_dir: Path | None) -> None:
         self.model = model
         self.file = None if run_dir is None else run_dir / checkpoint.WEIGHTS
         self._in_memory: dict[str, torch.Tensor] | None = None

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from recbole_llm import distributed
+from recbole_llm.contract import LLMRecommender
+from recbole_llm.data.loader import EvaluationLoader, TrainLoader
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.progress import duration
 from recbole_llm.trainer.steps import Steps
@@ -16,7 +18,9 @@ from recbole_llm.trainer.steps import Steps
 COMPOSED, TIMED = 64, 4
 
 
-def forecast(steps: Steps, evaluator: Evaluator, train_data: Any, valid_data: Any) -> str | None:
+def forecast(
+    steps: Steps, evaluator: Evaluator, train_data: TrainLoader, valid_data: EvaluationLoader | None
+) -> str | None:
     """Return a forecast of a stage in one line; None for a model that reads no prompts.
 
     A few prompts are composed, four training rows go forwards and backwards, and four users are ranked. Nothing that
@@ -42,7 +46,7 @@ def forecast(steps: Steps, evaluator: Evaluator, train_data: Any, valid_data: An
     return f"Forecast: {'; '.join(parts)}" if parts else None
 
 
-def _training(steps: Steps, train_data: Any) -> str:
+def _training(steps: Steps, train_data: TrainLoader) -> str:
     model, count = steps.model, train_data.sample_size
     rows = train_data.sample(COMPOSED).to(steps.device)
     length, answers = model.training_tokens(rows)
@@ -64,7 +68,7 @@ def _training(steps: Steps, train_data: Any) -> str:
     )
 
 
-def _validation(model: Any, evaluator: Evaluator, valid_data: Any) -> str:
+def _validation(model: LLMRecommender, evaluator: Evaluator, valid_data: EvaluationLoader) -> str:
     users = len(valid_data.dataset)
     batch = next(iter(valid_data))[0][: TIMED + 1]
     model.eval()
@@ -91,7 +95,7 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 @contextmanager
-def _unchanged(model: Any, device: torch.device) -> Iterator[None]:
+def _unchanged(model: LLMRecommender, device: torch.device) -> Iterator[None]:
     """Restore random numbers, the mode and the number of tokens at the end."""
     training, tokens = model.training, model.tokens_read
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

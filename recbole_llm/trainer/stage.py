@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from recbole_llm.config import Config
+from recbole_llm.contract import LLMRecommender
+from recbole_llm.data.loader import EvaluationLoader
 from recbole_llm.errors import ConfigError
 from recbole_llm.precision import autocast_dtype
 from recbole_llm.trainer.schedule import learning_rate_factor
@@ -62,7 +65,7 @@ class Stage:
     planned_updates: int | None = None
 
     @classmethod
-    def of(cls, config: Any, model: Any, number: int) -> "Stage":
+    def of(cls, config: Config, model: LLMRecommender, number: int) -> "Stage":
         """Read the settings of a model's stage."""
         name = model.training_stages[number]
         own = model.stage_config(name)
@@ -151,7 +154,7 @@ def _final_updates(plan: Any, stage: str) -> dict[str, int]:
 class FitArguments:
     """What :meth:`~recbole_llm.trainer.trainer.RunTrainer.fit` was asked for, besides the training data."""
 
-    valid_data: Any
+    valid_data: EvaluationLoader | None
     verbose: bool
     show_progress: bool
     callback_fn: Callable[[int, float], None] | None

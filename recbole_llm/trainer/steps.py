@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from recbole_llm import distributed
+from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import ModelError
 from recbole_llm.progress import progress
 from recbole_llm.trainer.accumulation import GradientMean, LossMean
@@ -35,7 +36,7 @@ class Steps:
 
     def __init__(
         self,
-        model: Any,
+        model: LLMRecommender,
         stage: Stage,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
@@ -137,7 +138,7 @@ class Steps:
         self.count += 1
 
 
-def loss_parts(losses: Any, model: Any) -> torch.Tensor:
+def loss_parts(losses: Any, model: LLMRecommender) -> torch.Tensor:
     """Return a loss, or the parts of it, as one tensor of shape (parts,).
 
     Raises

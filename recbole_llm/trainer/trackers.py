@@ -1,13 +1,17 @@
-"""Trackers of the training curve: ``history.csv``, TensorBoard, Weights & Biases."""
+"""Trackers of the training curve: the log, ``history.csv``, TensorBoard, Weights & Biases."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole.utils import dict2str, set_color
+
 from recbole_llm.checksums import recorded
+from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS
 from recbole_llm.errors import MissingExtraError
+from recbole_llm.evaluator.ranks import MANY_TIES, Ranks
 
 
 class Trackers:
@@ -21,7 +25,7 @@ class Trackers:
     is_main : bool
     """
 
-    def __init__(self, config: Any, run_dir: Path | None, is_main: bool = True) -> None:
+    def __init__(self, config: Config, run_dir: Path | None, is_main: bool = True) -> None:
         self.run_dir = run_dir if is_main else None
         self._tensorboard: Any = None
         self._wandb = start_wandb(config) if config["log_wandb"] and is_main else None
@@ -54,6 +58,19 @@ class Trackers:
             self._wandb = None
 
 
+def validation_lines(
+    where: str, seconds: float, score: float, result: Mapping[str, float], ranks: Ranks | None, decimals: int
+) -> tuple[str, str]:
+    """Return what the log says of a validation: its place, time and score; all metrics and many ties."""
+    time, valid_score = set_color("time", "blue"), set_color("valid_score", "blue")
+    ties = f" ({ranks.tied:.1%} of the targets tied)" if ranks and ranks.tied > MANY_TIES else ""
+    rounded = {name: round(value, decimals) for name, value in result.items()}
+    return (
+        set_color(f"{where} evaluating", "green") + f" [{time}: {seconds:.2f}s, {valid_score}: {score:f}]",
+        set_color("valid result", "blue") + f"{ties}: \n" + dict2str(rounded),
+    )
+
+
 def write_curve(file: Path, curve: Sequence[Mapping[str, Any]]) -> None:
     """Write rows that need not have the same columns as a CSV file, with its checksum."""
     columns = list(dict.fromkeys(key for row in curve for key in row))
@@ -63,7 +80,7 @@ def write_curve(file: Path, curve: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(curve)
 
 
-def start_wandb(config: Any) -> Any:
+def start_wandb(config: Config) -> Any:
     """Start a Weights & Biases run with the merged settings, without access tokens.
 
     Raises

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from recbole.trainer import Trainer
 from recbole.trainer.trainer import AbstractTrainer
-from recbole.utils import calculate_valid_score, dict2str, init_seed, set_color
+from recbole.utils import calculate_valid_score, init_seed
 
 from recbole_llm import distributed
+from recbole_llm.config import Config
 from recbole_llm.config.values import nearest
+from recbole_llm.contract import LLMRecommender
+from recbole_llm.data.loader import EvaluationLoader, TrainLoader
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator
-from recbole_llm.evaluator.ranks import MANY_TIES
 from recbole_llm.own_code import try_the_class
 from recbole_llm.trainer import state
 from recbole_llm.trainer.accumulation import LossMean, mean_of, require_finite
@@ -32,7 +34,7 @@ from recbole_llm.trainer.optimizer import build_optimizer
 from recbole_llm.trainer.stage import FitArguments, Stage
 from recbole_llm.trainer.steps import Steps
 from recbole_llm.trainer.stopping import EarlyStopping
-from recbole_llm.trainer.trackers import Trackers
+from recbole_llm.trainer.trackers import Trackers, validation_lines
 
 
 class RunTrainer(Trainer):  # type: ignore[misc]
@@ -68,12 +70,12 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         What each finished stage came to.
     """
 
-    model: Any
+    model: LLMRecommender
 
     def __init__(
         self,
-        config: Any,
-        model: Any,
+        config: Config,
+        model: LLMRecommender,
         run_dir: Path | None = None,
         train_counts: np.ndarray | None = None,
         finished: bool = False,
@@ -123,11 +125,6 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         """Epoch whose weights are kept, counted from 1; None before there are any."""
         return self.early_stopping.epoch
 
-    @property
-    def train_counts(self) -> np.ndarray | None:
-        """Training interactions per item, shape (item_num,)."""
-        return self.evaluator.train_counts
-
     def start_stage(self, number: int) -> None:
         """Enter one of the stages, with an optimizer of its own."""
         self.model.start_stage(self.stages[number])
@@ -164,8 +161,8 @@ class RunTrainer(Trainer):  # type: ignore[misc]
 
     def fit(
         self,
-        train_data: Any,
-        valid_data: Any = None,
+        train_data: TrainLoader,
+        valid_data: EvaluationLoader | None = None,
         verbose: bool = True,
         saved: bool = True,
         show_progress: bool = False,
@@ -210,7 +207,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         if len(self.stages) > 1:
             self.logger.info(f"Stage {number + 1} of {len(self.stages)}: {self.stages[number]}.")
 
-    def _fit_stage(self, train_data: Any, asked: FitArguments) -> None:
+    def _fit_stage(self, train_data: TrainLoader, asked: FitArguments) -> None:
         train_data = batches_of(self.stage, self.model, train_data, self.evaluator, asked.show_progress)
         self.stage = stage = self.stage.over(len(train_data))
         self.steps.total = total = stage.total_updates(len(train_data))
@@ -277,7 +274,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         asked.report(epoch, row["valid_score"])
         return self.early_stopping.stopped
 
-    def _timed_epoch(self, train_data: Any, epoch: int, asked: FitArguments) -> dict[str, Any]:
+    def _timed_epoch(self, train_data: TrainLoader, epoch: int, asked: FitArguments) -> dict[str, Any]:
         """Train for one epoch; return its row of the curve."""
         before = self.meter.seconds.get("train", 0.0)
         with self.meter.phase("train"):
@@ -305,26 +302,22 @@ class RunTrainer(Trainer):  # type: ignore[misc]
 
     def _validate(self, epoch: int, row: dict[str, Any], asked: FitArguments, where: str | None = None) -> None:
         start = time.perf_counter()
+        assert asked.valid_data is not None
         with self.meter.phase("valid"):
             score, result = self._valid_epoch(asked.valid_data, show_progress=asked.show_progress)
         self._validated = self.updates
         seconds = time.perf_counter() - start
         row.update({"valid_seconds": round(seconds, 3), "valid_score": score, **result})
         if asked.verbose:
-            self.logger.info(
-                set_color(f"{where or f'epoch {epoch}'} evaluating", "green")
-                + f" [{set_color('time', 'blue')}: {seconds:.2f}s, {set_color('valid_score', 'blue')}: {score:f}]"
-            )
             ranks = self.evaluation.ranks if self.evaluation else None
-            ties = f" ({ranks.tied:.1%} of the targets tied)" if ranks and ranks.tied > MANY_TIES else ""
             places = self.config["metric_decimal_place"]
-            rounded = {name: round(value, places) for name, value in result.items()}
-            self.logger.info(set_color("valid result", "blue") + f"{ties}: \n" + dict2str(rounded))
+            for line in validation_lines(where or f"epoch {epoch}", seconds, score, result, ranks, places):
+                self.logger.info(line)
         if self.early_stopping.update(score, result, epoch):
             self.best_weights.keep(to_file=self._saved)
 
     def _train_epoch(
-        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+        self, train_data: TrainLoader, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float | tuple[float, ...]:
         """One pass over the training rows; returns the mean loss over their targets, or that of each part of it."""
         epoch = epoch_idx + 1  # RecBole's callers count from 0
@@ -354,7 +347,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(
         self,
-        eval_data: Any,
+        eval_data: EvaluationLoader,
         load_best_model: bool = True,
         model_file: str | Path | None = None,
         show_progress: bool = False,
@@ -372,7 +365,9 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         self.evaluation = self.evaluator.evaluate(self.model, eval_data, show_progress)
         return self.evaluation.metrics
 
-    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, OrderedDict[str, float]]:
+    def _valid_epoch(
+        self, valid_data: EvaluationLoader, show_progress: bool = False
+    ) -> tuple[float, OrderedDict[str, float]]:
         result = self.evaluate(valid_data, load_best_model=False, show_progress=show_progress) or OrderedDict()
         metric = self.stage.valid_metric
         report = (self.evaluation.report if self.evaluation else None) or {}

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class SharedData:
         if self._made is None or any(config[key] != value for key, value in self._read.items()):
             self._made = None  # the old one makes room first
             recorder = _Recorder(config)
-            dataset = HistoryDataset(recorder)
+            dataset = HistoryDataset(cast(Config, recorder))
             self._made, self._read = (dataset, dataset.build()), recorder.read
         dataset, splits = self._made
         for part in (dataset, *splits):

@@ -112,8 +112,8 @@ def test_every_kind_of_model_and_protocol(tiny, model, settings):
 def test_a_model_that_counts_has_counted_everything(tiny):
     folder = refit(run("MostPopular", "shop", config_dict=tiny)["run_dir"])["run_dir"]
     loaded = load_run(folder)
-    assert loaded.trainer.train_counts.sum() == 14 * 8
-    assert np.array_equal(loaded.trainer.train_counts, loaded.dataset.all_counts)
+    assert loaded.trainer.evaluator.train_counts.sum() == 14 * 8
+    assert np.array_equal(loaded.trainer.evaluator.train_counts, loaded.dataset.all_counts)
 
 
 def test_an_interrupted_refit_goes_on(tiny, monkeypatch):

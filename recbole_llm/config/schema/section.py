@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from recbole_llm.config.types import unwrap
+from recbole_llm.typing import Settings
 
 SectionT = TypeVar("SectionT", bound="Section")
 
@@ -37,7 +38,7 @@ class Section:
         return None
 
     @classmethod
-    def of(cls: type[SectionT], config: Any) -> SectionT:
+    def of(cls: type[SectionT], config: Settings) -> SectionT:
         """Read the section from a configuration, whole numbers as floats where a float is declared."""
         values = {}
         for name, kind in cls.types().items():
