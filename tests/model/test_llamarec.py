@@ -698,7 +698,8 @@ def test_sixteen_bits(settings, llama):
         results.append((logits, loss.detach()))
     (exact, loss), (rounded, rounded_loss) = results
     assert not torch.equal(exact, rounded)
-    assert torch.corrcoef(torch.stack([exact.flatten(), rounded.flatten()]))[0, 1] > 0.999
+    # How products of 16 bits are added differs between processors.
+    assert torch.corrcoef(torch.stack([exact.flatten(), rounded.flatten()]))[0, 1] > 0.99
     torch.testing.assert_close(rounded_loss, loss, rtol=0.02, atol=0.02)
 
 

@@ -17,6 +17,7 @@ from recbole_llm.prompt.decoding import (
     exact_scores,
     item_scores,
 )
+from tests.closeness import assert_same_list, assert_same_order
 
 VOCABULARY, END = 24, 1
 # Codes of one to three digits (tokens 3 .. 12), ended; item 0 is padding.
@@ -64,8 +65,8 @@ def test_enough_beams_find_what_teacher_forcing_finds(t5):
     for row in range(3):
         reached = item[row] > 0
         assert sorted(item[row][reached].tolist()) == list(range(1, len(CODES)))
-        torch.testing.assert_close(score[row][reached], expected[row, item[row][reached]], atol=1e-4, rtol=1e-5)
-        assert item[row][reached].tolist() == expected[row, 1:].argsort(descending=True).add(1).tolist()
+        torch.testing.assert_close(score[row][reached], expected[row, item[row][reached]], atol=1e-4, rtol=1e-4)
+        assert_same_order(item[row][reached][None] - 1, expected[[row], 1:])
 
 
 def test_few_constrained_beams_return_items_only_each_once_with_the_teacher_forced_score(t5):
@@ -74,7 +75,7 @@ def test_few_constrained_beams_return_items_only_each_once_with_the_teacher_forc
         expected = exact_scores(model, hidden, mask, CODES)
         item, score = beam_search(model, hidden, mask, Trie(CODES, VOCABULARY), beams=5, constrained=True)
     assert (item > 0).all() and all(len(set(row)) == 5 for row in item.tolist())
-    torch.testing.assert_close(score, expected.gather(1, item), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(score, expected.gather(1, item), atol=1e-4, rtol=1e-4)
     assert (score[:, 1:] <= score[:, :-1]).all()
 
 
@@ -94,7 +95,12 @@ def test_beams_are_those_of_generate_alone(t5):
         reached = alone.sequences_scores.view(3, 6)
         torch.testing.assert_close(score, reached, atol=1e-5, rtol=1e-5)
         found = trie.item_of[trie.walk(alone.sequences[:, 1:])].view(3, 6)
-        assert torch.equal(item, found.masked_fill(reached < -1e8, 0))
+        found = found.masked_fill(reached < -1e8, 0)
+        for mine, theirs, scores in zip(item, found, reached, strict=True):
+            named = theirs > 0
+            assert mine[~named].eq(0).all()
+            best = scores[named].tolist()
+            assert_same_list(*(list(zip(row[named].tolist(), best, strict=True)) for row in (mine, theirs)))
 
 
 def test_keys_and_values_of_the_prompt_are_computed_once_a_row(t5, monkeypatch):
@@ -116,7 +122,7 @@ def test_free_beams_may_be_no_item_and_padding_of_the_input_does_not_count(t5):
         forced, _ = beam_search(model, hidden, mask, trie, beams=8, constrained=True)
     assert (item == 0).any() and (forced > 0).all()
     assert item[1].tolist() == alone[0].tolist()
-    torch.testing.assert_close(score[1], alone_score[0], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(score[1], alone_score[0], atol=1e-4, rtol=1e-4)
 
 
 def test_unreached_items_follow_without_ties_in_an_order_of_their_own():
