@@ -262,8 +262,8 @@ def _evaluation_arguments(arguments: Mapping[str, Any], given: Given) -> dict[st
     for phase, other in (("valid", "test"), ("test", "valid")):
         if phase not in mode and default != "full":
             given.notices.append(
-                f"eval_args.mode says {other}: {default} and nothing of {phase}, which is {default}, too, as in "
-                f"RecBole. Set mode={{valid: ..., test: ...}} for another."
+                f"eval_args.mode gives {default} for {other} and nothing for {phase}, which takes the same, as in "
+                f"RecBole. Set mode={{valid: ..., test: ...}} to change it."
             )
     full["mode"] = {"valid": mode.get("valid", default), "test": mode.get("test", default)}
     return full

@@ -59,7 +59,7 @@ class Retrieved:
                     return None
                 tensors = {field: opened.get_tensor(field).long() for field in ("items", "masked", "unmasked")}
         except SafetensorError as error:
-            getLogger().warning(f"{file} is damaged ({error}); candidates are retrieved again.")
+            getLogger().warning(f"{file} is damaged ({error}); the candidates are retrieved again.")
             return None
         return cls(tensors["items"], tensors["masked"].numpy(), tensors["unmasked"].numpy())
 

@@ -94,7 +94,7 @@ def load_tokenizer(resolved: ResolvedLLM) -> Tokenizer:
     except Exception as error:
         if needs_sentencepiece(Path(resolved.path)):
             raise MissingExtraError(
-                f"llm: {resolved.path} has its vocabulary as SentencePiece file only: pip install sentencepiece"
+                f"llm: {resolved.path} has its vocabulary as a SentencePiece file only: pip install sentencepiece"
             ) from error
         raise ModelNotFoundError(
             f"llm: the tokenizer of {resolved.name} cannot be loaded from {resolved.path} ({first_line(error)}). "
@@ -181,7 +181,7 @@ def load_seq2seq(
 
     if resolved.family != "t5":
         raise ConfigError(
-            f"llm: {resolved.name} is no T5, but this model needs an encoder with a decoder.{remedies()} "
+            f"llm: {resolved.name} is not a T5, and this model needs an encoder with a decoder.{remedies()} "
             "tiny-random-t5 is there for trials."
         )
     config = _reshaped(load_config(resolved), shape, pretrained, resolved.name)
@@ -347,7 +347,7 @@ def _reshaped(config: Config, shape: Mapping[str, Any] | None, pretrained: bool,
 
 def _set_dropout(config: Config, dropout: float, name: str) -> None:
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-        raise ConfigError(f"dropout: {dropout!r} is not allowed; choose a number in [0, 1).")
+        raise ConfigError(f"invalid value for dropout: {dropout!r} (choose a number in [0, 1)).")
     keys = [key for key in _DROPOUT_KEYS if isinstance(getattr(config, key, None), (int, float))]
     if not keys:
         raise ConfigError(f"dropout: {dropout} was asked for, but {name} ({config.model_type}) has no dropout rate.")

@@ -18,7 +18,7 @@ def resolve_dtype(resolved: ResolvedLLM, dtype: str | None = None) -> torch.dtyp
     """
     name = dtype or resolved.spec.dtype
     if name not in DTYPES:
-        raise ConfigError(f"llm_dtype: {name!r} is not allowed; choose one of {', '.join(DTYPES)}.")
+        raise ConfigError(f"invalid value for llm_dtype: {name!r} (choose from {', '.join(DTYPES)}).")
     if name == "auto":
         return native_dtype(resolved.spec.device)
     return getattr(torch, name)

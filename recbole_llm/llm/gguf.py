@@ -146,7 +146,7 @@ def _convert(file: Path, folder: Path) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - the reader has many for a damaged file
         raise ModelNotFoundError(
-            f"llm: {file} cannot be read as GGUF file ({first_line(error)}). Fetch it again, or choose one of an "
+            f"llm: {file} cannot be read as a GGUF file ({first_line(error)}). Fetch it again, or choose one of an "
             "architecture that transformers reads (Llama, Mistral, Qwen, Gemma and others)."
         ) from error
     # save_pretrained refuses a model that was read from GGUF; its weights are ordinary by now.

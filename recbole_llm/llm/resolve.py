@@ -111,7 +111,7 @@ def resolve_causal_lm(
         raise ModelNotFoundError(f"{key}: {meant}{_reason(error)}{_CAUSAL_REMEDIES.format(key=key)}") from error
     if resolved.family != "decoder":
         raise ConfigError(
-            f"{key}: {resolved.name} is no causal language model, and only such a one can {to}."
+            f"{key}: {resolved.name} is not a causal language model, and only those can {to}."
             f"{_CAUSAL_REMEDIES.format(key=key)}"
         )
     return note(spec, resolved, causal=True, weights=weights) if spec.name == "auto" else resolved
@@ -204,7 +204,7 @@ def _resolve_gguf(spec: LLMSpec, file: Path, logger: logging.Logger) -> Resolved
     repository, colon, name = spec.name.rpartition(":")
     if not colon or not repository or spec.name.startswith((".", "/", "~", "\\")):
         raise ModelNotFoundError(
-            f"llm: {spec.name!r} is no file on this machine. A file on the hub is named hub-id:file.gguf.{remedies()}"
+            f"llm: {spec.name!r} is not a file on this machine. One on the hub is named hub-id:file.gguf.{remedies()}"
         )
     return _from_gguf(spec, _hub_file(replace(spec, name=repository), name, logger), spec.name, logger)
 

@@ -61,10 +61,10 @@ class LLMSpec:
                     f"as google-t5/t5-small, a folder, a GGUF file, {', '.join(TINY_NAMES)}."
                 )
         if self.dtype not in DTYPES:
-            raise ConfigError(f"llm_dtype: {self.dtype!r} is not allowed; choose one of {', '.join(DTYPES)}.")
+            raise ConfigError(f"invalid value for llm_dtype: {self.dtype!r} (choose from {', '.join(DTYPES)}).")
         for key in ("local_files_only", "trust_remote_code"):
             if not isinstance(getattr(self, key), bool):
-                raise ConfigError(f"llm_{key}: {getattr(self, key)!r} is not allowed; choose true or false.")
+                raise ConfigError(f"invalid value for llm_{key}: {getattr(self, key)!r} (choose true or false).")
 
     @classmethod
     def from_config(cls, config: Settings, key: str = "llm", preferred: str = "google-t5/t5-small") -> "LLMSpec":

@@ -81,7 +81,7 @@ def _check_name(name: str) -> None:
         get_model(name)
     except ConfigError as error:
         known = str(error).replace("model=", "retriever=", 1)
-        raise ConfigError(f"{known} The run directory of a finished run may be named, too.") from error
+        raise ConfigError(f"{known} The run directory of a finished run works, too.") from error
 
 
 def _cannot_be_trained_here(inner: Any) -> str | None:

@@ -135,7 +135,7 @@ class Scorer:
         """:attr:`products`; UnsupportedError where there are none."""
         if self.products is None:
             raise UnsupportedError(
-                f"The scores of {self.config['model']}, as it is configured, are not known to be products of user and "
+                f"The scores of {self.config['model']}, as configured, are not known to be products of user and "
                 "item vectors, so there are no vectors to export. Lists are still available (recommend)."
             )
         return self.products

@@ -90,7 +90,9 @@ class EmbeddingCache:
                 stored, vectors = _read_segment(path, self.key_json)
             except (DamagedSegmentError, OSError) as error:  # OSError also: another process has just merged it
                 if locked:
-                    self.logger.warning("Embedding cache: %s is damaged (%s); its vectors are made anew.", path, error)
+                    self.logger.warning(
+                        "Embedding cache: %s is damaged (%s); its vectors are made again.", path, error
+                    )
                     if isinstance(error, DamagedSegmentError):
                         with suppress(OSError):
                             path.unlink()

@@ -94,7 +94,9 @@ class TextEncoder:
         self.normalize = normalize
         self.logger = logger or logging.getLogger(__name__)
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-            raise ConfigError(f"item_max_tokens: {max_tokens!r} is not allowed; choose a whole number from 1 on.")
+            raise ConfigError(
+                f"invalid value for item_max_tokens: {max_tokens!r} (choose a whole number of at least 1)."
+            )
         if self.pooling == "sentence":
             self._pipeline = _load_pipeline(resolved, self.device, dtype)
             limit = self._pipeline.max_seq_length or max_tokens
@@ -144,7 +146,7 @@ class TextEncoder:
             isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
         ):
             raise ConfigError(
-                f"item_batch_size: {batch_size!r} is not allowed; choose auto or a whole number from 1 on."
+                f"invalid value for item_batch_size: {batch_size!r} (choose auto or a whole number of at least 1)."
             )
         vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
         filled = [i for i, text in enumerate(texts) if text.strip()]

@@ -22,7 +22,7 @@ def resolve_pooling(pooling: str, resolved: ResolvedLLM) -> str:
         Unknown name, or "sentence" for a model that is not a sentence-transformers pipeline.
     """
     if pooling not in POOLINGS:
-        raise ConfigError(f"item_pooling: {pooling!r} is not allowed; choose one of {', '.join(POOLINGS)}.")
+        raise ConfigError(f"invalid value for item_pooling: {pooling!r} (choose from {', '.join(POOLINGS)}).")
     if pooling == "sentence" and not resolved.is_sentence_transformer:
         raise ConfigError(
             "item_pooling: sentence needs a sentence-transformers model (a folder with modules.json), which "

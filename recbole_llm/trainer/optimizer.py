@@ -56,7 +56,7 @@ def build_optimizer(model: LLMRecommender, stage: Stage) -> torch.optim.Optimize
 def _refuse_sparse_gradients(model: LLMRecommender, stage: Stage) -> None:
     if stage.settings["sparse_item_gradients"] is True:
         raise ConfigError(
-            f"sparse_item_gradients=True: training {type(model).__name__}, as it is configured, reads the whole item "
+            f"sparse_item_gradients=True: training {type(model).__name__}, as configured, reads the whole item "
             f"table, or learner={stage.learner} takes dense gradients only. It needs loss=sampled_softmax or gbce, "
             "learner=adam or adamw, and item vectors that are trained themselves (without adaptor or residual_id). "
             "Leave the key at auto to have such gradients where they are possible."

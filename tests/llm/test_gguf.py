@@ -94,7 +94,7 @@ def test_what_is_damaged_is_unpacked_again(file, conversions, damage):
 
 
 def test_files_that_cannot_be_had(tmp_path, hub_down, monkeypatch):
-    with pytest.raises(ModelNotFoundError, match=r"is no file on this machine.*hub-id:file.gguf"):
+    with pytest.raises(ModelNotFoundError, match=r"is not a file on this machine.*hub-id:file.gguf"):
         resolve_llm(LLMSpec(str(tmp_path / "none.gguf")))
     with pytest.raises(ModelNotFoundError, match="hub cannot be reached"):
         resolve_llm(LLMSpec("someone/some-model:file.gguf"))
@@ -105,7 +105,7 @@ def test_files_that_cannot_be_had(tmp_path, hub_down, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="the package gguf is not installed")
 def test_a_damaged_file_says_so(file):
-    with pytest.raises(ModelNotFoundError, match="cannot be read as GGUF file"):
+    with pytest.raises(ModelNotFoundError, match="cannot be read as a GGUF file"):
         resolve_llm(LLMSpec(str(file)))
 
 

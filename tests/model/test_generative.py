@@ -289,7 +289,7 @@ def test_a_narrow_t5_keeps_the_rest_of_its_weights(settings):
     [
         ({"beams": 5, "topk": [10]}, "beams=5 cannot fill a list of topk=10"),
         ({"test_template": 9}, "test_template=9 is neither"),
-        ({"llm": "tiny-random-bert"}, "tiny-random-bert is no T5"),
+        ({"llm": "tiny-random-bert"}, "tiny-random-bert is not a T5"),
         ({"item_index": "sequential"}, "item_index: 'sequential'"),
         ({"max_prompt_tokens": 8}, "max_prompt_tokens=8 does not hold"),
     ],

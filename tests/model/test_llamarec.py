@@ -634,7 +634,7 @@ def test_learns_what_the_text_decides_and_nothing_where_it_is_shuffled(settings,
         ({"retriever": "SASrec"}, "retriever='SASrec' is not known.*Did you mean 'SASRec'"),
         ({"retriever": "nosuch"}, "^retriever='nosuch' is not known.*run directory"),
         ({"max_prompt_length": 2047}, "beyond the 2048 positions of small.*set it to 2046"),
-        ({"llm": "tiny-random-bert"}, "tiny-random-bert is no causal language model.*Qwen"),
+        ({"llm": "tiny-random-bert"}, "tiny-random-bert is not a causal language model.*Qwen"),
         ({"verbalizer": "none"}, "verbalizer: 'none'"),
     ],
 )

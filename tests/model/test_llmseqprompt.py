@@ -335,7 +335,10 @@ def test_only_the_adapter_is_saved_and_scores_come_back(settings, tmp_path):
     ("change", "says"),
     [
         ({"variant": "genre"}, "invalid value for variant: 'genre'.*genlist"),
-        ({"rec_llm": "tiny-random-t5"}, "rec_llm: tiny-random-t5 is no causal language model.*can write.*--rec_llm="),
+        (
+            {"rec_llm": "tiny-random-t5"},
+            "rec_llm: tiny-random-t5 is not a causal language model.*can write.*--rec_llm=",
+        ),
         ({"rec_llm": "no/such-folder", "llm_local_files_only": True}, "rec_llm: .*no/such-folder"),
         ({"variant": "rank", "prompt_style": "completion"}, "variant=rank has chat only"),
         ({"variant": "genlist", "decoding": "trie"}, "variant=genlist writes lists. Use decoding=sample"),
