@@ -31,7 +31,7 @@ from recbole_llm.compare.runs import (
     split_by_language_models,
 )
 from recbole_llm.config.registry import dataset_folder, property_file, props_dir
-from recbole_llm.config.values import SECRETS, nearest
+from recbole_llm.config.values import SECRETS, refuse_others
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
 from recbole_llm.run.folder import run_lock
 from recbole_llm.run.logging import log_to_console
@@ -121,11 +121,7 @@ def compare_runs(run_dirs: Sequence[str | Path], options: Mapping[str, Any] | No
     log_to_console()
     given = dict(options or {})
     known = {*property_file(props_dir() / "compare.yaml"), "data_path"} - {"models", "seeds", "reuse"}
-    for key in given:
-        if key not in known:
-            raise ConfigError(
-                f"--{key} has no effect on finished runs.{nearest(key, known)} Allowed: {', '.join(sorted(known))}."
-            )
+    refuse_others(given, known, "has no effect on finished runs", f"Allowed: {', '.join(sorted(known))}.")
     settings = planning.options_of(given)
     runs = [load_finished(folder) for folder in dict.fromkeys(Path(run_dir) for run_dir in run_dirs)]
     check_same_test(runs)

@@ -36,7 +36,7 @@ from recbole_llm.compare.records import (
 from recbole_llm.compare.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines
 from recbole_llm.config.arguments import split_arguments
 from recbole_llm.config.registry import props_dir
-from recbole_llm.config.values import nearest
+from recbole_llm.config.values import nearest, refuse_others
 from recbole_llm.errors import ConfigError
 from recbole_llm.run.folder import run_lock
 from recbole_llm.run.identity import CIRCUMSTANCES
@@ -155,12 +155,8 @@ def leaderboard(
     """
     log_to_console()
     plan_file, results, given = Path(plan_file), Path(results), dict(circumstances or {})
-    for key in given:
-        if key not in CIRCUMSTANCES:
-            raise ConfigError(
-                f"--{key} belongs in the plan {plan_file}, which defines the leaderboard."
-                f"{nearest(key, CIRCUMSTANCES)} Allowed here: {', '.join(sorted(CIRCUMSTANCES))}."
-            )
+    what = f"belongs in the plan {plan_file}, which defines the leaderboard"
+    refuse_others(given, CIRCUMSTANCES, what, f"Allowed here: {', '.join(sorted(CIRCUMSTANCES))}.")
     plan = make_plan(config_file_list=[plan_file], arguments=given)
     wanted = _wanted(plan, rows, seeds)
     folder = results / "records" / plan_file.stem

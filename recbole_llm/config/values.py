@@ -179,6 +179,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def refuse_others(given: Iterable[str], allowed: Iterable[str], what: str, remedy: str) -> None:
+    """Raise ConfigError for the first given key that is not allowed: "--KEY what." with the nearest one."""
+    allowed = sorted(allowed)
+    for key in given:
+        if key not in allowed:
+            raise ConfigError(f"--{key} {what}.{nearest(key, allowed)} {remedy}")
+
+
 def choice(config: Settings, key: str, allowed: Sequence[Any]) -> Any:
     """Return ``config[key]``; raise ConfigError with the allowed values for any other."""
     value = config[key]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from recbole_llm.config.arguments import CommandParser, parse_arguments
-from recbole_llm.config.values import nearest
+from recbole_llm.config.values import refuse_others
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
 from recbole_llm.progress import Progress
@@ -229,13 +229,9 @@ def _parser(command: str, text: str) -> argparse.ArgumentParser:
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     given, rest = parser.parse_known_args(list(argv))
     settings = parse_arguments(rest)
-    for key in settings:
-        if key not in SETTINGS:
-            options = [name.removeprefix("--") for action in parser._actions for name in action.option_strings]
-            raise ConfigError(
-                f"--{key} is not an option here.{nearest(key, [*SETTINGS, *options])} A run keeps the settings it was "
-                f"trained with; {parser.prog} --help lists the options."
-            )
+    options = [name.removeprefix("--") for action in parser._actions for name in action.option_strings]
+    remedy = f"A run keeps the settings it was trained with; {parser.prog} --help lists the options."
+    refuse_others(settings, [*SETTINGS, *options], "is not an option here", remedy)
     return given, settings
 
 

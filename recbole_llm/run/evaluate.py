@@ -9,7 +9,7 @@ import torch
 
 from recbole_llm.config import Config
 from recbole_llm.config.arguments import CommandParser, parse_arguments
-from recbole_llm.config.values import nearest
+from recbole_llm.config.values import refuse_others
 from recbole_llm.data.controls import OF_TEXT, control_of
 from recbole_llm.data.loader import EvaluationLoader
 from recbole_llm.errors import CheckpointError, ConfigError
@@ -67,12 +67,8 @@ def evaluate_main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="folder for results.json and test_ranks.npz")
     given, rest = parser.parse_known_args(list(argv))
     settings = parse_arguments(rest)
-    for key in settings:
-        if key not in SETTINGS:
-            raise ConfigError(
-                f"--{key} cannot be changed by an evaluation.{nearest(key, [*SETTINGS, 'out'])} "
-                "`recbole-llm evaluate --help` lists what can; train again for another value."
-            )
+    remedy = "`recbole-llm evaluate --help` lists what can; train again for another value."
+    refuse_others(settings, [*SETTINGS, "out"], "cannot be changed by an evaluation", remedy)
     log_to_console()
     evaluate_run(given.run_dir, settings, out=given.out)
     return 0

@@ -6,8 +6,8 @@ from typing import Any
 
 from recbole_llm.config import Config
 from recbole_llm.config.arguments import CommandParser, parse_arguments
-from recbole_llm.config.values import nearest
-from recbole_llm.errors import CheckpointError, ConfigError, UnsupportedError
+from recbole_llm.config.values import refuse_others
+from recbole_llm.errors import CheckpointError, UnsupportedError
 from recbole_llm.run.experiment import run
 from recbole_llm.run.identity import SERVING, changed_language_models
 from recbole_llm.run.logging import log_to_console
@@ -86,12 +86,8 @@ def refit(
     'saved/LRURec-ml-100k-refit-2026-01-31_12-30-00'
     """
     run_dir, given = Path(run_dir), dict(config_dict or {})
-    for key in given:
-        if key not in SETTINGS:
-            raise ConfigError(
-                f"--{key} cannot be changed by a refit.{nearest(key, SETTINGS)} It trains with the settings of its "
-                "run, whose number of updates would not fit others."
-            )
+    remedy = "It trains with the settings of its run, whose number of updates would not fit others."
+    refuse_others(given, SETTINGS, "cannot be changed by a refit", remedy)
     results = read_results(run_dir)
     _check(results, run_dir)
     stored = [run_dir / "config.yaml"]
