@@ -248,6 +248,11 @@ COMMANDS = {
         "recommend items to users from a finished run",
         "recbole_llm.recommend.command:recommend_main",
     ),
+    "explore": Command(
+        "explore RUN_DIR [--port=8501]",
+        "look at recommendations in a browser",
+        "recbole_llm.recommend.explore:explore_main",
+    ),
     "export": Command(
         "export RUN_DIR --out=DIR [--faiss]",
         "export item and user vectors of a finished run",

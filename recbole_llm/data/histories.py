@@ -152,6 +152,13 @@ class Histories:
         offsets = torch.from_numpy(self.offsets)
         return self._between(offsets[user], offsets[user + 1])
 
+    def sequence(self, user: int, position: int | None = None) -> torch.Tensor:
+        """Items of a user before a position (default: all of the last history), oldest first, repeats included."""
+        end = int(self.offsets[user + 1]) if position is None else position
+        inside = end - 1 if position is None else position
+        start = self._starts_of(torch.tensor([user]), torch.tensor([inside]))
+        return self.items[int(start) : end]
+
     def up_to(self, user: torch.Tensor, position: torch.Tensor) -> np.ndarray:
         """Every position from the start of some history of users (B,) to the positions (B,), ascending."""
         edges = np.zeros(len(self) + 1, dtype=np.int64)

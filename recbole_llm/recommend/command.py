@@ -80,7 +80,7 @@ def recommend_main(argv: Sequence[str]) -> int:
     add("--allow", metavar="ITEMS", help="recommend only these: ids separated by commas, or a file")
     add("--deny", metavar="ITEMS", help="never recommend these")
     add("--new_items", metavar="FILE", help="new items known by text only: an atomic .item file or JSON lines")
-    given, settings = _parse(parser, argv)
+    given, settings = parse_with_settings(parser, argv)
     if given.k < 1:
         raise ConfigError(f"k={given.k} must be at least 1.")
     if given.histories and (given.users != "all" or given.history != "all"):
@@ -156,7 +156,7 @@ def export_main(argv: Sequence[str]) -> int:
         help="also a FAISS index: Flat (exact, the default), HNSW32, IVF1024,Flat or any other index_factory string",
     )
     add("--onnx", action="store_true", help="also the user tower: user_tower.onnx, which runs without torch")
-    given, settings = _parse(parser, argv)
+    given, settings = parse_with_settings(parser, argv)
     if not given.out:
         raise ConfigError("--out is blank: name the folder to write to, or . for this one.")
     if given.faiss:
@@ -226,7 +226,10 @@ def _parser(command: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+def parse_with_settings(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse options and the settings of a run that may be changed; ConfigError for any other."""
     given, rest = parser.parse_known_args(list(argv))
     settings = parse_arguments(rest)
     options = [name.removeprefix("--") for action in parser._actions for name in action.option_strings]

@@ -98,6 +98,24 @@ class Recommender:
         return self._catalogue.tokens[1:].tolist()
 
     @property
+    def users(self) -> list[str]:
+        """Raw ids of the users with a history."""
+        return self._users.tokens[self._users.has_interactions].tolist()
+
+    def history(self, user: str, history: str = "all") -> list[str]:
+        """Return the raw item ids that a user's list is made from, oldest first.
+
+        ``history`` is that of :meth:`recommend_users`; where an evaluation has several rows of the user, the first.
+
+        Raises
+        ------
+        DataError
+            For an unknown user, or one without such a history.
+        """
+        choice({"history": history}, "history", HISTORIES)
+        return self._catalogue.tokens[self._users.history(user, history).numpy()].tolist()
+
+    @property
     def dataset_of_everything(self) -> HistoryDataset:
         """The dataset with all interactions; a split may have fewer."""
         return self.run.everything

@@ -9,6 +9,7 @@ import torch
 
 from recbole_llm.config.values import choice
 from recbole_llm.data.loader import FullSortLoader
+from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import DataError, UnsupportedError
 from recbole_llm.recommend.catalogue import UNKNOWN, some
 from recbole_llm.recommend.reading import as_id
@@ -33,7 +34,7 @@ class Users:
     @cached_property
     def _reads_users(self) -> bool:
         """Whether the model reads user ids, and so cannot handle users who are new since the run."""
-        one = torch.from_numpy(np.flatnonzero(self._has_interactions)[:1])
+        one = torch.from_numpy(np.flatnonzero(self.has_interactions)[:1])
         rows, pairs = self.run.everything.after_last(one)
         del rows[self.dataset.uid_field]
         try:
@@ -43,7 +44,7 @@ class Users:
         return False
 
     @cached_property
-    def _has_interactions(self) -> np.ndarray:
+    def has_interactions(self) -> np.ndarray:
         """Which users a list can be made for from all their interactions, shape (users,) bool."""
         return np.diff(self.run.everything.offsets) > 0
 
@@ -51,7 +52,7 @@ class Users:
         """Return internal user ids, or row numbers of an evaluation, in the requested order."""
         choice({"unknown": unknown}, "unknown", UNKNOWN)
         if history == "all":
-            has = self._has_interactions
+            has = self.has_interactions
             if len(has) > self.dataset.user_num and self._reads_users:
                 has = has & (np.arange(len(has)) < self.dataset.user_num)
             owners = np.arange(len(has))
@@ -87,6 +88,15 @@ class Users:
         last = np.searchsorted(owners[order], ids, side="right")
         rows = [order[start:end] for start, end in zip(first, last, strict=True)]
         return torch.from_numpy(np.concatenate(rows) if rows else np.array([], dtype=np.int64))
+
+    def history(self, user: str, history: str) -> torch.Tensor:
+        """Return internal items of a user's history, oldest first; of the first where there are several rows."""
+        number = int(self.select([user], history, "error")[0])
+        if history == "all":
+            return self.run.everything.histories.sequence(number)
+        data = self.evaluation(history).dataset
+        row = {field: int(data.inter_feat[field][number]) for field in (self.dataset.uid_field, POSITION)}
+        return data.histories.sequence(row[self.dataset.uid_field], row[POSITION])
 
     def evaluation(self, history: str) -> FullSortLoader:
         """Yield the evaluator's own batches."""
