@@ -41,7 +41,8 @@ from recbole_llm.prompt.decoding import (
 )
 from recbole_llm.prompt.item_codes import labels_of, pack, unpack
 from recbole_llm.prompt.item_index import Histories, ItemIndex, build_item_index
-from recbole_llm.prompt.p5 import PromptTable, Templates, WordPrompts
+from recbole_llm.prompt.p5 import PromptTable, WordPrompts
+from recbole_llm.prompt.templates import Templates
 from recbole_llm.text.item_text import item_text_of
 
 PAPER_LLM = "google-t5/t5-small"
@@ -77,8 +78,7 @@ class GenerativeRecommender(LLMRecommender):
         self.mask_history = bool(config["mask_history"])
         self.max_prompt_tokens = settings.max_prompt_tokens
         self.tasks = self.train_tasks(config)
-        key = "topn_test_template" if self.task == "topn" else "test_template"
-        self.templates = Templates.of(self.templates_of(config), self.task, self.test_template_of(config, key), key)
+        self.templates = Templates.of(config, self.template_keys(config), self.task, self.test_template_key(config))
         self._separators = list(settings.separators)
 
         spec = LLMSpec.from_config(config, key="llm", preferred=PAPER_LLM)
@@ -133,14 +133,14 @@ class GenerativeRecommender(LLMRecommender):
         """Return the tasks that training takes in turn, each with its own soft prompts: only the evaluated one."""
         return [self.task]
 
-    def templates_of(self, config: Config) -> dict[str, list[str]]:
-        """Return the training templates of every task."""
+    def template_keys(self, config: Config) -> dict[str, str]:
+        """Return the setting with the training templates of every task."""
         keys = {"sequential": "templates", "topn": "topn_templates"}
-        return {task: list(config[keys[task]]) for task in self.tasks}
+        return {task: keys[task] for task in self.tasks}
 
-    def test_template_of(self, config: Config, key: str) -> int | str:
-        """Return the evaluation template: its number, or its text."""
-        return config[key]
+    def test_template_key(self, config: Config) -> str:
+        """Return the setting with the evaluation template."""
+        return "topn_test_template" if self.task == "topn" else "test_template"
 
     def n_negatives(self, config: Config) -> int:
         """Return the number of unseen items that come with a training row; 0: none."""

@@ -14,14 +14,14 @@ class LightLM(GenerativeRecommender):
 
     train_view = "prefix"
 
-    def templates_of(self, config: Config) -> dict[str, list[str]]:
-        """Return the templates of users, or of users and their histories."""
-        templates = super().templates_of(config)
-        if config["with_history"] and "sequential" in templates:
-            templates["sequential"] = list(config["history_templates"])
-        return templates
+    def template_keys(self, config: Config) -> dict[str, str]:
+        """Return the setting with the templates of users, or of users and their histories."""
+        keys = super().template_keys(config)
+        return {**keys, "sequential": "history_templates"} if self._shows_history(config) else keys
 
-    def test_template_of(self, config: Config, key: str) -> int | str:
-        """Return the template that is used in evaluation, of the list that training draws from."""
-        with_history = config["with_history"] and key == "test_template"
-        return config["history_test_template"] if with_history else config[key]
+    def test_template_key(self, config: Config) -> str:
+        """Return the setting with the evaluation template, of the list that training draws from."""
+        return "history_test_template" if self._shows_history(config) else super().test_template_key(config)
+
+    def _shows_history(self, config: Config) -> bool:
+        return bool(config["with_history"]) and self.task == "sequential"

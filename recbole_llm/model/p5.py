@@ -59,22 +59,22 @@ class P5(GenerativeRecommender):
             )
         return weights
 
-    def templates_of(self, config: Config) -> dict[str, list[str]]:
-        """Return the training templates of every kind of prompt."""
-        more = {"choice": ("choice_templates", "candidates"), "yes_no": ("yes_no_templates", "item")}
-        templates = super().templates_of(config)
-        for kind, (key, field) in more.items():
-            if kind in self.kinds:
-                templates[kind] = list(config[key])
-                for text in templates[kind]:
-                    if f"{{{field}}}" not in text:
-                        raise ConfigError(f"{key}: {text!r} must hold {{{field}}}.")
-        return templates
+    def template_keys(self, config: Config) -> dict[str, str]:
+        """Return the setting with the training templates of every kind of prompt."""
+        more = {"choice": "choice_templates", "yes_no": "yes_no_templates"}
+        return {**super().template_keys(config), **{kind: key for kind, key in more.items() if kind in self.kinds}}
 
-    def test_template_of(self, config: Config, key: str) -> int | str:
-        """Return the evaluation template; ``unseen`` is the one not used in training."""
-        chosen = super().test_template_of(config, key)
-        return str(config["unseen_template"]) if chosen == UNSEEN else chosen
+    def test_template_key(self, config: Config) -> str:
+        """Return the setting with the evaluation template; with ``unseen`` it is one that training does not use."""
+        key = super().test_template_key(config)
+        if key != "test_template" or config[key] != UNSEEN:
+            return key
+        if config["unseen_template"] in config["templates"]:
+            raise ConfigError(
+                f"test_template={UNSEEN}: unseen_template={config['unseen_template']!r} is one of the templates that "
+                "training uses. Remove it there, or give another."
+            )
+        return "unseen_template"
 
     def n_negatives(self, config: Config) -> int:
         """Return how many items besides the target there are to choose from, or to ask about."""

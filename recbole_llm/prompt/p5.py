@@ -5,8 +5,7 @@ follow a field at once (``{history},``). Tokenizers split at spaces first, so a 
 side by side; the last item of a list takes the punctuation with it, because a tokenizer may join a digit and a comma.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,13 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.pieces import NONE, PieceTable
+from recbole_llm.prompt.templates import FIELD
 from recbole_llm.typing import Tokenizer
 
 RULES = ("entity", "word", "none")
-FIELDS = ("user", "history", "candidates", "item")
 LISTS = ("history", "candidates")
 ITEM, SEPARATOR = 1, 2  # roles of segments that belong to the history
-_FIELD = re.compile("|".join(f"{{{field}}}" for field in FIELDS))
 
 
 def entity_marks(pieces: Sequence[str]) -> tuple[list[bool], list[bool]]:
@@ -73,53 +71,6 @@ class WordPrompts:
     attention_mask: torch.Tensor
     whole_word_ids: torch.Tensor
     dropped: int
-
-
-@dataclass(frozen=True)
-class Templates:
-    """Templates of several tasks in one list.
-
-    Attributes
-    ----------
-    texts : list of str
-    of_task : dict of str to range
-        Numbers of the templates that training draws from, by task.
-    test : int
-        Number of the evaluation template.
-    """
-
-    texts: list[str]
-    of_task: dict[str, range]
-    test: int
-
-    @classmethod
-    def of(cls, by_task: Mapping[str, Sequence[str]], task: str, test: int | str, key: str) -> "Templates":
-        """Join the templates of tasks; ``test`` is the number of one of the evaluated ``task``, or another template.
-
-        Raises
-        ------
-        ConfigError
-            Naming the setting ``key``, where ``test`` is neither.
-        """
-        texts: list[str] = []
-        of_task = {}
-        for name, templates in by_task.items():
-            of_task[name] = range(len(texts), len(texts) + len(templates))
-            texts += templates
-        known = of_task[task]
-        if isinstance(test, str):
-            return cls([*texts, test], of_task, len(texts))
-        if type(test) is not int or not 0 <= test < len(known):
-            raise ConfigError(
-                f"{key}={test!r} is neither a template nor the number of one of the {len(known)} templates (0 to "
-                f"{len(known) - 1})."
-            )
-        return cls(texts, of_task, known[test])
-
-    def draw(self, task: str, rows: int, separators: int) -> torch.Tensor:
-        """Draw a template with a separator for each row, from torch's global generator; (rows,)."""
-        known = self.of_task[task]
-        return torch.randint(len(known) * separators, (rows,)) + known.start * separators
 
 
 class _Part(NamedTuple):
@@ -190,7 +141,7 @@ class PromptTable:
         return items + separators
 
     def _parse(self, template: str) -> list[_Part]:
-        found = [field[1:-1] for field in _FIELD.findall(template)]
+        found = [field[1:-1] for field in FIELD.findall(template)]
         if not {"user", "history"} & set(found) or len(set(found)) < len(found):
             raise ConfigError(
                 f"templates: {template!r} must hold {{user}} or {{history}} or both, and may hold {{candidates}} or "
@@ -199,7 +150,7 @@ class PromptTable:
         parts: list[_Part] = []
         text: list[str] = []
         for word in template.split():
-            field = _FIELD.search(word)
+            field = FIELD.search(word)
             before, after = (word[: field.start()], word[field.end() :]) if field else (word, "")
             if "{" in before + after or "}" in before + after:
                 raise ConfigError(

@@ -331,7 +331,7 @@ class P5(Generative):
 class POD(Generative):
     """POD, with its tasks."""
 
-    train_tasks: list[Literal["sequential", "topn"]] | None
+    train_tasks: Annotated[list[Literal["sequential", "topn"]], Rule(bool, "a non-empty list")] | None
 
 
 @dataclass(frozen=True, kw_only=True)
