@@ -6,35 +6,24 @@ https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/ (2018, Ni et al. 2019) and
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from recbole_llm.convert.interactions import Interactions
 from recbole_llm.convert.reading import (
-    Columns,
     Reading,
     Request,
-    each_row,
     line_batches,
     parquet_batches,
+    rated,
     split_lines,
     take_all,
+    take_rows,
 )
 from recbole_llm.convert.records import mentions, record_batches
-from recbole_llm.convert.sources import Bundle, Skips, Source
-from recbole_llm.convert.values import (
-    Catalogue,
-    as_floats,
-    as_times,
-    check_ids,
-    clean_text,
-    path_text,
-    plain_text,
-    strip_tags,
-    words_text,
-)
+from recbole_llm.convert.sources import Bundle, Source
+from recbole_llm.convert.values import Catalogue, KnownGap, as_text, clean_text
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.text.titles import unescape
 
@@ -54,63 +43,53 @@ FIELDS = (
 )
 # Of the metadata; 2014: categories and brand, 2018: category and brand, 2023: categories and store.
 _TEXT_FIELDS = ("title", "categories", "category", "brand", "store", "price", "description")
-_ASIN = re.compile(rb"""["']asin["']\s*:\s*u?["']([^"'\\]+)["']""")
-_PARENT_ASIN = re.compile(rb"""["']parent_asin["']\s*:\s*u?["']([^"'\\]+)["']""")
+TAG = re.compile(r"</?[A-Za-z!][^<>]{0,300}>")
 
 
 @dataclass(frozen=True)
 class _Release:
-    """File names and fields of a release."""
+    """File names, of which the first pattern that matches counts, and fields of a release."""
 
-    reviews: tuple[tuple[str, str], ...]
+    reviews: dict[str, str]
     metadata: tuple[str, ...]
-    json_fields: tuple[str, str, str, str]
-    csv_order: tuple[str, ...] | None
-    id_field: str
-    id_pattern: re.Pattern[bytes]
+    fields: tuple[str, str, str, str]
+    csv_order: str
+
+    @property
+    def item_field(self) -> str:
+        return self.fields[1]
 
 
 _OLD_FIELDS = ("reviewerID", "asin", "overall", "unixReviewTime")
 _RELEASES = {
     "2014": _Release(
-        (
-            ("5-core reviews", r"reviews_(.+)_5\.json"),
-            ("reviews", r"reviews_((?:.(?!_5\.json))+.)\.json"),
-            ("ratings", r"ratings_(.+)\.csv"),
-        ),
+        {
+            r"reviews_(.+)_5\.json": "5-core reviews",
+            r"reviews_(.+)\.json": "reviews",
+            r"ratings_(.+)\.csv": "ratings",
+        },
         (r"meta_(.+)\.json",),
         _OLD_FIELDS,
-        ("user", "item", "rating", "time"),
-        "asin",
-        _ASIN,
+        "user,item,rating,time",
     ),
     "2018": _Release(
-        (
-            ("5-core reviews", r"(?!meta_)(.+)_5\.json"),
-            ("reviews", r"(?!meta_)((?:.(?!_5\.json))+.)\.json"),
-            ("ratings", r"(.+)\.csv"),
-        ),
+        {r"(?!meta_)(.+)_5\.json": "5-core reviews", r"(?!meta_)(.+)\.json": "reviews", r"(.+)\.csv": "ratings"},
         (r"meta_(.+)\.json",),
         _OLD_FIELDS,
-        ("item", "user", "rating", "time"),
-        "asin",
-        _ASIN,
+        "item,user,rating,time",
     ),
     "2023": _Release(
-        (
-            ("reviews", r"(?!meta_)(.+)\.jsonl"),
-            ("parquet reviews", r"raw_review_(.+)/[^/]+\.parquet"),
-            ("split ratings", r"(.+)\.(?:train|valid|test)\.csv"),
-            ("ratings", r"((?:.(?!\.(?:train|valid|test)\.csv))+.)\.csv"),
-        ),
+        {
+            r"(?!meta_)(.+)\.jsonl": "reviews",
+            r"raw_review_(.+)/[^/]+\.parquet": "parquet reviews",
+            r"(.+)\.(?:train|valid|test)\.csv": "split ratings",
+            r"(.+)\.csv": "ratings",
+        },
         (r"meta_(.+)\.jsonl", r"raw_meta_(.+)/[^/]+\.parquet"),
         ("user_id", "parent_asin", "rating", "timestamp"),
-        None,
-        "parent_asin",
-        _PARENT_ASIN,
+        "",  # these files have a header
     ),
 }
-_CSV_2023 = ["user_id", "parent_asin", "rating", "timestamp"]
 
 
 def read(request: Request) -> Reading:
@@ -119,17 +98,19 @@ def read(request: Request) -> Reading:
     Options
     -------
     columns : str
-        Order of the columns of a headerless ratings file, ``user,item,rating,time`` (2014) or
+        Order of the columns of a ratings file without header; default ``user,item,rating,time`` (2014) or
         ``item,user,rating,time`` (2018).
     workers : int
-        Processes for reviews that are Python literals.
+        Processes that parse reviews written as Python literals.
+    no_metadata : bool
+        Convert without item text.
     """
     found = NAME.fullmatch(request.name)
     assert found is not None
     release = _RELEASES[found["year"]]
     category = _BEAUTY[found["year"]] if found["category"] == "beauty" else found["category"]
     category = _CATEGORIES.get(category, category)
-    # Both before the reviews are read, which takes minutes: a missing file should be known at once.
+    # Before the reviews are read, which takes minutes: a missing file should be reported at once.
     sources = _reviews(request, release, category)
     metadata = _metadata(request, release, category)
     table = request.interactions("rating")
@@ -151,39 +132,43 @@ def _category_of(source: Source, pattern: str) -> str | None:
 
 
 def _reviews(request: Request, release: _Release, category: str) -> list[Source]:
-    metadata = set(release.metadata)
-    if request.bundle.named:
-        # Files that were named are taken whatever their category is called.
+    bundle = request.bundle
+    if bundle.named:
+        # Files that were named are read whatever their category is called.
         return [
-            source for source in request.bundle.named if not any(_category_of(source, pattern) for pattern in metadata)
-        ] or request.bundle.nothing("no review file")
-    kinds = {}
-    for kind, pattern in release.reviews:
-        found = [source for source in request.bundle.sources if _category_of(source, pattern) == category]
-        if found:
-            kinds[kind] = found
+            source for source in bundle.named if not any(_category_of(source, name) for name in release.metadata)
+        ] or bundle.nothing("no review file")
+    kinds: dict[str, list[Source]] = {kind: [] for kind in release.reviews.values()}
+    for source in bundle.sources:
+        known = ((kind, _category_of(source, pattern)) for pattern, kind in release.reviews.items())
+        kind, its_category = next(((kind, found) for kind, found in known if found), ("", ""))
+        if its_category == category:
+            kinds[kind].append(source)
+    kinds = {kind: found for kind, found in kinds.items() if found}
     if not kinds:
-        request.bundle.nothing(f"no reviews or ratings of the category {category!r}")
+        bundle.nothing(f"no reviews or ratings of the category {category!r}")
     if len(kinds) > 1:
         listed = ", ".join(f"{found[0].basename} ({kind})" for kind, found in kinds.items())
-        raise DataError(f"{request.bundle}: several files match: {listed}; pass the one to read as --input.")
+        raise DataError(f"{bundle}: several files match: {listed}; pass the one to read as --input.")
     (found,) = kinds.values()
     order = {"train": 0, "valid": 1, "test": 2}
-    return sorted(found, key=lambda source: (order.get(source.basename.split(".")[-2], 0), source.name))
+    return sorted(found, key=lambda source: (order.get(source.stem.split(".")[-2], 0), source.name))
 
 
 def _metadata(request: Request, release: _Release, category: str) -> list[Source]:
     if request.options.get("no_metadata"):
         return []
     if request.metadata is not None:
-        if request.metadata.sources:
-            named = request.metadata.named
-            return named or _of_category(request.metadata, release, category) or request.bundle.nothing("no metadata")
-        raise DataError(f"{request.metadata}: the folder is empty.")
-    bundle = request.bundle
-    if bundle.named and not _of_category(bundle, release, category):
-        bundle = bundle.folders()
-    found = _of_category(bundle, release, category)
+        if not request.metadata.sources:
+            raise DataError(f"{request.metadata}: the folder is empty.")
+        return (
+            request.metadata.named
+            or _of_category(request.metadata, release, category)
+            or request.metadata.nothing("no metadata")
+        )
+    found = _of_category(request.bundle, release, category)
+    if not found and request.bundle.named:
+        found = _of_category(request.bundle.folders(), release, category)
     if not found:
         raise DataError(
             f"{request.bundle}: no metadata file (meta_...) of the category {category!r} found; pass it with "
@@ -204,99 +189,93 @@ def _of_category(bundle: Bundle, release: _Release, category: str) -> list[Sourc
 
 
 def _read_reviews(source: Source, table: Interactions, release: _Release, request: Request) -> None:
-    def take(columns: Columns) -> None:
-        users, items, ratings, times = columns
-        check_ids(users, items)
-        table.extend(users, items, as_times(times), [as_floats(ratings, "rating")])
-
     workers = 1
     if source.stem.endswith(".parquet"):
-        batches = parquet_batches(source, release.json_fields, progress=request.progress)
+        batches = parquet_batches(source, release.fields, progress=request.progress)
     elif source.stem.endswith(".csv"):
-        order, first = _csv_columns(source, release, request)
+        order = _csv_columns(source, release, request)
         places = [order.index(name) for name in ("user", "item", "rating", "time")]
-        parse = partial(_pick_fields, parse=split_lines(",", len(order)), places=places)
-        batches = line_batches(source, parse, request.progress, first)
+        has_header = not (release.csv_order or request.options.get("columns"))
+        parse = split_lines(",", len(order), places)
+        batches = line_batches(source, parse, request.progress, first=2 if has_header else 1)
     else:
-        batches = record_batches(source, release.json_fields, progress=request.progress)
+        batches = record_batches(source, release.fields, progress=request.progress)
         if not (source.first_line() or b'{"').lstrip().startswith(b'{"'):
-            workers = int(request.options.get("workers") or 1)
-    take_all(source, batches, take, request.skips, workers)
+            workers = request.options.get("workers") or 1
+    take_all(source, batches, rated(table), request.skips, workers)
 
 
-def _pick_fields(lines: Sequence[bytes], parse: Callable[[Sequence[bytes]], Columns], places: list[int]) -> Columns:
-    columns = parse(lines)
-    return [columns[place] for place in places] if columns else [()] * len(places)
-
-
-def _csv_columns(source: Source, release: _Release, request: Request) -> tuple[list[str], int]:
-    """Return the columns, and the first line after the header."""
-    given = request.options.get("columns")
-    if given:
-        order = [name.strip() for name in str(given).split(",")]
-        if not {"user", "item", "rating", "time"} <= set(order):
-            raise ConfigError(f"columns is {given!r}; it must name user, item, rating and time, separated by commas.")
-        return order, 1
-    if release.csv_order is not None:
-        return list(release.csv_order), 1
+def _csv_columns(source: Source, release: _Release, request: Request) -> list[str]:
+    order = request.options.get("columns") or release.csv_order
+    if order:
+        names = [name.strip() for name in (order.split(",") if isinstance(order, str) else order)]
+        if not {"user", "item", "rating", "time"} <= set(names):
+            raise ConfigError(f"columns is {order!r}; it must name user, item, rating and time, separated by commas.")
+        return names
     cells = (source.first_line() or b"").decode("utf-8", "replace").strip().split(",")
-    if cells[:4] != _CSV_2023:
+    if tuple(cells[:4]) != release.fields:
         raise DataError(
-            f"{source.name}, line 1: the header is {','.join(cells)!r}; expected is {','.join(_CSV_2023)!r}."
+            f"{source.name}, line 1: the header is {','.join(cells)!r}; expected is {','.join(release.fields)!r}."
         )
-    return ["user", "item", "rating", "time", *cells[4:]], 2
+    return ["user", "item", "rating", "time", *cells[4:]]
 
 
 # ---- metadata
 
 
 def _read_metadata(sources: Sequence[Source], table: Interactions, release: _Release, request: Request) -> Catalogue:
-    items, ids, skips = Catalogue(FIELDS, title="title"), table.items, request.skips
-    fields = [release.id_field, *_TEXT_FIELDS]
+    items, rated_items, skips = Catalogue(FIELDS, title="title"), table.items, request.skips
+    fields = [release.item_field, *_TEXT_FIELDS]
+
+    def take(values: tuple[Any, ...]) -> None:
+        record = dict(zip(fields, values, strict=True))
+        raw_id = record[release.item_field]
+        if not isinstance(raw_id, str) or not raw_id:
+            raise KnownGap(f"metadata without {release.item_field}")
+        if request.all_items or raw_id in rated_items:
+            if raw_id in items:
+                raise KnownGap("repeated metadata of an item (the first is kept)")
+            if _is_script(as_text(record["title"])):
+                skips.count("a page script in place of the title (the item is kept as untitled)")
+                record["title"] = None
+            items.add(raw_id, _texts(record))
+
     for source in sources:
         if source.stem.endswith(".parquet"):
-            fields, place = [name for name in fields if name not in ("brand", "category")], "row"
+            fields = [name for name in fields if name not in ("brand", "category")]
             batches = parquet_batches(source, fields, progress=request.progress)
         else:
-            wanted = None if request.all_items else mentions(ids, release.id_pattern)
+            wanted = None if request.all_items else mentions(rated_items, release.item_field)
             batches = record_batches(source, fields, optional=True, wanted=wanted, progress=request.progress)
-            place = "line"
-        for number, (raw_id, *values) in each_row(source, batches, skips):
-            where = f"{source.name}, {place} {number}"
-            if not isinstance(raw_id, str) or not raw_id:
-                skips.count(f"metadata without {release.id_field}", where)
-            elif raw_id in items and (request.all_items or raw_id in ids):
-                skips.count("repeated metadata of an item (the first is kept)", where)
-            elif request.all_items or raw_id in ids:
-                items.add(raw_id, _texts(dict(zip(fields[1:], values, strict=True)), skips, where))
-    if not any(raw in ids for raw in items.rows):
+        take_rows(source, batches, take, skips)
+    if not any(raw in rated_items for raw in items.rows):
         raise DataError(
-            f"{', '.join(source.name for source in sources)}: describes none of the {len(ids):,} reviewed items. "
-            "Is it the same category and year, and are user and item columns in the right order (--columns)?"
+            f"{', '.join(source.name for source in sources)}: describes none of the {len(rated_items):,} reviewed "
+            "items. Is it the same category and year, and are user and item columns in the right order (--columns)?"
         )
     return items
 
 
-def _texts(record: dict[str, Any], skips: Skips, place: str) -> tuple[str, ...]:
-    title = plain_text(record.get("title"))
-    if "getTime" in title or re.search(r"</?[a-z]+[ >]", title):
-        skips.count("a page script in place of the title (the item is kept as untitled)", place)
-        title = ""
+def _is_script(title: str) -> bool:
+    return "getTime" in title or re.search(r"</?[a-z]+[ >]", title) is not None
+
+
+def _texts(record: dict[str, Any]) -> tuple[str, ...]:
     # 2014: a list of paths, of which the first is taken; 2018: one path under "category"; 2023: one path.
     levels = record.get("categories") or record.get("category") or []
     if isinstance(levels, list) and levels and isinstance(levels[0], list):
         levels = levels[0]
     names = [clean_text(level) for level in levels if isinstance(level, str) and "<" not in level]
-    description = record.get("description") or ""
+    names = [name for name in names if name]
+    description = record["description"] or ""
     if isinstance(description, list):
         description = " ".join(part for part in description if isinstance(part, str))
-    price = plain_text(record.get("price")).replace("$", "")
-    brand = plain_text(record.get("brand") or record.get("store"))
+    price = as_text(record["price"]).replace("$", "")
     return (
-        title,
-        path_text(names),
-        brand,
+        as_text(record["title"]),
+        " > ".join(names),
+        as_text(record.get("brand") or record.get("store")),
         "" if price == "None" or "{" in price or len(price) > 40 else price,
-        strip_tags(unescape(plain_text(description))),
-        words_text(names),
+        TAG.sub(" ", unescape(as_text(description))),
+        " ".join(name.replace(" ", "_") for name in names),  # one token per level
     )

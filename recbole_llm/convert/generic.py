@@ -1,36 +1,31 @@
 """Custom logs: any CSV, TSV, JSON lines or parquet file with named columns; and session files."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from recbole_llm.convert.interactions import Interactions
+from recbole_llm.convert.options import names
 from recbole_llm.convert.reading import (
     Batch,
     Columns,
     Reading,
     Request,
+    check_columns,
     csv_batches,
     csv_rows,
-    each_row,
     parquet_batches,
     parquet_columns,
     take_all,
+    take_rows,
 )
 from recbole_llm.convert.records import parse_record, record_batches
 from recbole_llm.convert.sources import Bundle, Source
-from recbole_llm.convert.values import Catalogue, as_exact_times, as_floats, check_ids, field_name, plain_text
+from recbole_llm.convert.values import Catalogue, as_exact_times, as_floats, as_text, field_name
 from recbole_llm.errors import ConfigError, DataError
 
-# fmt: off
-OPTIONS = frozenset(
-    [
-        "user_col", "item_col", "time_col", "rating_col", "inter_fields", "time_format", "delimiter", "columns",
-        "item_id_col", "item_fields", "title_col", "users", "user_id_col", "user_fields",
-    ]
-)
-# fmt: on
-# Column names of session logs, as they are met; compared without case and underscores.
+# Usual names of the columns of session logs, without case, underscores and spaces.
 _SESSION = {
     "user_col": ("sessionid", "session", "userid", "user", "visitorid"),
     "item_col": ("itemid", "item", "productid", "product", "article", "aid", "sku"),
@@ -49,22 +44,12 @@ _FORMATS = {
 class TableFile:
     """A CSV, TSV, JSON lines or parquet file as columns.
 
-    Parameters
-    ----------
-    source : Source
-    delimiter : str, optional
-        Of a text table; default a comma, a tab for ``.tsv``.
-    names : sequence of str, optional
-        Names of the columns of a text table without header.
-
-    Raises
-    ------
-    ConfigError
-        The file extension does not determine the format.
+    ``delimiter`` is that of a text table, by default a comma, a tab for ``.tsv``; ``names`` are its columns if it has
+    no header. A file name that does not tell the format raises :class:`~recbole_llm.errors.ConfigError`.
     """
 
     def __init__(self, source: Source, delimiter: str | None = None, names: Sequence[str] | None = None) -> None:
-        self.source = source
+        self.source, self._names = source, names
         ending = source.stem.rpartition(".")[2].lower()
         if ending not in _FORMATS and delimiter is None:
             raise ConfigError(
@@ -75,31 +60,30 @@ class TableFile:
             raise ConfigError(f"delimiter is {delimiter!r}; it must be some character other than a quote or line end.")
         self.format = "csv" if delimiter is not None else _FORMATS[ending]
         self.delimiter = delimiter or ("\t" if self.format == "tsv" else ",")
-        self._names = list(names) if names else None
 
-    def columns(self) -> list[str]:
-        """Return the names of the columns; of the first record for JSON lines."""
+    @cached_property
+    def columns(self) -> Sequence[str]:
+        """Names of the columns; of the first record for JSON lines."""
         if self.format == "parquet":
             return list(parquet_columns(self.source))
         if self.format == "jsonl":
-            for block in self.source.blocks():
-                for line in filter(bytes.strip, block.lines):
+            for _, lines in self.source.blocks():
+                for line in filter(bytes.strip, lines):
                     try:
                         return list(parse_record(line))
                     except ValueError:
-                        continue  # the reading of the whole file says what is wrong with the line
+                        continue  # reported when the whole file is read
             return []
         if self._names:
             return self._names
-        for _, rows in csv_rows(self.source, self.delimiter):
-            if rows:
-                return [cell.strip() for cell in rows[0]]
+        for rows in csv_rows(self.source, self.delimiter):
+            return [cell.strip() for cell in rows[0][1]]
         raise DataError(f"{self.source.name}: the file is empty.")
 
     def batches(self, wanted: Sequence[str], ids: int, progress: bool, optional: bool = False) -> Iterator[Batch]:
-        """Yield the columns ``wanted``, of which the first ``ids`` are text as in the file.
+        """Yield the columns ``wanted``; the first ``ids`` of them are text as in the file.
 
-        With ``optional`` a JSON record may lack a field. A column that does not exist raises
+        With ``optional``, a JSON record may lack a field; any other missing column is a
         :class:`~recbole_llm.errors.DataError`.
         """
         if self.format == "parquet":
@@ -110,63 +94,36 @@ class TableFile:
 
 
 def read(request: Request) -> Reading:
-    """Read interactions, and items and users if their files are given.
+    """Read interactions, and items and users if their files are given; :mod:`~recbole_llm.convert.options` says how.
 
-    Options
-    -------
-    user_col, item_col, time_col, rating_col : str
-        Columns of the log. Without ``time_col`` the order of the rows is the time. For ``sessions`` they are
-        recognised by their usual names.
-    inter_fields : str
-        Additional numeric columns of the log to keep, comma-separated.
-    time_format : str
-        ``strptime`` pattern; without it numbers and ISO dates are recognised.
-    delimiter, columns : str
-        Of a text table: its separator, and the names of its columns if it has no header.
-    item_id_col, item_fields, title_col : str
-        Of the metadata: its id column (default ``item_col``), the columns to keep as ``name:type``, separated by
-        commas, or ``column=name:type`` to rename (default: all, as ``token_seq``), and which of the new names is the
-        title.
-    users, user_id_col, user_fields : str
-        The same for users; ``users`` is the path.
+    The columns of ``sessions`` are recognised by their usual names.
     """
     options = request.options
-    named = {key: _listed(options.get(key)) for key in ("columns", "inter_fields", "item_fields", "user_fields")}
+    extra = names(options.get("inter_fields")) or []
     sources = request.bundle.named or [
         source for source in request.bundle.sources if not source.basename.startswith((".", "_"))
     ]
     if not sources:
         raise DataError(f"{request.bundle}: the folder is empty.")
-    columns = _columns(request, TableFile(sources[0], options.get("delimiter"), named["columns"]))
-    values = (["rating"] if columns["rating_col"] else []) + (named["inter_fields"] or [])
-    table = request.interactions(*values)
-    for source in sources:
-        file = TableFile(source, options.get("delimiter"), named["columns"])
-        _read_log(file, table, columns, named["inter_fields"] or [], options.get("time_format"), request)
+    files = [TableFile(source, options.get("delimiter"), names(options.get("columns"))) for source in sources]
+    columns = _columns(request, files[0])
+    table = request.interactions(*(["rating"] if columns["rating_col"] else []), *extra)
+    for file in files:
+        _read_log(file, table, columns, extra, request)
     reading = Reading(table, sources=list(sources))
     if not columns["time_col"]:
         reading.notes.append("there is no time column: the order of the rows is taken for the time.")
     if request.metadata is not None:
         found = request.metadata.named or request.metadata.sources
-        fields, title = named["item_fields"], options.get("title_col")
-        reading.items = _read_catalogue(
-            found, options.get("item_id_col") or columns["item_col"], fields, title, request
-        )
+        id_col = options.get("item_id_col") or columns["item_col"]
+        reading.items = _read_catalogue(found, id_col, options.get("item_fields"), options.get("title_col"), request)
         reading.sources += found
     if options.get("users"):
-        people = Bundle([Path(options["users"])]).named
-        reading.users = _read_catalogue(
-            people, options.get("user_id_col") or columns["user_col"], named["user_fields"], None, request
-        )
-        reading.sources += people
+        found = Bundle([Path(options["users"])]).named
+        id_col = options.get("user_id_col") or columns["user_col"]
+        reading.users = _read_catalogue(found, id_col, options.get("user_fields"), None, request)
+        reading.sources += found
     return reading
-
-
-def _listed(value: Any) -> list[str] | None:
-    if value is None:
-        return None
-    parts = value.split(",") if isinstance(value, str) else list(value)
-    return [part.strip() for part in parts if part.strip()]
 
 
 def _plain(name: str) -> str:
@@ -176,91 +133,88 @@ def _plain(name: str) -> str:
 def _columns(request: Request, file: TableFile) -> dict[str, str | None]:
     columns = {key: request.options.get(key) for key in ("user_col", "item_col", "time_col", "rating_col")}
     if request.name == "sessions":
-        there = file.columns()
         for key, usual in _SESSION.items():
             if columns[key] is None:
-                columns[key] = next((name for known in usual for name in there if _plain(name) == known), None)
+                columns[key] = next((name for known in usual for name in file.columns if _plain(name) == known), None)
     for key in ("user_col", "item_col"):
         if not columns[key]:
             raise ConfigError(
                 f"{request.name} needs {key} (--{key}); the columns of {file.source.name} are: "
-                f"{', '.join(file.columns())}."
+                f"{', '.join(file.columns)}."
             )
     return columns
 
 
 def _read_log(
-    file: TableFile,
-    table: Interactions,
-    columns: dict[str, str | None],
-    extra: Sequence[str],
-    pattern: str | None,
-    request: Request,
+    file: TableFile, table: Interactions, columns: dict[str, str | None], extra: Sequence[str], request: Request
 ) -> None:
     order = [columns["user_col"], columns["item_col"], columns["time_col"], columns["rating_col"], *extra]
     wanted = [name for name in order if name]
+    at = 3 if columns["time_col"] else 2
 
     def take(given: Columns) -> None:
-        users, items = ([value or "" for value in column] for column in given[:2])
-        check_ids(users, items)
-        at = 3 if columns["time_col"] else 2
-        numbers = [as_floats(values, name) for values, name in zip(given[at:], wanted[at:], strict=True)]
+        users, items = given[:2]
+        numbers = [as_floats(column, name) for column, name in zip(given[at:], wanted[at:], strict=True)]
+        times: Sequence[int] = range(len(table), len(table) + len(users))
+        micros = None
         if columns["time_col"]:
-            times, micros = as_exact_times(given[2], pattern) if users else ([], None)
-        else:
-            times, micros = list(range(len(table), len(table) + len(users))), None
+            times, micros = as_exact_times(given[2], request.options.get("time_format"))
         table.extend(users, items, times, numbers, micros)
 
     take_all(file.source, file.batches(wanted, 2, request.progress), take, request.skips)
 
 
 def _read_catalogue(
-    sources: Sequence[Source], id_col: str | None, fields: Sequence[str] | None, title: str | None, request: Request
+    sources: Sequence[Source],
+    id_col: str | None,
+    fields: str | Sequence[str] | None,
+    title: str | None,
+    request: Request,
 ) -> Catalogue:
-    delimiter, names = request.options.get("delimiter"), None
     if not sources:
         raise DataError("metadata or users: the folder is empty; name the file itself.")
-    first = TableFile(sources[0], delimiter, names)
-    there = first.columns()
-    if id_col not in there:
-        raise DataError(f"{sources[0].name}: no column {id_col!r}; the columns are {', '.join(there)}.")
-    mapping = _mapping(fields, [name for name in there if name != id_col])
-    new_names = [name for _, name, _ in mapping]
-    if title is not None and title not in new_names:
-        raise ConfigError(f"title_col is {title!r}; the fields kept are {', '.join(new_names)}.")
+    files = [TableFile(source, request.options.get("delimiter")) for source in sources]
+    columns = files[0].columns
+    check_columns(sources[0].name, columns, [str(id_col)])
+    mapping = _mapping(names(fields), [name for name in columns if name != id_col])
+    catalogue_fields = [(name, kind) for _, name, kind in mapping]
+    kept = [name for name, _ in catalogue_fields]
     if title is None:
-        title = next((name for name in new_names if _plain(name) in _TITLE), "")
-    catalogue = Catalogue([(name, kind) for _, name, kind in mapping], title=title)
-    for source in sources:
-        file = TableFile(source, delimiter, names)
+        title = next((name for name in kept if _plain(name) in _TITLE), "")
+    elif title not in kept:
+        raise ConfigError(f"title_col is {title!r}; the fields kept are {', '.join(kept)}.")
+    catalogue = Catalogue(catalogue_fields, title=title)
+
+    def take(values: tuple[Any, ...]) -> None:
+        texts = list(map(_text, values[1:]))
+        for text, (name, kind) in zip(texts, catalogue.fields, strict=True):
+            if kind == "float" and text:
+                as_floats([text], name)
+        catalogue.add(values[0] or "", texts)
+
+    for file in files:
         wanted = [str(id_col), *(column for column, _, _ in mapping)]
-        batches = file.batches(wanted, 1, request.progress, optional=True)
-        for number, (raw_id, *values) in each_row(source, batches, request.skips):
-            with request.skips.line(source.name, number):
-                texts = [_text(value) for value in values]
-                for text, (name, kind) in zip(texts, catalogue.fields, strict=True):
-                    if kind == "float" and text:
-                        as_floats([text], name)
-                catalogue.add_once(raw_id or "", texts)
+        take_rows(file.source, file.batches(wanted, 1, request.progress, optional=True), take, request.skips)
     return catalogue
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, list | tuple):
-        return " ".join(plain_text(part) for part in value)
-    return str(value) if isinstance(value, bool) else plain_text(value)
+        return " ".join(map(as_text, value))
+    return str(value) if isinstance(value, bool) else as_text(value)
 
 
-def _mapping(fields: Sequence[str] | None, there: Sequence[str]) -> list[tuple[str, str, str]]:
+def _mapping(fields: Sequence[str] | None, columns: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return ``(column, new name, type)`` of each field."""
+    if fields is None:
+        return [(column, field_name(column), "token_seq") for column in columns]
     mapping = []
-    for field in fields if fields is not None else there:
-        column, _, new = field.rpartition("=") if fields is not None else ("", "", field)
-        name, _, kind = new.partition(":") if fields is not None else (new, "", "")
-        column, kind = column or name, kind or "token_seq"
+    for field in fields:
+        column, _, new = field.rpartition("=")
+        name, _, kind = new.partition(":")
+        kind = kind or "token_seq"
         if kind not in _KINDS:
             raise ConfigError(f"{field!r}: the type is {kind!r}; allowed are {', '.join(_KINDS)}.")
-        if column not in there:
-            raise DataError(f"there is no column {column!r}; the columns are {', '.join(there)}.")
-        mapping.append((column, field_name(name), kind))
+        check_columns(repr(field), columns, [column or name])
+        mapping.append((column or name, field_name(name), kind))
     return mapping

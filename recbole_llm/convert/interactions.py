@@ -1,16 +1,15 @@
 """Interactions in DuckDB, and the filters of the literature on them: rating, titles, duplicates, k-core, order.
 
-DuckDB sorts, groups and joins within a fixed amount of memory and puts the rest into temporary files, so the number of
-interactions is bounded by the disk alone (docs/data-engine.md has the measurements). Ids are kept once, in Python.
+DuckDB works within a fixed amount of memory and puts the rest into temporary files (docs/data-engine.md). Ids are kept
+once, in Python; the engine sees their codes.
 """
 
 import os
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm.convert.options import check_choice
+from recbole_llm.convert.values import check_ids
 from recbole_llm.data.times import DATES_FROM, UNIT_GAP, TimeReport
 from recbole_llm.errors import ConfigError, DataError
 
@@ -56,10 +57,9 @@ class Filters:
     order: str = "time"
 
     def __post_init__(self) -> None:
-        allowed = {"untitled": ("keep", "drop"), "dedup": ("none", "first", "last"), "order": ("time", "input")}
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(map(repr, values))}.")
+        check_choice("untitled", self.untitled, ("keep", "drop"))
+        check_choice("dedup", self.dedup, ("none", "first", "last"))
+        check_choice("order", self.order, ("time", "input"))
         if type(self.k_core) is not int or self.k_core < 0:
             raise ConfigError(f"k_core is {self.k_core!r}; it must be a non-negative integer (0: no k-core filter).")
         rating = self.min_rating
@@ -84,10 +84,6 @@ class Filters:
             parts.append(f"--k_core {self.k_core}")
         return " ".join(parts) or "no filter"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for the sidecar."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Counts:
@@ -107,7 +103,7 @@ class Counts:
 class Selection:
     """Interactions left after filtering; valid until the next selection.
 
-    ``steps`` has the counts as read and after each filter, ``users`` and ``items`` mark the codes that occur, and
+    ``steps`` are the counts as read and after each filter; ``users`` and ``items`` mark the codes that occur;
     ``blocks`` yields the interactions in output order as columns ``user``, ``item``, ``time``, ``micro`` and one for
     each value field.
     """
@@ -140,23 +136,14 @@ class Interactions:
     def __init__(self, value_fields: Sequence[str], folder: Path) -> None:
         self.users, self.items = interner(), interner()
         self.value_fields = tuple(value_fields)
-        # The names of a user's own columns could be any word of SQL, so the values go by their place.
+        # A user's own column may have the name of any word of SQL, so the values have numbers.
         self._values = [f"value{place}" for place in range(len(self.value_fields))]
-        self._length, self._tables, self._views = 0, 0, 0
+        self._length, self._tables = 0, 0
         self._engine = connect(temp_directory=str(folder / "spilled"))
-        types = {"number": "BIGINT", "user": "INTEGER", "item": "INTEGER", "time": "BIGINT", "micro": "INTEGER"}
-        types.update(dict.fromkeys(self._values, "DOUBLE"))
-        self._run("CREATE TABLE read (" + ", ".join(f'"{name}" {kind}' for name, kind in types.items()) + ")")
-        self._clear()
-
-    def _clear(self) -> None:
-        self._buffer: dict[str, array[Any]] = {
-            "user": array("i"),
-            "item": array("i"),
-            "time": array("q"),
-            "micro": array("i"),
-        }
-        self._buffer.update({name: array("d") for name in self._values})
+        self._types = {"user": "int32", "item": "int32", "time": "int64", "micro": "int32"}
+        self._types.update(dict.fromkeys(self._values, "float64"))
+        self._buffer: list[list[Any]] = [[] for _ in self._types]
+        self._insert("CREATE TABLE read AS FROM batch")
 
     def __enter__(self) -> "Interactions":
         return self
@@ -183,7 +170,7 @@ class Interactions:
         values: Sequence[Sequence[float]] = (),
         micros: Sequence[int] | None = None,
     ) -> None:
-        """Append a batch whose columns are checked already.
+        """Append a batch.
 
         Parameters
         ----------
@@ -195,32 +182,32 @@ class Interactions:
             One for each of ``value_fields``.
         micros : sequence of int, optional
             Millionths above each whole time, 0 to 999,999.
-        """
-        columns = [*values, users, items, micros if micros is not None else times]
-        if any(len(column) != len(times) for column in columns) or len(values) != len(self._values):
-            raise ValueError("the columns of a batch differ in length or number")
-        buffer = self._buffer
-        # An array made of a list is filled in one go; extending one by an iterator is not.
-        buffer["time"].extend(array("q", times))
-        buffer["micro"].extend(array("i", bytes(4 * len(times)) if micros is None else micros))
-        buffer["user"].extend(array("i", list(map(self.users.__getitem__, users))))
-        buffer["item"].extend(array("i", list(map(self.items.__getitem__, items))))
-        for name, column in zip(self._values, values, strict=True):
-            buffer[name].extend(array("d", column))
-        self._length += len(times)
-        if len(buffer["time"]) >= ROWS:
-            self._flush()
 
-    def _flush(self) -> None:
-        rows = len(self._buffer["time"])
-        if rows:
-            batch: Columns = {"number": np.arange(self._length - rows, self._length)}
-            batch.update({name: np.frombuffer(column, column.typecode) for name, column in self._buffer.items()})
-            with engine_errors():
-                self._engine.register("batch", batch)
-                self._run("INSERT INTO read SELECT * FROM batch")
-                self._engine.unregister("batch")
-            self._clear()
+        Raises
+        ------
+        LineError
+            An id is empty or not text; nothing is appended then.
+        """
+        check_ids(users, items)
+        codes = map(self.users.__getitem__, users), map(self.items.__getitem__, items)
+        columns = *codes, times, micros or [0] * len(times), *values
+        for column, new in zip(self._buffer, columns, strict=True):
+            column.extend(new)
+        self._length += len(times)
+        if len(self._buffer[0]) >= ROWS:
+            self._insert("INSERT INTO read FROM batch")
+
+    def _insert(self, query: str) -> None:
+        """Move the buffer into the engine."""
+        rows = len(self._buffer[0])
+        batch: Columns = {"number": np.arange(self._length - rows, self._length)}
+        for (name, kind), column in zip(self._types.items(), self._buffer, strict=True):
+            batch[name] = np.array(column, dtype=kind)
+            column.clear()
+        with engine_errors():
+            self._engine.register("batch", batch)
+            self._run(query)
+            self._engine.unregister("batch")
 
     def choose(self, filters: Filters, titled: npt.NDArray[np.bool_] | None = None) -> Selection:
         """Apply filters.
@@ -243,7 +230,7 @@ class Interactions:
         DataError
             The disk is full.
         """
-        self._flush()
+        self._insert("INSERT INTO read FROM batch")
         for number in range(self._tables):
             self._run(f"DROP TABLE IF EXISTS kept{number}")
         self._tables = 0
@@ -266,12 +253,7 @@ class Interactions:
             kept = self._keep(f"FROM {kept} QUALIFY row_number() OVER ({rank}) = 1")
             steps.append((f"{filters.dedup} of duplicates", self._count(kept)))
         if filters.k_core > 1:
-            rare = self._rare(kept, filters.k_core)
-            while any(self._run(f"{query} LIMIT 1") for query in rare):
-                kept = self._keep(
-                    f'FROM {kept} ANTI JOIN ({rare[0]}) USING ("user") ANTI JOIN ({rare[1]}) USING (item)'
-                )
-                rare = self._rare(kept, filters.k_core)
+            kept = self._k_core(kept, filters.k_core)
             steps.append((f"{filters.k_core}-core", self._count(kept)))
         order = "time, micro, number" if filters.order == "time" else "number"
         users, items = self._occur(kept, "user", len(self.users)), self._occur(kept, "item", len(self.items))
@@ -280,33 +262,27 @@ class Interactions:
     def time_notes(self) -> list[str]:
         """Return warnings about the times of the last selection, by the same rules as a run."""
         kept = f"kept{self._tables - 1}" if self._tables else "read"
-        # What a run reads from the file.
-        times = f'SELECT "user", CAST(time AS DOUBLE) + micro / 1e6 AS time FROM {kept}'
+        times = f'SELECT "user", CAST(time AS DOUBLE) + micro / 1e6 AS time FROM {kept}'  # as a run reads them
         last = f'SELECT "user", max(time) AS time, count(*) AS often FROM ({times}) GROUP BY "user"'
         rows, low, high = self._row(f"SELECT count(*), min(time), max(time) FROM ({times})")
         (users,) = self._row(f"SELECT count(*) FROM ({last}) WHERE often > 1")
         ends = f'SELECT "user" FROM ({times}) JOIN ({last}) USING ("user", time) GROUP BY "user" HAVING count(*) > 1'
         (tied,) = self._row(f"SELECT count(*) FROM ({ends})")
-        # Sizes within a power of two are no gap, so the least and the greatest of each are enough to find one.
+        # Times within a power of two have no gap, so the smallest and the largest of each are enough to find one.
         power = "CASE WHEN time = 0 THEN -2000 ELSE floor(log2(abs(time))) END"
         sizes = self._run(
-            f"SELECT max(abs(time)), min(abs(time)), count(*) FROM ({times}) GROUP BY {power} ORDER BY 1"
+            f"SELECT min(abs(time)), max(abs(time)), count(*) FROM ({times}) GROUP BY {power} ORDER BY 1"
         )
-        gap: tuple[Any, ...] = ()
-        below = 0
-        for (lower, *_, count), (_, upper, _) in pairwise(sizes):
-            below += count
-            if not gap and upper >= max(DATES_FROM, UNIT_GAP * lower):
-                gap = (below, lower, upper)
-        return TimeReport(rows, users, low, high, tied, *gap).notices("timestamp")
+        below = accumulate(count for _, _, count in sizes)
+        gaps = [
+            (count, lower, upper)
+            for count, ((_, lower, _), (upper, _, _)) in zip(below, pairwise(sizes), strict=False)
+            if upper >= max(DATES_FROM, UNIT_GAP * lower)
+        ]
+        return TimeReport(rows, users, low, high, tied, *(gaps[0] if gaps else ())).notices("timestamp")
 
     def _row(self, query: str) -> tuple[Any, ...]:
         return self._run(query)[0]
-
-    @staticmethod
-    def _rare(table: str, k: int) -> list[str]:
-        """Return queries for the users, and the items, with fewer than ``k`` interactions."""
-        return [f'SELECT "{column}" FROM {table} GROUP BY ALL HAVING count(*) < {k}' for column in ("user", "item")]
 
     def _keep(self, query: str) -> str:
         name = f"kept{self._tables}"
@@ -314,14 +290,21 @@ class Interactions:
         self._run(f"CREATE TABLE {name} AS SELECT * {query}")
         return name
 
+    def _k_core(self, table: str, k: int) -> str:
+        while True:
+            rare = [f'SELECT "{key}" FROM {table} GROUP BY ALL HAVING count(*) < {k}' for key in ("user", "item")]
+            if not any(self._run(f"{query} LIMIT 1") for query in rare):
+                return table
+            table = self._keep(f'FROM {table} ANTI JOIN ({rare[0]}) USING ("user") ANTI JOIN ({rare[1]}) USING (item)')
+
     def _count(self, table: str) -> Counts:
         # Several times faster than count(DISTINCT ...).
-        distinct = (f'(SELECT count(*) FROM (SELECT DISTINCT "{column}" FROM {table}))' for column in ("user", "item"))
+        distinct = (f'(SELECT count(*) FROM (SELECT DISTINCT "{key}" FROM {table}))' for key in ("user", "item"))
         return Counts(*self._row(f"SELECT {', '.join(distinct)}, (SELECT count(*) FROM {table})"))
 
-    def _occur(self, table: str, column: str, size: int) -> npt.NDArray[np.bool_]:
+    def _occur(self, table: str, key: str, size: int) -> npt.NDArray[np.bool_]:
         occur = np.zeros(size, dtype=bool)
-        occur[self._columns(f'SELECT DISTINCT "{column}" FROM {table}')[column]] = True
+        occur[self._columns(f'SELECT DISTINCT "{key}" FROM {table}')[key]] = True
         return occur
 
     def _blocks(self, table: str, order: str) -> Iterator[Columns]:

@@ -6,6 +6,7 @@ Layouts as in the READMEs of the archives: https://grouplens.org/datasets/moviel
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from recbole_llm.convert.interactions import Interactions
 from recbole_llm.convert.reading import (
@@ -15,50 +16,35 @@ from recbole_llm.convert.reading import (
     Request,
     csv_batches,
     decode,
-    each_row,
     line_batches,
+    rated,
     split_lines,
     take_all,
+    take_rows,
     transposed,
 )
 from recbole_llm.convert.sources import Source
-from recbole_llm.convert.values import (
-    Catalogue,
-    LineError,
-    as_floats,
-    as_times,
-    check_ids,
-    clean_text,
-    movie_title,
-    shown,
-)
+from recbole_llm.convert.values import Catalogue, LineError, clean_text, shown
 from recbole_llm.errors import DataError
+from recbole_llm.text.titles import fronted_article
 
-#: Folder of the archive by name of the source.
-FOLDERS = {
-    "ml-100k": "ml-100k",
-    "ml-1m": "ml-1m",
-    "ml-10m": "ml-10M100K",
-    "ml-20m": "ml-20m",
-    "ml-25m": "ml-25m",
-    "ml-32m": "ml-32m",
-    "ml-latest": "ml-latest",
-    "ml-latest-small": "ml-latest-small",
-}
+NAMES = ("ml-100k", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m", "ml-latest", "ml-latest-small")
 # fmt: off
 _GENRES_100K = [
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 ]
 # fmt: on
-_NO_GENRE = "(no genres listed)"
+_RATINGS_HEADER = "userId,movieId,rating,timestamp"
+_YEAR = re.compile(r"\s*\(([0-9]{4})\)\s*$")
+_LAST_GROUP = re.compile(r"\s*\((?:[^()]|\([^()]*\))*\)\s*$")
 
 
 def read(request: Request) -> Reading:
     """Read a MovieLens download.
 
-    ``movie_title`` is the title as people write it, ``movie_title_raw`` the one of the file. The field of the genres
-    is called ``class`` for ml-100k, as in RecBole's bundled copy, and ``genre`` elsewhere.
+    ``movie_title`` is the title as people write it, ``movie_title_raw`` that of the file. The field of the genres is
+    called ``class`` for ml-100k, as in RecBole's bundled copy, and ``genre`` elsewhere.
     """
     if request.name == "ml-100k":
         return _read_100k(request)
@@ -67,33 +53,36 @@ def read(request: Request) -> Reading:
     return _read_csv(request)
 
 
+def movie_title(raw: str) -> tuple[str, str]:
+    """Return a MovieLens title as people write it, and its year (``""`` if it has none).
+
+    The year and all alternative titles in parentheses at the end are removed, then an article after the last comma
+    moves to the front, as in LlamaRec's preparation (whose substring test on the last five characters misfires; here
+    whole words are compared, in the languages that MovieLens has).
+
+    >>> movie_title("City of Lost Children, The (Cité des enfants perdus, La) (1995)")
+    ('The City of Lost Children', '1995')
+    """
+    title = clean_text(raw)
+    found = _YEAR.search(title)
+    if found:
+        title = title[: found.start()]
+    while (shorter := _LAST_GROUP.sub("", title)) not in ("", title):
+        title = shorter
+    return fronted_article(title.strip()), found.group(1) if found else ""
+
+
 def _ratings(source: Source, separator: str, request: Request, first: int = 1) -> Interactions:
     table = request.interactions("rating")
-
-    def take(columns: Columns) -> None:
-        users, items, ratings, times = columns
-        check_ids(users, items)
-        table.extend(users, items, as_times(times), [as_floats(ratings, "rating")])
-
     batches = line_batches(source, split_lines(separator, 4), request.progress, first)
-    take_all(source, batches, take, request.skips)
+    take_all(source, batches, rated(table), request.skips)
     return table
-
-
-def _movies(genre_field: str, tags: bool = False) -> Catalogue:
-    fields = [
-        ("movie_title", "token_seq"),
-        ("release_year", "token"),
-        (genre_field, "token_seq"),
-        ("movie_title_raw", "token_seq"),
-    ]
-    return Catalogue(fields + ([("tags", "token_seq")] if tags else []), title="movie_title")
 
 
 def _latin(parse: Callable[[Sequence[bytes]], Columns]) -> Callable[[Sequence[bytes]], Columns]:
     """Let a parser read the older files: latin-1, or UTF-8 where somebody has re-encoded the file.
 
-    Accented latin-1 text is practically never valid UTF-8, so the two are told apart line by line.
+    Accented latin-1 text is practically never valid UTF-8, so the two can be told apart line by line.
     """
 
     def recoded(line: bytes) -> bytes:
@@ -106,26 +95,17 @@ def _latin(parse: Callable[[Sequence[bytes]], Columns]) -> Callable[[Sequence[by
     return lambda lines: parse(list(map(recoded, lines)))
 
 
-def _users(request: Request, separator: str, fields: Sequence[str], found: list[Source]) -> Catalogue | None:
-    if not found:
-        return None
-    users = Catalogue([(name, "token") for name in fields])
-    batches = line_batches(found[0], _latin(split_lines(separator, 1 + len(fields))))
-    for number, (raw_id, *values) in each_row(found[0], batches, request.skips):
-        with request.skips.line(found[0].name, number):
-            users.add_once(raw_id, values)
-    return users
-
-
 def _read_100k(request: Request) -> Reading:
     ratings, movies = request.bundle.one("u.data"), request.bundle.one("u.item")
     table = _ratings(ratings, "\t", request)
     items = _movies("class")
-    batches = line_batches(movies, _latin(split_lines("|", 5 + len(_GENRES_100K))))
-    for number, (raw_id, raw_title, _, _, _, *flags) in each_row(movies, batches, request.skips):
+
+    def take(values: tuple[Any, ...]) -> None:
+        raw_id, title, _, _, _, *flags = values
         genres = [name for name, flag in zip(_GENRES_100K, flags, strict=True) if flag == "1"]
-        with request.skips.line(movies.name, number):
-            items.add_once(raw_id, (*movie_title(raw_title), " ".join(genres), raw_title))
+        items.add(raw_id, (*movie_title(title), " ".join(genres), title))
+
+    take_rows(movies, line_batches(movies, _latin(split_lines("|", 5 + len(_GENRES_100K)))), take, request.skips)
     people = request.bundle.find("u.user")[:1]
     users = _users(request, "|", ("age", "gender", "occupation", "zip_code"), people)
     note = (
@@ -136,76 +116,85 @@ def _read_100k(request: Request) -> Reading:
 
 
 def _read_dat(request: Request) -> Reading:
-    bundle, old = request.bundle, request.name == "ml-1m"
+    bundle, is_1m = request.bundle, request.name == "ml-1m"
     ratings, movies = bundle.one("ratings.dat"), bundle.one("movies.dat")
     table = _ratings(ratings, "::", request)
     # user::movie::tag::time, and a tag may hold anything but "::".
-    tag_source = _tag_source(request, "tags.dat")
-    tags = _tags(request, tag_source, lambda source: line_batches(source, split_lines("::", 4), request.progress))
-    batches = line_batches(movies, _latin(_movie_lines) if old else _movie_lines)
-    items = _read_movies(movies, batches, tags, bool(tag_source), request)
-    people = bundle.find("users.dat")[:1] if old else []
+    tags = _tags(request, "tags.dat", lambda file: line_batches(file, split_lines("::", 4), request.progress))
+    batches = line_batches(movies, _latin(_movie_lines) if is_1m else _movie_lines)
+    items = _read_movies(movies, batches, tags, request)
+    people = bundle.find("users.dat")[:1] if is_1m else []
     users = _users(request, "::", ("gender", "age", "occupation", "zip_code"), people)
-    return Reading(table, items, users, [ratings, movies, *tag_source, *people])
+    return Reading(table, items, users, [ratings, movies, *_tag_source(request, "tags.dat"), *people])
 
 
 def _movie_lines(lines: Sequence[bytes]) -> Columns:
-    # Titles hold single colons, and "::" only if somebody put it there: id in front, genres behind.
-    rows = [line.split("::") for line in decode(b"\n".join(lines)).split("\n")] if lines else []
-    bad = next((row for row in rows if len(row) < 3), None)
-    if bad is not None:
-        raise LineError(f"{len(bad)} fields where 3 are expected (separated by '::')")
-    return transposed([(row[0], "::".join(row[1:-1]), row[-1]) for row in rows]) if rows else [()] * 3
+    # The id is in front and the genres are at the end; a title may hold "::".
+    rows = [line.split("::") for line in decode(b"\n".join(lines)).split("\n")]
+    for row in rows:
+        if len(row) < 3:
+            raise LineError(f"{len(row)} fields where 3 are expected (separated by '::')")
+    return transposed([(row[0], "::".join(row[1:-1]), row[-1]) for row in rows])
 
 
 def _read_csv(request: Request) -> Reading:
     ratings, movies = request.bundle.one("ratings.csv"), request.bundle.one("movies.csv")
-    _check_header(ratings, ["userId", "movieId", "rating", "timestamp"])
-    columns = ["movieId", "title", "genres"]
-    _check_header(movies, columns)
+    line = (ratings.first_line() or b"").decode("utf-8", "replace")
+    if line != _RATINGS_HEADER:
+        raise DataError(f"{ratings.name}, line 1: the header is {shown(line)}; expected is {_RATINGS_HEADER!r}.")
     table = _ratings(ratings, ",", request, first=2)
-    tag_source = _tag_source(request, "tags.csv")
     wanted = ["userId", "movieId", "tag", "timestamp"]
-    for source in tag_source:
-        _check_header(source, wanted)
-    tags = _tags(request, tag_source, lambda source: csv_batches(source, ",", wanted, progress=request.progress))
-    items = _read_movies(movies, csv_batches(movies, ",", columns), tags, bool(tag_source), request)
-    return Reading(table, items, None, [ratings, movies, *tag_source])
+    tags = _tags(request, "tags.csv", lambda file: csv_batches(file, ",", wanted, progress=request.progress))
+    items = _read_movies(movies, csv_batches(movies, ",", ["movieId", "title", "genres"]), tags, request)
+    return Reading(table, items, None, [ratings, movies, *_tag_source(request, "tags.csv")])
 
 
-def _read_movies(
-    source: Source, batches: Iterable[Batch], tags: dict[str, str], tagged: bool, request: Request
-) -> Catalogue:
-    items = _movies("genre", tagged)
-    for number, (raw_id, raw_title, genres) in each_row(source, batches, request.skips):
-        genres = "" if genres == _NO_GENRE else genres.replace("|", " ")
-        values = [*movie_title(raw_title), genres, raw_title, *([tags.get(raw_id, "")] if tagged else [])]
-        with request.skips.line(source.name, number):
-            items.add_once(raw_id, values)
+def _movies(genre_field: str, *more: str) -> Catalogue:
+    names = ("movie_title", "release_year", genre_field, "movie_title_raw", *more)
+    fields = [(name, "token" if name == "release_year" else "token_seq") for name in names]
+    return Catalogue(fields, title="movie_title")
+
+
+def _read_movies(source: Source, batches: Iterable[Batch], tags: dict[str, str] | None, request: Request) -> Catalogue:
+    items = _movies("genre") if tags is None else _movies("genre", "tags")
+
+    def take(values: tuple[Any, ...]) -> None:
+        raw_id, title, genres = values
+        genres = "" if genres == "(no genres listed)" else genres.replace("|", " ")
+        texts = [*movie_title(title), genres, title]
+        items.add(raw_id, texts if tags is None else [*texts, tags.get(raw_id, "")])
+
+    take_rows(source, batches, take, request.skips)
     return items
 
 
-def _check_header(source: Source, expected: list[str]) -> None:
-    line = source.first_line()
-    if line is None:
-        raise DataError(f"{source.name}: the file is empty.")
-    header = line.decode("utf-8", "replace")
-    if header.split(",") != expected:
-        raise DataError(f"{source.name}, line 1: the header is {shown(header)}; expected is {','.join(expected)!r}.")
+def _users(request: Request, separator: str, fields: Sequence[str], found: list[Source]) -> Catalogue | None:
+    if not found:
+        return None
+    users = Catalogue([(name, "token") for name in fields])
+    batches = line_batches(found[0], _latin(split_lines(separator, 1 + len(fields))))
+    take_rows(found[0], batches, lambda values: users.add(values[0], values[1:]), request.skips)
+    return users
 
 
 def _tag_source(request: Request, name: str) -> list[Source]:
-    return [request.bundle.one(name)] if int(request.options.get("movie_tags") or 0) else []
+    return [request.bundle.one(name)] if request.options.get("movie_tags") else []
 
 
-def _tags(request: Request, sources: list[Source], batches: Callable[[Source], Iterable[Batch]]) -> dict[str, str]:
-    """Return the most frequent tags per movie, if requested: ``{movie id: 'dark_comedy pixar'}``."""
+def _tags(request: Request, name: str, batches: Callable[[Source], Iterable[Batch]]) -> dict[str, str] | None:
+    """Return the most frequent tags of each movie, ``{movie id: 'dark_comedy pixar'}``, if they are asked for."""
     counts: dict[str, Counter[str]] = {}
+
+    def take(values: tuple[Any, ...]) -> None:
+        _, movie, tag, _ = values
+        words = re.sub(r"\s+", "_", clean_text(tag).lower().strip('"'))
+        if words:
+            counts.setdefault(movie, Counter())[words] += 1
+
+    sources = _tag_source(request, name)
     for source in sources:
-        for _, (_, movie, tag, _) in each_row(source, batches(source), request.skips):
-            words = re.sub(r"\s+", "_", clean_text(tag).lower().strip('"'))
-            if words:
-                counts.setdefault(movie, Counter())[words] += 1
-    most = int(request.options.get("movie_tags") or 0)
-    # Counter.most_common keeps first appearance among equals, so the result does not depend on hashing.
-    return {movie: " ".join(tag for tag, _ in tags.most_common(most)) for movie, tags in counts.items()}
+        take_rows(source, batches(source), take, request.skips)
+    most = request.options.get("movie_tags")
+    # Counter.most_common keeps the order of first appearance among equals, so the result is deterministic.
+    found = {movie: " ".join(tag for tag, _ in tags.most_common(most)) for movie, tags in counts.items()}
+    return found if sources else None

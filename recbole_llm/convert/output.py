@@ -1,6 +1,5 @@
 """The folder of a conversion: written aside, moved in place when it is whole."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_llm.errors import ConfigError, DataError
-from recbole_llm.files import work_folder
+from recbole_llm.files import file_sha256, work_folder
 
 #: Endings of the files that make up a converted dataset.
 ENDINGS = (".inter", ".item", ".user", ".conversion.json")
@@ -28,7 +27,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def hidden_folder(target: Path) -> Iterator[Path]:
-    """Yield a hidden folder on the disk of the output; nothing else is created before there is something to write."""
+    """Yield a hidden folder on the disk of the output, in a folder that exists: a conversion that fails makes none."""
     parent = next(folder for folder in target.absolute().parents if folder.is_dir())
     with ExitStack() as stack:
         try:
@@ -63,17 +62,14 @@ class Output:
                     if name
                     else f"{ending}: a field has no name; name the columns, or leave it out."
                 )
-        digest = hashlib.sha256()
         path = self.folder / f"{self.name}{ending}"
         try:
             with path.open("wb") as file:
                 for text in chain(("\t".join(header) + "\n",), chunks):
-                    data = text.encode()
-                    digest.update(data)
-                    file.write(data)
+                    file.write(text.encode())
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror or error}.") from error
-        self.hashes[path.name] = digest.hexdigest()
+        self.hashes[path.name] = file_sha256(path)
 
     def write_json(self, ending: str, content: Any) -> None:
         """Write the sidecar; the order of ``content`` is deterministic already."""

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
+from itertools import compress
 from operator import itemgetter
 from typing import Any
 
@@ -42,34 +43,25 @@ def record_batches(
 ) -> Iterator[Batch]:
     """Yield the columns ``fields`` of a file with one record a line.
 
-    Parameters
-    ----------
-    source : Source
-    fields : sequence of str
-    ids : int
-        How many of the first fields are ids that may be numbers; they become the text of the file.
-    optional : bool
-        Whether a record may lack a field; it is None then.
-    wanted : callable, optional
-        Says from the raw line whether it has to be parsed at all.
-    progress : bool
+    The first ``ids`` fields may be numbers and become the text of the file. With ``optional``, a field that a record
+    lacks is None. ``wanted`` says of a raw line whether it must be parsed at all.
     """
     parse = partial(parse_columns, fields=tuple(fields), ids=ids, optional=optional)
-    for batch in line_batches(source, parse, progress):
-        if wanted is None:
-            yield batch
-            continue
-        kept = [(number, line) for number, line in zip(batch.numbers, batch.rows, strict=True) if wanted(line)]
-        yield Batch([number for number, _ in kept], [line for _, line in kept], parse)
+    for numbers, lines, _ in line_batches(source, parse, progress):
+        kept = list(map(wanted, lines)) if wanted else [True]
+        if all(kept):
+            yield Batch(numbers, lines, parse)
+        elif any(kept):
+            yield Batch(list(compress(numbers, kept)), list(compress(lines, kept)), parse)
 
 
-def mentions(ids: Collection[str], pattern: re.Pattern[bytes]) -> Callable[[bytes], bool]:
-    """Return a test whether a raw line can be about one of ``ids``.
+def mentions(ids: Collection[str], field: str) -> Callable[[bytes], bool]:
+    """Return a test whether a raw line may have one of ``ids`` in ``field``.
 
-    Parsing is what takes the time, and a metadata file describes many products that nobody in the reviews has
-    bought. A line is passed over only if every id that ``pattern`` finds in it is a foreign one; if none is found it
-    is parsed.
+    Parsing takes the time, and a metadata file describes many products that nobody has reviewed. A line is skipped
+    only if every id found in it is another one.
     """
+    pattern = re.compile(rf"""["']{field}["']\s*:\s*u?["']([^"'\\]+)["']""".encode())
 
     def test(line: bytes) -> bool:
         found = pattern.findall(line)
@@ -80,8 +72,6 @@ def mentions(ids: Collection[str], pattern: re.Pattern[bytes]) -> Callable[[byte
 
 def parse_columns(lines: Sequence[bytes], fields: tuple[str, ...], ids: int, optional: bool) -> Columns:
     """Return the columns ``fields`` of lines; raise :class:`LineError` if any line cannot be used."""
-    if not lines:
-        return [()] * len(fields)
     columns: list[Sequence[Any]] | None = None
     if not optional and lines[0].startswith(b'{"') and len(fields) > 1:
         # One record lives at a time; a list of them all would double the time, which then goes to memory.
@@ -148,9 +138,8 @@ def loads(text: str | bytes) -> Any:
 def _may_be_rounded(value: Any) -> bool:
     if isinstance(value, float):
         return abs(value) >= 2.0**63
-    if isinstance(value, dict):
-        return any(map(_may_be_rounded, value.values()))
-    return isinstance(value, list) and any(map(_may_be_rounded, value))
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_may_be_rounded(part) for part in parts if type(part) is not str)
 
 
 def parse_record(line: bytes) -> Record:
@@ -187,7 +176,8 @@ def _record(value: Any) -> Record:
 
 # ---- Python literals
 
-_STRING = re.compile(r"""([uU]?'[^'\\]*(?:\\.[^'\\]*)*'|[uU]?"[^"\\]*(?:\\.[^"\\]*)*")""", re.DOTALL)
+# An unclosed string runs to the end of the line: a search for its end from every quote in it would be quadratic.
+_STRING = re.compile(r"""([uU]?'[^'\\]*(?:\\.[^'\\]*)*'?|[uU]?"[^"\\]*(?:\\.[^"\\]*)*"?)""", re.DOTALL)
 _LETTER = re.compile(r"[A-Za-z]")
 _WORD = re.compile(r"True|False|None|nan")
 _JSON_WORD = {"True": "true", "False": "false", "None": "null", "nan": "null"}

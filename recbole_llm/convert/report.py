@@ -5,8 +5,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from recbole_llm.config.registry import props_dir
+from recbole_llm.config.values import load_yaml
 from recbole_llm.convert.interactions import Counts, Filters
 from recbole_llm.errors import ConfigError
 
@@ -57,20 +57,10 @@ def measured_counts(recipe: Recipe, counts: Counts) -> dict[str, float]:
 @lru_cache(maxsize=1)
 def all_recipes() -> dict[str, Recipe]:
     """Return every recipe by name."""
-    content = yaml.safe_load(_recipes_file().read_text("utf-8"))
-    recipes = {}
-    for name, entry in content.items():
-        filters = Filters(**entry.pop("filters"))
-        recipes[name] = Recipe(name=name, filters=filters, **entry)
-    return recipes
-
-
-def _recipes_file() -> Path:
-    # A wheel holds props/ inside the package; an editable install does not see that mapping, so the checkout's folder
-    # is the fallback. (config.registry knows it too, but imports torch.)
-    package = Path(__file__).resolve().parents[1]
-    folder = next(folder for folder in (package / "props", package.parent / "props") if (folder / "dataset").is_dir())
-    return folder / "dataset" / "recipes.yaml"
+    recipes = load_yaml(props_dir() / "dataset" / "recipes.yaml")
+    return {
+        name: Recipe(name=name, filters=Filters(**entry.pop("filters")), **entry) for name, entry in recipes.items()
+    }
 
 
 def recipes_for(source: str) -> list[Recipe]:

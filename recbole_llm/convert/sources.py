@@ -1,12 +1,10 @@
-"""Read downloads as they come: plain files, gzip, members of a zip archive, folders of these.
+"""Downloads as they come: plain files, gzip, members of a zip archive, folders of these.
 
-Nothing is unpacked to disk and no file is held in memory: text comes in blocks of whole lines, each block with the
-number of its first line, so that every message can name file and line.
+Nothing is unpacked to disk and no file is held in memory: text comes in blocks of numbered lines.
 """
 
 import fnmatch
 import gzip
-import hashlib
 import re
 import zipfile
 import zlib
@@ -14,19 +12,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn, cast
+from typing import IO, NoReturn, cast
 
 from tqdm import tqdm
 
+from recbole_llm.convert.options import check_choice
 from recbole_llm.convert.values import KnownGap, LineError
-from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.errors import DataError
 
 #: Bytes that are read at once; what becomes of them then fits into a processor's cache.
 BLOCK_BYTES = 1 << 18
-#: A longer line is refused: no known download has one, and a file without line ends would fill the memory.
+#: A longer line is refused; no known download has one.
 MAX_LINE_BYTES = 16 << 20
 
-_HASH_BYTES = 1 << 20
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError)
 
 
@@ -34,42 +32,34 @@ _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, zipfile.BadZipFile, NotImplem
 class Skips:
     """Counts of skipped lines by reason, with the first place of each.
 
-    ``on_error`` says whether an unexpected line stops the conversion (``'stop'``) or is counted (``'skip'``). Damaged
-    compression, missing files and lines without end always stop it.
+    ``on_error`` says what an unusable line does: ``'stop'`` the conversion, or be counted (``'skip'``).
     """
 
     on_error: str = "stop"
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
+    place: str = ""
 
     def __post_init__(self) -> None:
-        if self.on_error not in ("stop", "skip"):
-            raise ConfigError(f"on_error is {self.on_error!r}; allowed are 'stop' and 'skip'.")
+        check_choice("on_error", self.on_error, ("stop", "skip"))
 
-    def count(self, reason: str, where: str) -> None:
-        """Count a line that is always skipped."""
+    def count(self, reason: str) -> None:
+        """Count something about the current line."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
-        self.first.setdefault(reason, where)
+        self.first.setdefault(reason, self.place)
 
     @contextmanager
-    def line(self, where: str, number: int) -> Iterator[None]:
-        """Count a :class:`LineError` of the block, or raise it with its place if ``on_error`` is ``stop``."""
+    def line(self, place: str | None = None) -> Iterator[None]:
+        """Handle a :class:`LineError` of the line at ``place``, by default the current one."""
+        self.place = place or self.place
         try:
             yield
         except LineError as error:
-            place = f"{where}, line {number}"
-            if not isinstance(error, KnownGap) and self.on_error == "stop":
+            if self.on_error == "stop" and not isinstance(error, KnownGap):
                 raise DataError(
-                    f"{place}: {error} (on_error=skip, --on_error skip, counts such lines instead)."
+                    f"{self.place}: {error} (on_error=skip, --on_error skip, counts such lines instead)."
                 ) from None
-            self.count(str(error), place)
-
-
-class Block(NamedTuple):
-    """Whole lines of a file, without their ends (``\\n`` or ``\\r\\n``)."""
-
-    first_line: int
-    lines: list[bytes]
+            self.count(str(error))
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """How messages call it: ``ml-1m.zip:ml-1m/ratings.dat``."""
+        """Name in messages: ``ml-1m.zip:ml-1m/ratings.dat``."""
         return f"{self.path}:{self.member}" if self.member else str(self.path)
 
     @property
@@ -95,12 +85,20 @@ class Source:
         """The base name without ``.gz``."""
         return self.basename.removesuffix(".gz")
 
+    def place(self, number: int) -> str:
+        """Return what messages call a line, or a row of a parquet file."""
+        return f"{self.name}, {'row' if self.stem.endswith('.parquet') else 'line'} {number}"
+
     @contextmanager
     def open(self, progress: bool = False) -> Iterator[IO[bytes]]:
-        """Open for reading, decompressed; the kind is taken from the content, not from the ending.
+        """Open for reading, decompressed; whether it is compressed is taken from its content, not from its name.
 
-        ``progress`` shows a bar (on a terminal only) over the bytes on disk. A file that cannot be opened, or whose
-        compressed data is damaged, raises :class:`~recbole_llm.errors.DataError`.
+        ``progress`` shows a bar (on a terminal) of the bytes read from disk.
+
+        Raises
+        ------
+        DataError
+            The file cannot be opened, or its compressed data is damaged.
         """
         with ExitStack() as stack:
             try:
@@ -124,8 +122,8 @@ class Source:
             text = f": cannot be read: {getattr(error, 'strerror', None) or error}."
         raise DataError(f"{self.name}{text}") from error
 
-    def blocks(self, progress: bool = False, size: int = BLOCK_BYTES) -> Iterator[Block]:
-        """Yield the content in blocks of whole lines; a line ends with ``\\n`` or ``\\r\\n`` and nothing else.
+    def blocks(self, progress: bool = False, size: int = BLOCK_BYTES) -> Iterator[tuple[int, list[bytes]]]:
+        """Yield blocks of lines, without their ends (``\\n`` or ``\\r\\n``), and the number of the first of each.
 
         Raises
         ------
@@ -137,7 +135,7 @@ class Source:
             while True:
                 try:
                     chunk = stream.read(size)
-                    # The rest of the last line, which may be the only one; an unended file must not fill the memory.
+                    # The rest of the last line; limited, as a file without line breaks must not fill the memory.
                     rest = stream.readline(MAX_LINE_BYTES + 1) if chunk and chunk[-1:] != b"\n" else b""
                 except (OSError, *_DAMAGE) as error:
                     self._fail(error, f", after line {number - 1}")
@@ -147,31 +145,28 @@ class Source:
                     if chunk[:2] in (b"\xff\xfe", b"\xfe\xff"):
                         raise DataError(f"{self.name}, line 1: this is UTF-16 text; save it as UTF-8.")
                     chunk = chunk.removeprefix(b"\xef\xbb\xbf")
-                lines = chunk.split(b"\n")
-                lines[-1] += rest.removesuffix(b"\n")
+                data = chunk + rest
+                lines = data.removesuffix(b"\n").split(b"\n")
                 if len(lines[-1]) > MAX_LINE_BYTES:
                     raise DataError(
                         f"{self.name}, line {number + len(lines) - 1}: the line is longer than "
-                        f"{MAX_LINE_BYTES >> 20} MiB; is this the right file, and are its lines ended?"
+                        f"{MAX_LINE_BYTES >> 20} MiB; is this the right file, and does it have line breaks?"
                     )
-                if not rest and chunk[-1:] == b"\n":
-                    lines.pop()
-                if b"\r" in chunk or b"\r" in rest:
+                if b"\r" in data:
                     lines = [line.removesuffix(b"\r") for line in lines]
-                yield Block(number, lines)
+                yield number, lines
                 number += len(lines)
 
     def first_line(self) -> bytes | None:
         """Return line 1, or None for an empty file."""
-        block = next(iter(self.blocks(size=4096)), None)
-        return block.lines[0] if block else None
+        return next((lines[0] for _, lines in self.blocks(size=4096)), None)
 
 
 class Bundle:
-    """Everything that was given as input: files, folders (two levels deep) and zip archives, which are looked into.
+    """All files of an input, which names files, folders (read two levels deep) and zip archives.
 
-    ``sources`` are all of them, ``named`` those that were given by name. A path that does not exist or an archive that
-    cannot be read raises :class:`~recbole_llm.errors.DataError`.
+    ``sources`` are all of them, ``named`` those that were not found in a folder. A path that does not exist or an
+    archive that cannot be read raises :class:`~recbole_llm.errors.DataError`.
     """
 
     def __init__(self, inputs: Sequence[str | Path]) -> None:
@@ -206,32 +201,24 @@ class Bundle:
             if not re.match(r"(__MACOSX/|.*/\._)", entry.filename)
         ]
 
-    def find(self, *patterns: str) -> list[Source]:
-        """Return the sources whose base name, with or without ``.gz``, matches the first pattern that any matches."""
-        for pattern in patterns:
-            found = [
-                source
-                for source in self.sources
-                if fnmatch.fnmatchcase(source.basename, pattern) or fnmatch.fnmatchcase(source.stem, pattern)
-            ]
-            if found:
-                return found
-        return []
+    def find(self, pattern: str) -> list[Source]:
+        """Return the files whose name, with or without ``.gz``, matches a shell pattern."""
+        return [file for file in self.sources if fnmatch.filter((file.basename, file.stem), pattern)]
 
     def nothing(self, what: str) -> NoReturn:
-        """Raise a :class:`DataError` that lists what is there instead."""
+        """Raise a :class:`DataError` that lists the files found instead of ``what``."""
         listed = sorted({source.basename for source in self.sources})
-        there = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "") if listed else "nothing"
-        raise DataError(f"{self}: {what} found there; it holds {there}.")
+        found = ", ".join(listed[:12]) + (", ..." if len(listed) > 12 else "") if listed else "nothing"
+        raise DataError(f"{self}: {what} found there; it holds {found}.")
 
-    def one(self, *patterns: str) -> Source:
-        """Return the only source that matches, or raise a :class:`DataError`."""
-        found = self.find(*patterns)
+    def one(self, pattern: str) -> Source:
+        """Return the only file that matches, or raise a :class:`DataError`."""
+        found = self.find(pattern)
         if not found:
-            self.nothing(f"no {' or '.join(patterns)}")
+            self.nothing(f"no {pattern}")
         if len(found) > 1:
             raise DataError(
-                f"{self}: more than one file matches {patterns[0]}: {', '.join(source.name for source in found[:6])}; "
+                f"{self}: more than one file matches {pattern}: {', '.join(source.name for source in found[:6])}; "
                 "give the file itself as the input."
             )
         return found[0]
@@ -239,15 +226,3 @@ class Bundle:
     def folders(self) -> "Bundle":
         """Return the folders of the files that were given by name."""
         return Bundle(sorted({source.path.parent for source in self.named}))
-
-
-def fingerprints(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Return name, size and SHA-256 of each file, without its folder, which differs between machines."""
-    found = []
-    for path in dict.fromkeys(source.path for source in sources):
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while chunk := stream.read(_HASH_BYTES):
-                digest.update(chunk)
-        found.append({"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()})
-    return found

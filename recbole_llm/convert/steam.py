@@ -7,18 +7,27 @@ somebody has re-encoded as JSON, with NaN for what is missing, are read as well.
 import re
 from datetime import date
 from functools import lru_cache
+from typing import Any
 
 from recbole_llm.convert.interactions import Interactions
-from recbole_llm.convert.reading import Columns, Reading, Request, each_row, take_all
+from recbole_llm.convert.reading import Columns, Reading, Request, take_all, take_rows
 from recbole_llm.convert.records import record_batches
 from recbole_llm.convert.sources import Source
-from recbole_llm.convert.values import Catalogue, KnownGap, LineError, check_ids, plain_text, shown
-from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.convert.values import Catalogue, KnownGap, LineError, as_text, shown
+from recbole_llm.errors import DataError
 
-_GAMES = ("steam_games.json*",)
-_GAME_FIELDS = (
-    *("id", "title", "app_name", "genres", "tags", "developer", "publisher", "release_date", "price", "specs"),
+_GAMES = "steam_games.json*"
+_FIELDS = (
+    ("title", "token_seq"),
+    ("genres", "token_seq"),
+    ("tags", "token_seq"),
+    ("developer", "token_seq"),
+    ("publisher", "token_seq"),
+    ("release_year", "token"),
+    ("price", "token"),
+    ("specs", "token_seq"),
 )
+_GAME_FIELDS = ("id", "app_name", "release_date", *(name for name, _ in _FIELDS if name != "release_year"))
 _EPOCH = date(1970, 1, 1).toordinal()
 _POSTED = re.compile(r"Posted ([A-Z][a-z]+) (\d{1,2}), (\d{4})\.?")
 _UNDATED = re.compile(r"Posted [A-Z][a-z]+ \d{1,2}\.?")
@@ -37,14 +46,16 @@ def read(request: Request) -> Reading:
     Options
     -------
     user_key : {'username', 'user_id'}
-        What tells users of ``steam`` apart. Names are the usual key, although homonyms merge; ids are missing in
-        part of the lines, which are skipped with a count.
+        What identifies a user of ``steam``. Names are the usual key, although two users may share one; ids are missing
+        in some lines, which are counted and skipped.
     complete_games : bool
         Whether a game without genres or tags counts as untitled, as in dh-r's preparation.
     workers : int
         Processes that parse.
+    no_metadata : bool
+        Convert without item text.
     """
-    # Before the reviews, which take minutes: a missing file should be known at once.
+    # Before the reviews are read, which takes minutes: a missing file should be reported at once.
     games = _games(request)
     if request.name == "steam":
         source = _one(request, "steam_reviews*.json*")
@@ -69,12 +80,12 @@ def _games(request: Request) -> Source | None:
     if request.options.get("no_metadata"):
         return None
     if request.metadata is not None:
-        return request.metadata.named[0] if len(request.metadata.named) == 1 else request.metadata.one(*_GAMES)
-    found = request.bundle.find(*_GAMES) or request.bundle.folders().find(*_GAMES)
+        return request.metadata.named[0] if len(request.metadata.named) == 1 else request.metadata.one(_GAMES)
+    found = request.bundle.find(_GAMES) or request.bundle.folders().find(_GAMES)
     if not found:
         raise DataError(
-            f"{request.bundle}: there is no steam_games.json.gz beside the reviews; name it with --metadata "
-            "(metadata=), or pass --no_metadata (no_metadata=True) to go without item text."
+            f"{request.bundle}: there is no steam_games.json.gz beside the reviews; pass it with --metadata "
+            "(metadata=), or pass --no_metadata (no_metadata=True) to convert without item text."
         )
     return found[0]
 
@@ -89,38 +100,36 @@ def _day(text: str) -> int:
 
 def _read_reviews(source: Source, request: Request) -> Interactions:
     key = request.options.get("user_key") or "username"
-    if key not in ("username", "user_id"):
-        raise ConfigError(f"user_key is {key!r}; allowed are 'username' and 'user_id'.")
     table = request.interactions()
 
     def take(columns: Columns) -> None:
         users, items, dates = columns
         if key == "user_id" and not all(users):
-            # The field is optional in the download: a line without it is a known gap.
-            raise KnownGap("a review without user_id")
-        check_ids(users, items)
+            raise KnownGap("a review without user_id")  # an optional field of the download
         if set(map(type, dates)) != {str}:
             raise LineError("a date that is not text")
         table.extend(users, items, list(map(_day, dates)))
 
     fields, optional = (key, "product_id", "date"), key == "user_id"
-    workers = int(request.options.get("workers") or 1)
     batches = record_batches(source, fields, optional=optional, progress=request.progress)
-    take_all(source, batches, take, request.skips, workers)
+    take_all(source, batches, take, request.skips, request.options.get("workers") or 1)
     return table
 
 
 def _read_australian(source: Source, request: Request) -> Interactions:
     table = request.interactions("recommend")
     batches = record_batches(source, ("user_id", "reviews"), optional=True, progress=request.progress)
-    for number, (user, reviews) in each_row(source, batches, request.skips):
+
+    def take(values: tuple[Any, ...]) -> None:
+        user, reviews = values
         for review in reviews or ():
-            with request.skips.line(source.name, number):
+            with request.skips.line():
                 if not isinstance(review, dict):
                     raise LineError(f"a review that is no dictionary: {shown(review)}")
-                check_ids([user], [review.get("item_id")])
                 recommended = float(bool(review.get("recommend")))
-                table.extend([user], [review["item_id"]], [_posted(review.get("posted"))], [[recommended]])
+                table.extend([user], [review.get("item_id", "")], [_posted(review.get("posted"))], [[recommended]])
+
+    take_rows(source, batches, take, request.skips)
     return table
 
 
@@ -134,54 +143,30 @@ def _posted(text: object) -> int:
 
 
 def _read_games(source: Source, table: Interactions, request: Request) -> Catalogue:
-    items = Catalogue(
-        [
-            ("title", "token_seq"),
-            ("genres", "token_seq"),
-            ("tags", "token_seq"),
-            ("developer", "token_seq"),
-            ("publisher", "token_seq"),
-            ("release_year", "token"),
-            ("price", "token"),
-            ("specs", "token_seq"),
-        ],
-        title="title",
-    )
-    complete = bool(request.options.get("complete_games"))
-    batches = record_batches(source, _GAME_FIELDS, ids=1, optional=True, progress=request.progress)
-    for number, values in each_row(source, batches, request.skips):
+    items = Catalogue(_FIELDS, title="title")
+    is_strict = request.options.get("complete_games")
+
+    def take(values: tuple[Any, ...]) -> None:
         game = dict(zip(_GAME_FIELDS, values, strict=True))
-        place, raw_id = f"{source.name}, line {number}", game["id"]
-        if not raw_id:
-            request.skips.count("a game without id", place)
-            continue
-        if not request.all_items and raw_id not in table.items:
-            continue
-        if raw_id in items:
-            request.skips.count("a game that is there already (the first one is kept)", place)
-            continue
-        title = plain_text(game["title"]) or plain_text(game["app_name"])
-        genres, tags = _listed(game["genres"]), _listed(game["tags"])
-        if complete and not (genres and tags):
-            title = ""
-        year = re.search(r"\b(?:19|20)\d\d\b", plain_text(game["release_date"]))
-        items.add(
-            raw_id,
-            (
-                title,
-                genres,
-                tags,
-                plain_text(game["developer"]),
-                plain_text(game["publisher"]),
-                year.group() if year else "",
-                plain_text(game["price"]),
-                _listed(game["specs"]),
-            ),
-        )
+        if not game["id"]:
+            raise KnownGap("a game without id")
+        if not request.all_items and game["id"] not in table.items:
+            return
+        if game["id"] in items:
+            raise KnownGap("a game that is there already (the first one is kept)")
+        texts = {key: _joined(value) for key, value in game.items()}
+        is_complete = not is_strict or (texts["genres"] and texts["tags"])
+        year = re.search(r"\b(?:19|20)\d\d\b", texts["release_date"])
+        texts["release_year"] = year.group() if year else ""
+        texts["title"] = (texts["title"] or texts["app_name"]) if is_complete else ""
+        items.add(game["id"], [texts[name] for name, _ in _FIELDS])
+
+    batches = record_batches(source, _GAME_FIELDS, ids=1, optional=True, progress=request.progress)
+    take_rows(source, batches, take, request.skips)
     if not any(raw in table.items for raw in items.rows):
-        raise DataError(f"{source.name}: none of the {len(table.items):,} reviewed games is described there.")
+        raise DataError(f"{source.name}: describes none of the {len(table.items):,} reviewed games.")
     return items
 
 
-def _listed(value: object) -> str:
-    return ", ".join(str(part) for part in value) if isinstance(value, list) else plain_text(value)
+def _joined(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else as_text(value)

@@ -3,13 +3,12 @@
 RecBole reads an atomic file with ``pd.read_csv(delimiter="\\t", engine="python")`` and default quoting. That reader
 
 * ends a row at ``\\n`` and at a lone ``\\r``, and stops at a NUL;
-* takes a field that *starts* with ``"`` for a quoted one and swallows tabs and line ends up to the next quote;
+* takes a field that *starts* with ``"`` for a quoted one and swallows tabs and line breaks up to the next quote;
 * turns a field that is exactly ``NA``, ``None``, ``null`` ... into a missing value, also in an id column;
 * refuses a field longer than 131,072 characters (the limit of Python's ``csv``).
 
-The functions here make every one of these impossible in text fields. An id stays the text of the input, character by
-character, as long as it fits on one line. recbole-llm reads such ids as they are; for stock RecBole
-``convert(..., ids="recbole")`` renames those that its reader would take for something else.
+No text field written here can meet any of these. An id stays the text of the input, character by character, as long
+as it fits on one line; with ``convert(..., ids="recbole")`` those that stock RecBole would misread are renamed.
 """
 
 import math
@@ -21,7 +20,7 @@ from typing import Any
 
 from recbole_llm.data.times import parse_number
 from recbole_llm.errors import ConfigError
-from recbole_llm.text.titles import CONTROL, fronted_article, unescape
+from recbole_llm.text.titles import BREAK, CONTROL, plain_text
 
 #: Words that pandas reads as "missing" by default (pandas 2 and 3), if a field holds nothing else.
 # fmt: off
@@ -36,78 +35,55 @@ MISSING_WORDS = frozenset(
 #: Longest text field that is written; far below the 131,072 at which Python's csv reader stops.
 MAX_FIELD_CHARS = 10_000
 
-# Lone surrogates (JSON's "\ud800" alone), which UTF-8 cannot encode.
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def join_surrogates(text: str) -> str:
-    """Join surrogate pairs to the character they stand for; a lone one becomes U+FFFD."""
-    if _SURROGATE.search(text):
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
-
-
-_TAG = re.compile(r"</?[A-Za-z!][^<>]{0,300}>")
-
-_YEAR = re.compile(r"\s*\(([0-9]{4})\)\s*$")
-_LAST_GROUP = re.compile(r"\s*\((?:[^()]|\([^()]*\))*\)\s*$")
-
 
 def clean_text(text: str) -> str:
-    """Return ``text`` on one line: entities resolved, control characters gone, runs of white space made one blank.
+    """Return ``text`` on one line: entities resolved, control characters removed, runs of white space made one space.
 
-    Text longer than :data:`MAX_FIELD_CHARS` is cut at a blank.
+    Text longer than :data:`MAX_FIELD_CHARS` is cut at a space.
     """
-    if not (text.isascii() and text.isprintable() and "&" not in text):
-        text = CONTROL.sub("", join_surrogates(unescape(text)))
-    text = " ".join(text.split())
+    is_plain = text.isascii() and text.isprintable() and "&" not in text
+    text = " ".join(text.split()) if is_plain else plain_text(_join_surrogates(text))
     if len(text) > MAX_FIELD_CHARS:
         cut = text.rfind(" ", 0, MAX_FIELD_CHARS + 1)
         text = text[: cut if cut > 0 else MAX_FIELD_CHARS]
     return text
 
 
-def strip_tags(text: str) -> str:
-    """Replace HTML tags by blanks (product descriptions hold ``<br>``, ``<b>``, ``<li>``)."""
-    return _TAG.sub(" ", text) if "<" in text else text
+def _join_surrogates(text: str) -> str:
+    """Join surrogate pairs to the character they stand for; a lone one becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def guard_sequence(text: str) -> str:
-    """Make a cleaned ``token_seq`` field safe: one leading blank before ``"`` or a missing-value word.
+def clean_sequence(text: str) -> str:
+    """Return ``text`` as a ``token_seq`` field: one leading space before ``"`` or a missing-value word.
 
-    RecBole splits such a field at blanks and drops empty words, so the blank leaves no trace and nothing of the
-    text is lost (the usual alternative, ``'`` for ``"``, changes it).
+    RecBole splits such a field at spaces and drops empty words, so that the space leaves no trace.
     """
-    if text and (text[0] == '"' or text in MISSING_WORDS):
-        return " " + text
-    return text
+    text = clean_text(text)
+    return " " + text if misread_by_recbole(text) else text
 
 
-def guard_token(text: str) -> str:
-    """Make a cleaned ``token`` field safe: a leading ``"`` becomes ``'``, a missing-value word gets a ``_`` behind.
+def clean_token(text: str) -> str:
+    """Return ``text`` as a ``token`` field: a leading ``"`` becomes ``'``, a missing-value word gets a ``_`` appended.
 
-    A token is compared as a whole, so the leading blank of :func:`guard_sequence` would be part of its value.
+    A token is compared as a whole, so a leading space would be part of its value.
     """
-    if text and text[0] == '"':
+    return _guard_token(clean_text(text))
+
+
+def _guard_token(text: str) -> str:
+    if text[:1] == '"':
         text = "'" + text[1:]
     return text + "_" if text in MISSING_WORDS else text
 
 
-def clean_token(text: str) -> str:
-    """Return a ``token`` value (a brand, a zip code) as it may stand in an atomic file."""
-    return guard_token(clean_text(text))
-
-
-def clean_id(text: str) -> str:
-    """Return a raw id as it may stand in an atomic file; one that can be printed stays as it is."""
-    if text.isprintable():
-        return text
-    return re.sub(r"[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]", " ", CONTROL.sub("", join_surrogates(text)))
-
-
 def misread_by_recbole(text: str) -> bool:
-    """Whether stock RecBole's reader takes an id for something else."""
+    """Whether stock RecBole's reader takes a field for something else."""
     return text[:1] == '"' or text in MISSING_WORDS
+
+
+def _clean_id(text: str) -> str:
+    return text if text.isprintable() else CONTROL.sub("", BREAK.sub(" ", _join_surrogates(text)))
 
 
 def renamed_ids(raw: Iterable[str], recbole: bool = False) -> dict[str, str]:
@@ -119,7 +95,7 @@ def renamed_ids(raw: Iterable[str], recbole: bool = False) -> dict[str, str]:
     changed: dict[str, str] = {}
     taken: set[str] = set()
     for text in raw:
-        new = guard_token(clean_id(text)) if recbole else clean_id(text)
+        new = _guard_token(_clean_id(text)) if recbole else _clean_id(text)
         if new != text or not new:
             changed[text] = new
         elif new[-1] == "_" or new[0] == "'" or "\ufffd" in new or not new.isascii() or " " in new:
@@ -133,47 +109,12 @@ def renamed_ids(raw: Iterable[str], recbole: bool = False) -> dict[str, str]:
     return changed
 
 
-def movie_title(raw: str) -> tuple[str, str]:
-    """Turn a MovieLens title into the one people write, and its year (``""`` where there is none).
-
-    The year and every alternative title in parentheses behind the title are removed, then an article behind the last
-    comma moves to the front, as in LlamaRec's preparation (whose substring test on the last five characters misfires;
-    here the article is compared as a whole word, in the languages that MovieLens has).
-
-    >>> movie_title("City of Lost Children, The (Cité des enfants perdus, La) (1995)")
-    ('The City of Lost Children', '1995')
-    """
-    title = clean_text(raw)
-    year = ""
-    found = _YEAR.search(title)
-    if found:
-        year = found.group(1)
-        title = title[: found.start()]
-    while True:
-        shorter = _LAST_GROUP.sub("", title)
-        if shorter == title or not shorter:
-            break
-        title = shorter
-    return fronted_article(title.strip()), year
-
-
-def path_text(levels: Sequence[object]) -> str:
-    """Join category levels as the shipped Amazon files do: ``Toys & Games > Games``."""
-    return " > ".join(str(level).strip() for level in levels if str(level).strip())
-
-
-def words_text(values: Sequence[object]) -> str:
-    """Join names whose blanks are part of them, one token each: ``Board_Games Toys_&_Games``."""
-    return " ".join("_".join(str(value).split()) for value in values if str(value).strip())
-
-
-def plain_text(value: object) -> str:
-    """Return text or a number as text, and nothing for anything else (missing, ``nan``, a list)."""
+def as_text(value: object) -> str:
+    """Return text or a number as text, and ``""`` for anything else (missing, ``nan``, a list)."""
     if isinstance(value, str):
         return value
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value == value:
-        return str(value)
-    return ""
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value == value
+    return str(value) if is_number else ""
 
 
 def field_name(text: str) -> str:
@@ -187,8 +128,8 @@ def field_name(text: str) -> str:
 class Catalogue:
     """Cleaned fields by raw id, in memory.
 
-    ``fields`` are name and RecBole type (``token``, ``token_seq``, ``float``) of each field behind the id; without the
-    field ``title`` an item counts as untitled.
+    ``fields`` are the name and the RecBole type (``token``, ``token_seq``, ``float``) of each field after the id; an
+    item is titled unless its field ``title`` is empty.
     """
 
     def __init__(self, fields: Sequence[tuple[str, str]], title: str = "") -> None:
@@ -196,37 +137,29 @@ class Catalogue:
         self.title = title
         self.rows: dict[str, tuple[str, ...]] = {}
         self._clean = [_CLEAN[kind] for _, kind in self.fields]
-        self._title = next((place for place, (name, _) in enumerate(self.fields) if name == title), None)
+        self._title = self.names.index(title) if title in self.names else None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the fields."""
+        return [name for name, _ in self.fields]
 
     def __contains__(self, raw_id: str) -> bool:
         return raw_id in self.rows
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def add(self, raw_id: str, values: Sequence[str]) -> None:
-        """Add a row; ``values`` are raw text, one per field."""
-        self.rows[raw_id] = tuple(
-            [clean(value) if value else "" for clean, value in zip(self._clean, values, strict=True)]
-        )
-
-    def add_once(self, raw_id: str, values: Sequence[str]) -> None:
-        """Add a row, or raise :class:`LineError` if its id is empty or there already."""
+        """Add a row of raw texts, one per field; :class:`LineError` if its id is empty or there already."""
         if not raw_id:
             raise LineError("an empty id")
         if raw_id in self.rows:
             raise LineError(f"the id {shown(raw_id)} is there twice")
-        self.add(raw_id, values)
+        cleaned = [clean(value) if value else "" for clean, value in zip(self._clean, values, strict=True)]
+        self.rows[raw_id] = tuple(cleaned)
 
     def titled(self, raw_id: str) -> bool:
         """Whether the id is known and has a title."""
         row = self.rows.get(raw_id)
         return row is not None and (self._title is None or bool(row[self._title]))
-
-    @property
-    def header(self) -> list[str]:
-        """The fields as line 1 of an atomic file names them."""
-        return [f"{name}:{kind}" for name, kind in self.fields]
 
     def lines(self, ids: Iterable[str], renamed: dict[str, str]) -> Iterator[str]:
         """Yield a line for each raw id; one without a row gets empty fields."""
@@ -234,22 +167,17 @@ class Catalogue:
         return ("\t".join((renamed.get(raw, raw), *self.rows.get(raw, empty))) + "\n" for raw in ids)
 
     def only(self, names: Sequence[str]) -> "Catalogue":
-        """Return a catalogue with these fields alone, in this order; ConfigError if it has not got one."""
-        there = [name for name, _ in self.fields]
+        """Return a catalogue of these fields, in this order; ConfigError if there is no such field."""
         for name in names:
-            if name not in there:
-                raise ConfigError(f"text_fields: there is no field {name!r}; there are {', '.join(there)}.")
-        places = [there.index(name) for name in names]
+            if name not in self.names:
+                raise ConfigError(f"text_fields: there is no field {name!r}; there are {', '.join(self.names)}.")
+        places = [self.names.index(name) for name in names]
         smaller = Catalogue([self.fields[place] for place in places], self.title)
         smaller.rows = {raw: tuple([row[place] for place in places]) for raw, row in self.rows.items()}
         return smaller
 
 
-def _sequence(value: str) -> str:
-    return guard_sequence(clean_text(value))
-
-
-_CLEAN = {"token": clean_token, "token_seq": _sequence, "float": clean_text}
+_CLEAN = {"token": clean_token, "token_seq": clean_sequence, "float": clean_text}
 
 
 # ---- ids, numbers and times
@@ -259,11 +187,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class LineError(ValueError):
-    """A line cannot be used; the message says why, the caller knows where."""
+    """A line cannot be used; the message says why, and the caller adds where."""
 
 
 class KnownGap(LineError):
-    """A line that the official download is known to contain and that carries no data; it is always skipped."""
+    """A line without data that the official download is known to contain; it is always skipped."""
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -281,7 +209,7 @@ def check_ids(*columns: Sequence[object]) -> None:
             raise LineError("an empty user or item id" if empty else f"an id that is not text: {shown(bad)}")
 
 
-# A batch that fails is tried again value by value, so a message is about the first value.
+# A batch that fails is tried again row by row, so messages are about the first value.
 
 
 def as_times(column: Iterable[object]) -> list[int]:
@@ -319,7 +247,7 @@ def as_floats(column: Iterable[object], name: str) -> list[float]:
         values: list[float] = raw if kinds == {float} else list(map(float, _ascii_digits(raw)))
     except (TypeError, ValueError, OverflowError) as error:
         raise LineError(f"the {name} {shown(raw[0])} is not a number") from error
-    # One sum shows any inf or nan; one that only overflows is found innocent when the lines are tried one by one.
+    # A sum shows any inf or nan. One that only overflows is retried line by line.
     if not math.isfinite(sum(values)):
         raise LineError(f"a {name} is not a finite number")
     return values
@@ -334,11 +262,11 @@ def _ascii_digits(values: list[Any]) -> list[Any]:
 
 
 def as_exact_times(values: Sequence[Any], pattern: str | None) -> tuple[list[int], list[int] | None]:
-    """Return whole times and, where there are fractions, the millionths above them.
+    """Return whole times and, if there are fractions, the millionths above them.
 
-    Numbers keep their unit, whatever it is; dates become seconds since 1970 (UTC where no zone is given). With a
-    ``pattern`` of :meth:`datetime.datetime.strptime` nothing else is recognised, otherwise numbers and ISO 8601.
-    A value that is none of these, or does not fit, raises :class:`LineError`.
+    Numbers keep their unit; dates become seconds since 1970 (in UTC unless they name a zone). With a ``pattern`` of
+    :meth:`datetime.datetime.strptime` nothing else is accepted; without one, numbers and ISO 8601 are. Any other
+    value, or one that does not fit into 64 bits, raises :class:`LineError`.
     """
     if pattern is None:
         try:
@@ -350,19 +278,18 @@ def as_exact_times(values: Sequence[Any], pattern: str | None) -> tuple[list[int
     return _within([moment // 1_000_000 for moment in moments]), micros if any(micros) else None
 
 
-def _micros(value: Any, pattern: str | None) -> int:
+def _micros(value: object, pattern: str | None) -> int:
     try:
-        if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-            return _exact(Decimal(repr(value)) if isinstance(value, float) else Decimal(value))
         if isinstance(value, date):
             moment = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
         elif pattern is not None:
             moment = datetime.strptime(str(value), pattern)
-        elif (number := _decimal(str(value))) is not None:
-            return _exact(number)
         else:
+            text = str(value).strip()
+            if _is_number(text):
+                return _exact(Decimal(text))
             # Python 3.10 knows neither the Z of ISO 8601 nor fractions of other than 3 or 6 digits.
-            text = re.sub(r"[Zz]$", "+00:00", str(value).strip())
+            text = re.sub(r"[Zz]$", "+00:00", text)
             text = re.sub(r"\.(\d+)", lambda found: "." + found.group(1)[:6].ljust(6, "0"), text, count=1)
             moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
@@ -375,16 +302,16 @@ def _micros(value: Any, pattern: str | None) -> int:
         raise LineError(f"the time {shown(value)} is not {wanted}") from error
 
 
-def _decimal(text: str) -> Decimal | None:
+def _is_number(text: str) -> bool:
     try:
         parse_number(text)  # the rule of a run
     except ValueError:
-        return None
-    return Decimal(text.strip())
+        return False
+    return True
 
 
 def _exact(number: Decimal) -> int:
-    if not number.is_finite() or abs(number) > _MAX_TIME:
+    if abs(number) > _MAX_TIME:
         raise ValueError("not within 64 bits")
     return int((number * 1_000_000).to_integral_value())
 

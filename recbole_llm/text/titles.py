@@ -21,7 +21,8 @@ _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]
 # What str.split() does not count as white space yet may not stand in a line of text: C0 and C1 controls, and the byte
 # order mark.
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
-_BREAK = re.compile("[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
+# Characters that end a line or separate words, but for spaces.
+BREAK = re.compile("[\t\n\r\x0b\x0c\x1c-\x1f\x85\u2028\u2029]")
 _ENGLISH = ("the ", "a ", "an ")
 # The article, and what may follow it in a title: groups in parentheses, such as the year.
 _FILED = re.compile(r".*\S,\s+[^\W\d_]{1,5}'?(?P<rest>(?:\s*\((?:[^()]|\([^()]*\))*\))*)\s*", re.DOTALL)
@@ -57,7 +58,7 @@ def clean_title(title: str) -> str:
     >>> clean_title("Boys &amp; the Mask, The (1994)")
     'The Boys & the Mask (1994)'
     """
-    return fronted_article(CONTROL.sub("", _BREAK.sub(" ", unescape(title))).strip())
+    return fronted_article(CONTROL.sub("", BREAK.sub(" ", unescape(title))).strip())
 
 
 def fronted_article(title: str, any_case: bool = False) -> str:

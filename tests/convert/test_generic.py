@@ -7,7 +7,7 @@ from convert_helpers import make_zip, read_rows, write
 
 import recbole_llm.convert.reading as reading
 from recbole_llm.convert import convert
-from recbole_llm.convert.generic import OPTIONS
+from recbole_llm.convert.options import OPTIONS
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
 
 LOG = "who,what,when,stars\nann,x1,2024-01-02,5\nbob,x2,2024-01-01T10:00:00Z,4.5\nann,x2,2024-01-02,1\n"
@@ -299,7 +299,7 @@ def test_blank_lines_are_passed_over(tmp_path, ending):
 
 VALUES = [-1, 0, 1.5, float("nan"), True, "", "x", [], ["x"], {}, {"a": 1}, "a=b=c:token", "who", "\0", b"x", object()]
 KEYS = ["input", "metadata", "recipe", "min_rating", "untitled", "dedup", "k_core", "order", "items", "ids", "output"]
-KEYS += ["text_fields", "on_error", "nosuch", "workers", *sorted(OPTIONS)]
+KEYS += ["text_fields", "on_error", "nosuch", *sorted(OPTIONS)]
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -66,7 +66,7 @@ def test_recipe_needs_complete_games(tmp_path, steam):
 def test_user_ids_are_missing_in_places(tmp_path, steam):
     report = convert("steam", steam, tmp_path / "set", user_key="user_id")
     assert report.counts.interactions == 1 and report.skipped["a review without user_id"] == 4
-    with pytest.raises(ConfigError, match="user_key is 'name'; allowed are"):
+    with pytest.raises(ConfigError, match="invalid value for user_key: 'name'"):
         convert("steam", steam, tmp_path / "set2", user_key="name")
 
 

@@ -4,17 +4,17 @@ import random
 import pandas as pd
 import pytest
 
+from recbole_llm.convert.amazon import TAG
+from recbole_llm.convert.movielens import movie_title
 from recbole_llm.convert.values import (
     MAX_FIELD_CHARS,
     MISSING_WORDS,
+    clean_sequence,
     clean_text,
     clean_token,
-    guard_sequence,
-    movie_title,
     renamed_ids,
-    strip_tags,
-    unescape,
 )
+from recbole_llm.text.titles import unescape
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_clean_text():
     assert len(clean_text("word " * 10_000)) <= MAX_FIELD_CHARS
     assert not clean_text("word " * 10_000).endswith(" ")
     assert len(clean_text("x" * 200_000)) == MAX_FIELD_CHARS
-    assert clean_text(strip_tags("<b>Bold</b><br/>5 < 6 > 4")) == "Bold 5 < 6 > 4"
+    assert clean_text(TAG.sub(" ", "<b>Bold</b><br/>5 < 6 > 4")) == "Bold 5 < 6 > 4"
 
 
 def test_ids_stay_distinct():
@@ -105,7 +105,7 @@ def test_nothing_breaks_recboles_reader():
     ]
     texts = ["".join(draw.choices(pieces, k=draw.randrange(1, 7))) for _ in range(3000)]
     texts += [*MISSING_WORDS, '"unclosed', '"closed" and on', "x" * 300_000]
-    sequences = [guard_sequence(clean_text(text)) for text in texts]
+    sequences = [clean_sequence(text) for text in texts]
     tokens = [clean_token(text) for text in texts]
     lines = ["id:token\tname:token_seq\ttag:token"]
     lines += [f"i{n}\t{a}\t{b}" for n, (a, b) in enumerate(zip(sequences, tokens, strict=True))]
