@@ -82,6 +82,13 @@ class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
         """
         return len(interaction)
 
+    def own_learning_rates(self) -> Mapping[nn.Parameter, float]:
+        """Return the trained parameters that do not take the stage's learning rate, each with its own.
+
+        It follows the stage's schedule. By default none.
+        """
+        return {}
+
     def row_sparse_parameters(self) -> list[torch.Tensor]:
         """Return the trained parameters with row-sparse gradients: tables of which training reads rows only.
 

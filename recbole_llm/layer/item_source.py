@@ -6,7 +6,8 @@
     append(texts)  add items by their texts
 
 :class:`FrozenItems` reads encoded texts from the cache, :class:`ItemLLM` runs the language model, and both adapt what
-they get to the width d of the Recommendation LLM; :class:`ItemTable` is what they leave behind for a second stage.
+they get to the width d of the Recommendation LLM; :class:`ItemTable` is what they leave behind for a stage that trains
+the vectors themselves.
 """
 
 from collections.abc import Sequence
@@ -63,6 +64,10 @@ class ItemSource(nn.Module):
     def catalogue(self) -> torch.Tensor:
         """Return vectors of all items, shape (n_items, d), without gradient; padding is 0."""
         raise NotImplementedError
+
+    def own_vectors(self) -> Sequence[nn.Parameter]:
+        """Return the vectors that are trained themselves, one a row, rather than made from texts; by default none."""
+        return []
 
     def append(self, texts: Sequence[str]) -> None:
         """Grow by items known by their texts.
@@ -141,6 +146,10 @@ class TextItems(ItemSource):
         self.train(was_training)
         return vectors.index_fill(0, everything[:1], 0.0)
 
+    def own_vectors(self) -> Sequence[nn.Parameter]:
+        """Return those that ``residual_id`` adds."""
+        return [] if self.ids is None else list(self.ids.parameters())
+
     def append(self, texts: Sequence[str]) -> None:
         """Add items by their texts; they have no vectors of their own."""
         self._append_texts(texts)
@@ -159,7 +168,7 @@ class TextItems(ItemSource):
 
 
 class FrozenItems(TextItems):
-    """Texts that were encoded once (``item_llm_mode: frozen`` or ``two_stage``): the Item LLM is not trained.
+    """Texts that were encoded once: the Item LLM is not trained (``item_llm_mode: frozen``, ``table``, ``two_stage``).
 
     Parameters
     ----------
@@ -338,6 +347,10 @@ class ItemTable(ItemSource):
     def catalogue(self) -> torch.Tensor:
         """Return the table, (n_items, d), without gradient."""
         return self.rows.weight.detach()
+
+    def own_vectors(self) -> Sequence[nn.Parameter]:
+        """Return the table."""
+        return list(self.rows.parameters())
 
     def append(self, texts: Sequence[str]) -> None:
         """Add the vectors of texts, if the table started from such vectors."""

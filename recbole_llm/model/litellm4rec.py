@@ -47,6 +47,7 @@ FINETUNE = "stage2"
 STAGES = {
     "frozen": [TRAIN_STAGE],
     "two_stage": [TRAIN_STAGE, FINETUNE],
+    "table": [FINETUNE],
     "joint": [TRAIN_STAGE],
     "joint_then_two_stage": [TRAIN_STAGE, FINETUNE],
 }
@@ -149,7 +150,7 @@ class LiteLLM4Rec(LLMRecommender):
         if self.tied and self.item_llm_mode.startswith("joint"):
             raise ConfigError(
                 f"head=tied with item_llm_mode={self.item_llm_mode!r} would run the whole catalogue through the Item "
-                "LLM at every step: use item_llm_mode=frozen or two_stage."
+                "LLM at every step: use item_llm_mode=frozen, table or two_stage."
             )
         if self.settings.share_llm and self.settings.rec_llm_layers is not None:
             raise ConfigError("rec_llm_layers contradicts share_llm=True, whose Item LLM needs all layers.")
@@ -246,6 +247,11 @@ class LiteLLM4Rec(LLMRecommender):
         if self.fix_rec_llm:
             self.rec_llm.eval()
         return self
+
+    def own_learning_rates(self) -> Mapping[nn.Parameter, float]:
+        """Return the item vectors that are trained themselves with ``item_learning_rate``, if it is set."""
+        rate = self.settings.item_learning_rate
+        return {} if rate is None else {table: rate for table in self.item_source.own_vectors()}
 
     def start_stage(self, name: str) -> None:
         """Enter a stage of training; the second one fine-tunes the item vectors themselves (Sec. 4.4)."""

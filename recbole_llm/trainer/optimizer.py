@@ -31,7 +31,8 @@ def build_optimizer(model: LLMRecommender, stage: Stage) -> torch.optim.Optimize
     ConfigError
         For weights of 16 bits, or ``sparse_item_gradients=True`` where gradients cannot be row-sparse.
     """
-    groups = parameter_groups(model, stage.decay_groups, stage.weight_decay)
+    factors = {each: rate / stage.learning_rate for each, rate in model.own_learning_rates().items()}
+    groups = parameter_groups(model, stage.decay_groups, stage.weight_decay, factors)
     trained = [parameter for group in groups for parameter in group["params"]]
     if not trained:
         return None

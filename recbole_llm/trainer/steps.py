@@ -13,6 +13,7 @@ from recbole_llm.progress import progress
 from recbole_llm.trainer.accumulation import GradientMean, LossMean
 from recbole_llm.trainer.gradients import clip_gradients
 from recbole_llm.trainer.parallel import ParallelLoss
+from recbole_llm.trainer.schedule import FACTOR
 from recbole_llm.trainer.stage import Stage
 
 
@@ -32,6 +33,8 @@ class Steps:
     ----------
     count, total : int
         Steps so far, and those of the whole stage, which the learning rate goes by.
+    learning_rate : float
+        Of the last step.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Steps:
         self.model, self.stage, self.optimizer, self.device = model, stage, optimizer, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=stage.amp_dtype is torch.float16)
         self.count = self.total = 0
+        self.learning_rate = stage.learning_rate
         self._find_unused = find_unused
         self._parallel: ParallelLoss | None = None
 
@@ -125,9 +129,9 @@ class Steps:
 
     def step(self) -> None:
         """Update the weights by their gradients, then clear the gradients."""
-        rate = self.stage.learning_rate_at(self.count, self.total)
+        self.learning_rate = self.stage.learning_rate_at(self.count, self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.learning_rate * group.get(FACTOR, 1.0)
         if self.stage.clip_grad_norm:
             # Gradients are scaled under fp16; clipping them before unscaling would clip at another norm.
             self.scaler.unscale_(self.optimizer)

@@ -290,7 +290,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
             "stage": self.stage.name,
             "epoch": epoch,
             "updates": self.updates,
-            "learning_rate": self.steps.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.steps.learning_rate,
             "train_loss": loss,
         }
 

@@ -19,6 +19,7 @@ from recbole_llm.model.litellm4rec import LiteLLM4Rec
 from recbole_llm.quick_start import run
 from recbole_llm.text.pooling import special_ids
 from recbole_llm.trainer.checkpoint import learned_tensors
+from recbole_llm.trainer.trainer import RunTrainer
 from tests.worlds import write_cycle, write_twins
 
 
@@ -124,6 +125,33 @@ def test_second_stage_starts_at_the_scores_of_the_first_and_trains_the_vectors(b
     one_step(model, train)
     assert "item_source.rows.weight" in moved(model, state)
     assert torch.equal(model.item_source.rows.weight[0], torch.zeros(model.hidden_size))
+
+
+def test_a_table_starts_at_the_text_vectors_and_is_trained_from_the_first_step(build):
+    model, train, test = build(item_llm_mode="table")
+    frozen, *_ = build(item_llm_mode="frozen")
+    assert model.training_stages == ["stage2"]
+    torch.testing.assert_close(model.item_source.catalogue(), frozen.item_source.catalogue())
+    state = snapshot(model)
+    one_step(model, train)
+    assert {"item_source.rows.weight", "W_proj.weight"} <= moved(model, state)
+
+
+def test_item_vectors_have_a_learning_rate_of_their_own(build):
+    for settings in ({"item_llm_mode": "table"}, {"item_llm_mode": "frozen", "residual_id": True}):
+        model, train, _ = build(**settings, item_learning_rate=0.003, learning_rate=0.001)
+        steps = RunTrainer(train.config, model).steps
+        own = {id(each) for each in model.item_source.own_vectors()}
+        for update in (0, 5):
+            steps.count, steps.total = update, 10
+            rate = steps.stage.learning_rate_at(update, 10)
+            steps.step()
+            for group in steps.optimizer.param_groups:
+                mine = {id(each) in own for each in group["params"]}
+                assert len(mine) == 1 and group["lr"] == pytest.approx(rate * (3 if mine == {True} else 1))
+            assert steps.learning_rate == pytest.approx(rate)
+    with pytest.raises(ConfigError, match="item_learning_rate has no effect.*item_llm_mode='frozen'.*table"):
+        build(item_llm_mode="frozen", item_learning_rate=0.003)
 
 
 def test_both_stages_are_reported_and_the_second_never_ends_below_the_first(tmp_path):

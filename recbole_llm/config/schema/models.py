@@ -143,7 +143,8 @@ class LRURec(ItemLoss):
 class LiteLLM4Rec(ItemText, Adaptor, RecLLM, ItemLoss):
     """Item LLM, Recommendation LLM and a head over the catalogue."""
 
-    item_llm_mode: Literal["two_stage", "frozen", "joint", "joint_then_two_stage"]
+    item_llm_mode: Literal["two_stage", "frozen", "table", "joint", "joint_then_two_stage"]
+    item_learning_rate: AboveZero | None
     share_llm: bool
     scratch_shape: dict[str, Any] | None
     rec_llm_attention: Literal["bidirectional", "causal"]
@@ -167,6 +168,17 @@ class LiteLLM4Rec(ItemText, Adaptor, RecLLM, ItemLoss):
     task: Literal["sequential", "topn"]
     topn_negatives: Positive
     topn_input: Literal["history_candidates", "candidates"]
+
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """Report a learning rate of item vectors where none is trained itself."""
+        mode = settings["item_llm_mode"]
+        if settings["item_learning_rate"] and mode in ("frozen", "joint") and not settings["residual_id"]:
+            return (
+                f"item_learning_rate has no effect: with item_llm_mode={mode!r} no item vector is trained itself. Use "
+                "item_llm_mode=table or two_stage, or residual_id=True"
+            )
+        return super().contradiction(settings)
 
 
 # ---- language models that read prompts
