@@ -190,9 +190,9 @@ def _tune(arguments: list[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ:
         raise RecBoleLLMError("Start a study once, without torchrun: --tool=Ray runs its trials in parallel.")
     if HELP_OPTIONS & set(arguments):
-        from recbole_llm.tune.options import HELP
+        from recbole_llm.tune.options import help_text
 
-        return _write(HELP)
+        return _write(help_text())
     from recbole_llm.tune.search import tune_main
 
     return tune_main(parse_arguments(arguments))

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from recbole_llm.compare.board import kind_of
 from recbole_llm.compare.records import RecordedComparison
-from recbole_llm.compare.tables import PLACES, escape_markdown, markdown_table, metric_name
+from recbole_llm.compare.tables import PLACES, escape_markdown, markdown_table
+from recbole_llm.config.metrics import metric_name
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
 

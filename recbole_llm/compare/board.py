@@ -7,7 +7,8 @@ from recbole_llm.compare import report
 from recbole_llm.compare.pairs import Pair, control_of, families, is_twin
 from recbole_llm.compare.records import RecordedComparison, record_name
 from recbole_llm.compare.runs import Row
-from recbole_llm.compare.tables import PLACES, escape_markdown, markdown_table, metric_name
+from recbole_llm.compare.tables import PLACES, escape_markdown, markdown_table
+from recbole_llm.config.metrics import metric_name
 from recbole_llm.config.registry import stock_models
 
 # Metrics of the page, where the runs have them; the CSV file beside it has them all.

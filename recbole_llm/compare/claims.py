@@ -10,7 +10,8 @@ from typing import Any
 
 from recbole_llm.compare.pairs import Pair
 from recbole_llm.compare.records import RecordedComparison
-from recbole_llm.compare.tables import PLACES, escape_markdown, markdown_table, metric_name
+from recbole_llm.compare.tables import PLACES, escape_markdown, markdown_table
+from recbole_llm.config.metrics import metric_name
 from recbole_llm.config.registry import props_dir
 from recbole_llm.config.values import load_yaml
 from recbole_llm.errors import ConfigError

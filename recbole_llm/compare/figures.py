@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from recbole_llm.compare.analysis import Comparison
 from recbole_llm.compare.runs import Row
 from recbole_llm.compare.statistics import interval
-from recbole_llm.compare.tables import metric_name
-from recbole_llm.pages import FONT
+from recbole_llm.config.metrics import metric_name
+from recbole_llm.pages import empty_figure
 
 # Distinguishable with colour blindness; baselines are also dotted.
 COLOURS = (
@@ -23,26 +23,6 @@ CUT_OFFS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 def colour_of(comparison: Comparison, row: Row) -> str:
     """Return the colour of a row, the same in every chart."""
     return COLOURS[comparison.all_rows.index(row) % len(COLOURS)]
-
-
-def _figure(x_title: str, y_title: str, **layout: Any) -> go.Figure:
-    figure = go.Figure()
-    axis = {"gridcolor": "#e6e9ed", "linecolor": "#aab2bd", "zeroline": False, "ticks": "outside", "automargin": True}
-    title = {"font": {"size": 13, "color": "#56606e"}, "standoff": 12}
-    figure.update_layout(
-        template="none",
-        font={"family": FONT, "size": 13, "color": "#1d2430"},
-        margin={"l": 56, "r": 16, "t": 36, "b": 48},
-        height=360,
-        hovermode="closest",
-        showlegend=False,  # the page has one for all charts
-        paper_bgcolor="white",
-        plot_bgcolor="white",
-        xaxis={**axis, "title": {**title, "text": x_title}, "showgrid": False},
-        yaxis={**axis, "title": {**title, "text": y_title}},
-        **layout,
-    )
-    return figure
 
 
 def _line(comparison: Comparison, row: Row) -> dict[str, Any]:
@@ -82,7 +62,7 @@ def _choice(options: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> di
 def learning_curves(comparison: Comparison) -> go.Figure | None:
     """Plot the validation metric after each epoch; None if no row was trained."""
     metric = comparison.headline
-    figure = _figure("epoch", f"{metric_name(metric)}, validation")
+    figure = empty_figure("epoch", f"{metric_name(metric)}, validation")
     epochs: list[list[float]] = []
     seconds: list[list[float]] = []
     for row in comparison.rows:
@@ -151,7 +131,7 @@ def metric_at_k(comparison: Comparison) -> go.Figure | None:
         return None
     items = comparison.reference.results["dataset"]["items"]
     cut_offs = [k for k in CUT_OFFS if k <= items]
-    figure = _figure("length of the list, k", "")
+    figure = empty_figure("length of the list, k", "")
     for name in names:
         for row in comparison.rows:
             points = [interval(comparison.values(row, f"{name}@{k}", comparison.versions[0])) for k in cut_offs]
@@ -197,7 +177,7 @@ def breakdown(comparison: Comparison, title: str) -> go.Figure:
     """Plot the headline metric in each group of a breakdown, with 95 % confidence intervals over users."""
     metric = comparison.headline
     groups = comparison.breakdowns[title]
-    figure = _figure(title, metric_name(metric), barmode="group", bargap=0.25)
+    figure = empty_figure(title, metric_name(metric), barmode="group", bargap=0.25)
     soft = "<span style='color:#5b6472'>n = {:,}</span>"
     ticks = [f"{html.escape(group.name)}<br>{soft.format(group.mask.sum())}" for group in groups]
     for row in comparison.rows:
@@ -223,7 +203,7 @@ def breakdown(comparison: Comparison, title: str) -> go.Figure:
 def accuracy_against_time(comparison: Comparison) -> go.Figure:
     """Plot the headline metric against milliseconds of inference per test row."""
     metric = comparison.headline
-    figure = _figure("milliseconds per user, test pass (log scale)", metric_name(metric))
+    figure = empty_figure("milliseconds per user, test pass (log scale)", metric_name(metric))
     times = [comparison.milliseconds_per_row(row) for row in comparison.rows]
     intervals = [interval(comparison.values(row, metric, comparison.versions[0])) for row in comparison.rows]
     for row, time, (mean, half) in zip(comparison.rows, times, intervals, strict=True):

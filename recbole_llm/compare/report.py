@@ -17,8 +17,8 @@ from recbole_llm.compare.tables import (
     ladder_caption,
     ladder_grid,
     ladder_heads,
-    metric_name,
 )
+from recbole_llm.config.metrics import metric_name
 from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
 
 
@@ -35,9 +35,12 @@ def render(comparison: Comparison, command: str, created: str | None = None) -> 
     """
     return pages.render(
         Path(__file__).with_name("report.html"),
-        comparison=comparison,
+        title=f"Comparison on {comparison.dataset}",
+        subtitle=", ".join(row.label for row in comparison.rows),
         created=created,
         facts=facts_of(comparison, command),
+        warnings=comparison.warnings,
+        comparison=comparison,
         tables=[_table(comparison, version) for version in comparison.versions],
         heads=[metric_name(metric) for metric in comparison.metrics],
         tests=_tests(comparison),
@@ -54,7 +57,7 @@ def render(comparison: Comparison, command: str, created: str | None = None) -> 
 def facts_of(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     """Protocol and provenance, as name and text."""
     origin = dict(pages.provenance(comparison.reference.results))
-    facts = [
+    return [
         ("Protocol", comparison.protocol),
         ("History", f"{history(comparison.versions[0])} (steers early stopping); both versions are below"),
         *((name, origin[name]) for name in ("Dataset", "Filters", "Files")),
@@ -62,7 +65,6 @@ def facts_of(comparison: Comparison, command: str) -> list[tuple[str, str]]:
         *((name, origin[name]) for name in ("Code", "Hardware")),
         ("Command", command),
     ]
-    return [(name, text) for name, text in facts if text]
 
 
 def _language_models(comparison: Comparison) -> str:
@@ -116,7 +118,7 @@ def _tests(comparison: Comparison) -> list[Any]:
     ]
 
 
-def _charts(comparison: Comparison) -> list[dict[str, Any]]:
+def _charts(comparison: Comparison) -> list[pages.Chart]:
     if not comparison.reference.ranks:
         return []  # made from records, which have no values per user
     metric, version = metric_name(comparison.headline), history(comparison.versions[0])
@@ -148,15 +150,7 @@ def _charts(comparison: Comparison) -> list[dict[str, Any]]:
             "Scoring the whole catalogue for a user and ranking it, on the hardware named above.",
         ),
     ]
-    return [
-        {
-            "title": title,
-            "note": note,
-            "html": pages.chart(figure),
-        }
-        for title, figure, note in charts
-        if figure is not None
-    ]
+    return [pages.chart(title, figure, note) for title, figure, note in charts if figure is not None]
 
 
 def _runs(comparison: Comparison) -> list[dict[str, Any]]:

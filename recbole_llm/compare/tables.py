@@ -5,21 +5,14 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recbole.evaluator.register import metrics_dict
 from tabulate import tabulate
 
 from recbole_llm.compare.analysis import MASKED, Cell, Comparison
 from recbole_llm.compare.runs import Row
+from recbole_llm.config.metrics import metric_name
 
 PLACES = 4
 LEGEND = "¹ best, ² second best, * significant: "
-_NAMES = {name: metric.__name__ for name, metric in metrics_dict.items()} | {"catalogcoverage": "CatalogCoverage"}
-
-
-def metric_name(metric: str) -> str:
-    """``ndcg@10`` -> ``NDCG@10``."""
-    name, at, k = metric.partition("@")
-    return _NAMES.get(name, name.capitalize()) + at + k
 
 
 def history(version: str) -> str:

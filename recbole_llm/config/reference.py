@@ -22,13 +22,14 @@ from recbole_llm.config.registry import (
     recbole_root,
     stock_models,
 )
-from recbole_llm.config.schema import Comparison, Section, general_sections, types_by_key, types_of
+from recbole_llm.config.schema import Comparison, Section, StudyOptions, general_sections, types_by_key, types_of
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.schema.recbole import RECBOLE
 from recbole_llm.config.types import describe
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
 
+_EVERY_RUN = "\nThe settings of every run apply as well: see docs/settings.md.\n"
 _KEY = re.compile(r"(\w+):.*?\s#\s*(?:\(.*?\)\s*)?(.*)")
 
 
@@ -93,6 +94,7 @@ def _general_files() -> list[tuple[Path, str]]:
     return [
         (ours / "overall.yaml", "default"),
         (ours / "compare.yaml", "default"),
+        (ours / "tune.yaml", "default"),
         (theirs / "dataset" / "sample.yaml", "RecBole's default"),
         (theirs / "overall.yaml", "RecBole's default"),
     ]
@@ -108,7 +110,7 @@ def _explained(key: str, path: Path, title: str) -> str:
 
 
 def _explain_model(name: str) -> str:
-    return _explained_settings(name, _of_model(name), comments(model_file(name)))
+    return explained_settings(name, _of_model(name), comments(model_file(name))) + _EVERY_RUN
 
 
 def _explain_class(reference: str) -> str:
@@ -122,17 +124,17 @@ def _explain_class(reference: str) -> str:
         for path in bases:
             said.update(comments(path))
     about = (vars(cls).get("__doc__") or "").strip().partition("\n")[0]
-    return _explained_settings(f"{reference}  {about}".rstrip(), default_settings(cls), said)
+    return explained_settings(f"{reference}  {about}".rstrip(), default_settings(cls), said) + _EVERY_RUN
 
 
-def _explained_settings(title: str, settings: Mapping[str, Any], said: Mapping[str, str]) -> str:
+def explained_settings(title: str, settings: Mapping[str, Any], said: Mapping[str, str]) -> str:
+    """List settings below a title, each with its default and what is said about it."""
     lines = [title, ""]
     for key, value in settings.items():
         text = f"{key} = {_shown(value)}  {said.get(key, '')}"
         lines.append(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent=" " * 6))
     if not settings:
         lines.append("  It has no settings of its own.")
-    lines.append("\nThe settings of every run apply as well: see docs/settings.md.")
     return "\n".join(lines) + "\n"
 
 
@@ -179,6 +181,7 @@ def settings_page() -> str:
         for section in sections or [section for section in general_sections() if section not in RECBOLE]:
             lines += _section(section)
     lines += ["", "## Comparisons", "", "See [compare](compare.md).", "", *_table(Comparison.types())]
+    lines += ["", "## Studies", "", "See [tuning](tune.md).", "", *_table(StudyOptions.types())]
     lines += ["", "## Our models"]
     for name in MODELS:
         paths = {key: model_file(name) for key in _of_model(name)}

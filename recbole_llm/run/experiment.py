@@ -170,7 +170,8 @@ def experiment(
     on_validation : callable
         Called with the trainer after every validation and after its state was saved; it may end the run by raising.
     evaluate_test : bool
-        False leaves the test set alone: ``test_result`` is then None.
+        False leaves the test set alone: ``test_result`` is then None, and the run directory has no results until
+        :func:`recbole_llm.run.evaluate.evaluate_run` writes them.
     """
     if config["world_size"] > 1 and distributed.world().size == 1:
         raise ConfigError(
@@ -239,9 +240,9 @@ def _experiment(
     if distributed.world().is_main:
         training = training_record(config, trainer, meter)
         report = results_of(config, dataset, trainer, training, test_result, members, times)
-        if run_dir is not None:
+        if run_dir is not None and evaluate_test:
             write_results(run_dir, report, trainer)
-        print_summary(config, report, run_dir)
+        print_summary(config, report, run_dir if evaluate_test else None)
     return {
         "best_valid_score": trainer.best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],

@@ -45,6 +45,10 @@ def training_record(config: Config, trainer: RunTrainer, meter: Meter) -> dict[s
             },
             "sparse_item_gradients": bool(trainer.model.row_sparse_parameters()),
             "train_rows": trainer.train_rows,
+            "parameters": {
+                "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+                "all": sum(p.numel() for p in trainer.model.parameters()),
+            },
             "language_models": trainer.model.provenance(),
             "auto": config.auto_models,
             "seconds": {**meter.seconds, "train": 0.0, "valid": 0.0, **trainer.meter.seconds},
@@ -118,10 +122,7 @@ def results_of(
             },
             "language_models": training["language_models"],
             "auto": training.get("auto", []),
-            "parameters": {
-                "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                "all": sum(p.numel() for p in model.parameters()),
-            },
+            "parameters": training["parameters"],
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "cpu_seconds": {name: round(value, 3) for name, value in cpu_seconds.items()},
             "inference": inference,

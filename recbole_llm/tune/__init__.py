@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 from recbole_llm.callable_package import make_callable
 
 if TYPE_CHECKING:
-    from recbole_llm.tune.options import StudyOptions
     from recbole_llm.tune.search import resume_study, tune
     from recbole_llm.tune.study import StudyError
     from recbole_llm.tune.trial import objective_function
 
-__all__ = ["StudyError", "StudyOptions", "objective_function", "resume_study", "tune"]
+__all__ = ["StudyError", "objective_function", "resume_study", "tune"]
 
 _HOMES = {
     "StudyError": "study",
-    "StudyOptions": "options",
     "objective_function": "trial",
     "resume_study": "search",
     "tune": "search",

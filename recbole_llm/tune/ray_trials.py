@@ -10,14 +10,15 @@ import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from recbole_llm.config import Config
+from recbole_llm.config.schema import StudyOptions
 from recbole_llm.errors import ConfigError, MissingExtraError
 from recbole_llm.tune import report
-from recbole_llm.tune.options import StudyOptions
 from recbole_llm.tune.study import Study, Trial, open_journal, prune_rule
-from recbole_llm.tune.trial import SharedData, failed, run_trial
+from recbole_llm.tune.trial import Outcome, SharedData, run_trial
 
 # Of the worker process: trials that it runs one after the other share the prepared data.
 _DATA = SharedData()
@@ -54,7 +55,7 @@ def run_with_ray(study: Study, model: str | type, base: Config, settings: Mappin
             ray.shutdown()
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect(ray: ModuleType, address: str | None) -> None:
     if ray.is_initialized():
         return
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False}
@@ -87,7 +88,7 @@ def _resources(available: Mapping[str, float], options: StudyOptions, base: Conf
     return wanted
 
 
-def _run(ray: Any, study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> None:
+def _run(ray: ModuleType, study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> None:
     available = ray.cluster_resources()
     wanted = _resources(available, study.options, base)
     fitting = [int(available[kind.upper()] / number) for kind, number in wanted.items() if number]
@@ -111,9 +112,8 @@ def _run(ray: Any, study: Study, model: str | type, base: Config, settings: Mapp
             try:
                 outcome = ray.get(done)
             except ray.exceptions.RayError as error:
-                outcome = failed(_NO_OUTCOME.format(type(error).__name__))
-            trial = study.tell(trial, outcome)
-            logging.getLogger().info(report.trial_line(trial, study.best, study.options.max_evals, study.metric))
+                outcome = Outcome("failed", details={"error": _NO_OUTCOME.format(type(error).__name__)})
+            report.log_end(study, study.tell(trial, outcome))
     finally:
         for task in pending:
             with suppress(Exception):
@@ -130,12 +130,12 @@ def _run_in_worker(
     bigger: bool,
     number: int,
     working_directory: str,
-) -> dict[str, Any]:
+) -> Outcome:
     """One trial, in a worker process of Ray."""
     if Path(working_directory).is_dir():
         os.chdir(working_directory)  # Ray works in a folder of its own, where relative paths lead nowhere
     if not (folder / "study.json").is_file():
-        return failed(_NOT_SHARED.format(folder, platform.node()))
+        return Outcome("failed", details={"error": _NOT_SHARED.format(folder, platform.node())})
     logging.getLogger().setLevel(logging.INFO)  # what run.log is to hold
-    rule = prune_rule(open_journal(folder, options, bigger), number)
+    rule = prune_rule(open_journal(folder, options, bigger), number, options.pruner)
     return run_trial(model, dataset, settings, folder / "trials" / name, rule, _DATA)

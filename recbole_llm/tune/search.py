@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +11,24 @@ from typing import Any
 from recbole.utils import set_color
 
 from recbole_llm.config import Config
-from recbole_llm.config.values import SECRETS, nearest, without_code_keys
+from recbole_llm.config.schema import StudyOptions
+from recbole_llm.config.values import SECRETS, without_code_keys
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.run.evaluate import evaluate_on_test
+from recbole_llm.files import whole
+from recbole_llm.run.evaluate import evaluate_run
 from recbole_llm.run.folder import DATA_STAMP, other_language_models, run_lock, same_data, stamp_data, write_settings
 from recbole_llm.run.identity import CIRCUMSTANCES, plain
-from recbole_llm.run.load import load_run
 from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
-from recbole_llm.run.results import read_results, test_figures, write_results
-from recbole_llm.tune import report
-from recbole_llm.tune.options import StudyOptions, optuna, split_options
+from recbole_llm.run.results import read_json, read_results
+from recbole_llm.tune import page, report
+from recbole_llm.tune.options import REPLACED, options_of, optuna
 from recbole_llm.tune.ray_trials import run_with_ray
 from recbole_llm.tune.space import (
     Parameter,
+    check_countable,
     check_space,
     find_space,
-    grid,
     read_lines,
     read_space,
     size_of,
@@ -38,7 +37,7 @@ from recbole_llm.tune.space import (
 from recbole_llm.tune.study import Study, StudyError, Trial, prune_rule
 from recbole_llm.tune.trial import SharedData, quiet_console, run_trial
 
-FORMAT = 2
+FORMAT = 3
 # Settings that best.yaml leaves to the user.
 LEFT_OUT = frozenset({"checkpoint_dir", "show_progress", "state", "save_state", "resume"})
 
@@ -67,7 +66,7 @@ def tune(
     params_dict : dict, optional
         The space as RecBole's ``params_dict`` instead.
     options
-        See :class:`recbole_llm.tune.options.StudyOptions`.
+        As ``recbole-llm tune --help`` lists them.
 
     Returns
     -------
@@ -83,14 +82,14 @@ def tune(
     StudyError
         If no trial finished.
     """
-    _check_names(options)
     log_to_console()
+    chosen = options_of(options)
     base = Config(model, dataset, config_file_list, config_dict, arguments)
     log_to_console(base["state"])
-    chosen: str | type = model if isinstance(model, type) else base.merged["model"]
+    named: str | type = model if isinstance(model, type) else base.merged["model"]
     space = space_from_dict(params_dict) if params_dict else read_space(find_space(base.model, params_file))
     check_space(space, base, {**dict(config_dict or {}), **dict(arguments or {})})
-    return _study(chosen, base, space, StudyOptions(**options))
+    return _study(named, base, space, chosen)
 
 
 def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
@@ -101,7 +100,6 @@ def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
     CheckpointError
         If the folder contains no study.
     """
-    _check_names(options)
     log_to_console()
     folder = Path(folder)
     notes = _read_notes(folder)
@@ -112,39 +110,37 @@ def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
             f"{key} in {folder / 'study.json'} lets a model repository run code and is ignored: if you trust the "
             "repository, continue with the command that began the study."
         )
+    chosen = options_of({**notes["options"], **options, "study": str(folder)})
     base = Config(notes["model"], notes["dataset"], None, None, settings)
     space = read_lines(notes["space"], str(folder / "study.json"))
     check_space(space, base, {})
-    return _study(notes["model"], base, space, StudyOptions(**{**notes["options"], **options, "study": str(folder)}))
-
-
-def _check_names(options: Mapping[str, Any]) -> None:
-    for key in options:
-        if key not in StudyOptions.names():
-            raise ConfigError(f"{key!r} is not an option of a study.{nearest(key, StudyOptions.names())}")
+    return _study(notes["model"], base, space, chosen)
 
 
 def _study(model: str | type, base: Config, space: list[Parameter], options: StudyOptions) -> dict[str, Any]:
-    logger = logging.getLogger()
     optuna()  # fail before creating anything if it is missing
     settings = fixed_settings(base, space)
-    options = _decided(options, space)
+    options = decided(options, space)
     notes = _notes(base, settings, space, options)
     folder = _folder(base, options, notes["identity"])
     folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
-        _open(folder, notes)
+        _write_notes(folder, notes)
         with logging_into(folder, "study.log"):
             study = Study(folder, space, options, base["valid_metric"], base["valid_metric_bigger"], base["seed"])
             try:
-                return _carry_out(study, model, base, settings)
+                _announce(study, base)
+                _search(study, model, base, settings)
+                return _finish(study, model, base, settings)
             except KeyboardInterrupt:
-                logger.warning(f"Interrupted. The same command, or `recbole-llm tune --resume={folder}`, continues.")
+                logging.getLogger().warning(
+                    f"Interrupted. The same command, or `recbole-llm tune --resume={folder}`, continues."
+                )
                 raise
 
 
-def _decided(options: StudyOptions, space: Sequence[Parameter]) -> StudyOptions:
-    """Complete the options with the algorithm and the number of trials.
+def decided(options: StudyOptions, space: Sequence[Parameter]) -> StudyOptions:
+    """Complete the options with the algorithm and the limits that the size of the space suggests.
 
     Raises
     ------
@@ -155,14 +151,14 @@ def _decided(options: StudyOptions, space: Sequence[Parameter]) -> StudyOptions:
     algo = options.algo or ("exhaustive" if size <= (options.max_evals or 100) else "bayes")
     exhaustive = algo == "exhaustive"
     if exhaustive:
-        grid(space)  # no ranges
+        check_countable(space)
         if options.max_evals is not None and options.max_evals < size:
             raise ConfigError(
-                f"algo=exhaustive tries all {size:,.0f} combinations, but max_evals={options.max_evals}. Use "
-                f"--algo=random or --algo=bayes for a part of them, or --max_evals={size:.0f}."
+                f"algo=exhaustive tries all {size:,} combinations, but max_evals={options.max_evals}. Use "
+                f"--algo=random or --algo=bayes for a part of them, or --max_evals={size}."
             )
     if options.algo is None:
-        logging.getLogger().info(f"algo={algo}: the space has {_size(size)} settings.")
+        logging.getLogger().info(f"algo={algo}: the space has {_number(size)} settings.")
     return replace(
         options,
         algo=algo,
@@ -171,61 +167,84 @@ def _decided(options: StudyOptions, space: Sequence[Parameter]) -> StudyOptions:
     )
 
 
-def _carry_out(study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    logger = logging.getLogger()
-    _announce(study, base)
+def _number(size: float) -> str:
+    return "infinitely many" if size == float("inf") else f"{size:,}"
+
+
+def _announce(study: Study, base: Config) -> None:
+    states = [trial.state for trial in study.trials]
+    ended = [f"{states.count(state)} {state}" for state in ("finished", "pruned", "failed") if state in states]
+    ended += [f"{states.count('started')} interrupted"] * ("started" in states)
+    continued = f", continued ({', '.join(ended)})" if ended else ""
+    options = study.options
+    lines = [
+        f"{set_color('Study', 'pink')}: {study.folder}{continued}; "
+        f"algo={options.algo}, at most {options.max_evals or _number(size_of(study.space))} trials, "
+        f"pruner={options.pruner}",
+        *(f"  {parameter}" for parameter in study.space),
+    ]
+    logging.getLogger().info("\n".join(lines))
+    logging.getLogger().info(f"{set_color('Protocol', 'pink')}: {protocol_text(base)}; trials see no test data")
+
+
+def _search(study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> None:
+    """Run trials until the study ends."""
     data = SharedData()
-    _same_data(study, data, base)
+    _check_data(study, data, base)
     if study.options.tool == "Ray":
         run_with_ray(study, model, base, settings)
     else:
         while (trial := study.ask()) is not None:
             with quiet_console():
-                outcome = run_trial(
-                    model,
-                    base.dataset,
-                    {**settings, **trial.params},
-                    study.run_dir(trial),
-                    prune_rule(study.optuna, trial.number),
-                    data,
-                )
-            trial = study.tell(trial, outcome)
-            logger.info(report.trial_line(trial, study.best, study.options.max_evals, study.metric))
+                rule = prune_rule(study.optuna, trial.number, study.options.pruner)
+                values = {**settings, **trial.params}
+                outcome = run_trial(model, base.dataset, values, study.run_dir(trial), rule, data)
+            report.log_end(study, study.tell(trial, outcome))
+    logging.getLogger().info(f"The search ended: {study.ended}.")
+
+
+def _finish(study: Study, model: str | type, base: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate the best trial on test, once, and write ``best.yaml``, ``study.csv`` and ``study.html``."""
     best = study.best
     if best is None:
-        errors = [trial.details.get("error", "") for trial in study.trials]
+        errors = [str(trial.details.get("error", "")) for trial in study.trials]
         raise StudyError(f"No trial of {study.folder} finished. The first error: {errors[0] if errors else 'none'}")
-    logger.info(f"The search ended: {study.why_ended()}.")
     for trial in study.trials:  # a crash may have come between a note and this
         study.tidy(trial, best)
-    _test(study, best, model)
-    best = study.trials[best.number]
-    config_file = study.folder / "best.yaml"
-    command = f"recbole-llm --config_files={shlex.quote(str(config_file))}"
-    comment = (
-        f"# Trial {best.number} of {study.folder.name} ({len(study.trials)} trials): {study.metric} {best.score!r} on "
-        f"validation.\n# {command}\n"
-    )
-    winner = {key: value for key, value in settings.items() if key not in LEFT_OUT} | best.params
-    write_settings(config_file, {"model": base.merged["model"], "dataset": base.dataset, **winner}, comment)
+    if not study.is_tested(best):
+        with quiet_console():
+            evaluate_run(study.run_dir(best), model=model if isinstance(model, type) else None)
+    results = read_results(study.run_dir(best))
+    config_file = _write_winner(study, best, base, settings)
     study.write_table()
-    report.write_page(study, base, read_results(study.run_dir(best)), command)
-    logger.info(report.summary(study, base, config_file))
-    assert best.test is not None
-    masked = "masked" if base["mask_history"] else "unmasked"
+    page.write_page(study, best, base, results, config_file)
+    logging.getLogger().info(report.summary(study, best, base, results, config_file))
     other = "unmasked" if base["mask_history"] else "masked"
     return {
         "best_params": best.params,
         "best_valid_score": best.score,
         "valid_score_bigger": study.bigger,
         "best_valid_result": best.result,
-        "test_result": best.test[masked],
-        f"test_result_{other}": best.test[other],
+        "test_result": results["test_result"],
+        f"test_result_{other}": results[f"test_{other}"],
         "trials": study.trials,
         "study_dir": str(study.folder),
         "run_dir": str(study.run_dir(best)),
         "config_file": str(config_file),
     }
+
+
+def _write_winner(study: Study, best: Trial, base: Config, settings: Mapping[str, Any]) -> Path:
+    """Write the winner's settings, for ``--config_files``."""
+    file = study.folder / "best.yaml"
+    comment = (
+        f"# Trial {best.number} of {study.folder.name} ({len(study.trials)} trials): {study.metric} {best.score!r} on "
+        f"validation.\n# {report.command_of(file)}\n"
+    )
+    winner = {key: value for key, value in settings.items() if key not in LEFT_OUT} | best.params
+    with whole(file) as partial:
+        write_settings(partial, {"model": base.merged["model"], "dataset": base.dataset, **winner}, comment)
+    return file
 
 
 def fixed_settings(base: Config, space: Sequence[Parameter]) -> dict[str, Any]:
@@ -238,6 +257,9 @@ def fixed_settings(base: Config, space: Sequence[Parameter]) -> dict[str, Any]:
     return {key: base.merged[key] for key in sorted(given) if key in base.merged}
 
 
+# ---- study.json
+
+
 def _notes(
     base: Config, settings: Mapping[str, Any], space: Sequence[Parameter], options: StudyOptions
 ) -> dict[str, Any]:
@@ -246,13 +268,12 @@ def _notes(
     merged = {
         key: value for key, value in base.merged.items() if key not in CIRCUMSTANCES | searched and value is not None
     }
-    search = {"algo": options.algo}
+    search: dict[str, str | None] = {"algo": options.algo}
     if options.algo == "bayes":
         search["random_trials"] = str(options.random_trials)
     if options.pruner != "none":
-        search |= {key: str(getattr(options, key)) for key in StudyOptions.names() if key.startswith("prune")}
+        search |= {key: str(value) for key, value in vars(options).items() if key.startswith("prune")}
     lines = [str(parameter) for parameter in space]
-    identity = plain({"settings": merged, "space": lines, "search": search})
     return {
         "format": FORMAT,
         "model": base.merged["model"],
@@ -260,7 +281,7 @@ def _notes(
         "settings": plain({key: value for key, value in settings.items() if key not in SECRETS}),
         "space": lines,
         "options": {key: value for key, value in vars(options).items() if key not in ("study", "retry_failed")},
-        "identity": identity,
+        "identity": plain({"settings": merged, "space": {"the search space": lines}, "search": search}),
     }
 
 
@@ -274,43 +295,35 @@ def _folder(base: Config, options: StudyOptions, identity: Mapping[str, Any]) ->
     return parent / f"study-{base.model}-{base.dataset}{smoke}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _open(folder: Path, notes: dict[str, Any]) -> None:
-    """Write ``study.json``, or check that the folder contains the same study."""
+def _write_notes(folder: Path, notes: dict[str, Any]) -> None:
+    """Write ``study.json``, once it is certain that the folder contains no other study."""
     file = folder / "study.json"
     if file.is_file():
-        old = _read_notes(folder)
-        if old["identity"] != notes["identity"]:
-            changed = [
-                key
-                for part in ("settings", "search")
-                for key in sorted({*old["identity"][part], *notes["identity"][part]})
-                if old["identity"][part].get(key) != notes["identity"][part].get(key)
-            ]
-            changed += ["the search space"] if old["identity"]["space"] != notes["identity"]["space"] else []
+        old, new = _read_notes(folder)["identity"], notes["identity"]
+        changed = [
+            key for part in new for key in sorted({*old[part], *new[part]}) if old[part].get(key) != new[part].get(key)
+        ]
+        if changed:
             raise CheckpointError(
                 f"{folder} holds a study with other settings ({', '.join(changed[:5])}). Continue it with "
                 f"`recbole-llm tune --resume={folder}`, or choose another --study=FOLDER."
             )
-    temporary = folder / "study.json.tmp"
-    temporary.write_text(json.dumps(notes, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, file)
+    with whole(file) as partial:
+        partial.write_text(json.dumps(notes, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _read_notes(folder: Path) -> dict[str, Any]:
     file = folder / "study.json"
     if not file.is_file():
         raise CheckpointError(f"{folder} is not a study: it has no study.json in it.")
-    try:
-        notes = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged ({error}); restore it or begin another study.") from error
-    if notes.get("format") != FORMAT:
-        raise CheckpointError(f"{file} was written by another version (format {notes.get('format')}, not {FORMAT}).")
+    notes = read_json(file)
+    if notes["format"] != FORMAT:
+        raise CheckpointError(f"{file} was written by another version (format {notes['format']}, not {FORMAT}).")
     return notes
 
 
-def _same_data(study: Study, data: SharedData, base: Config) -> None:
-    """Hash the data, which must not change between trials; reading it first also shows its errors early."""
+def _check_data(study: Study, data: SharedData, base: Config) -> None:
+    """Raise an error if a study has no validation data, or its data or language model changed since it began."""
     with quiet_console():
         dataset, splits = data(base)
     if len(splits[1]) == 0:
@@ -319,7 +332,7 @@ def _same_data(study: Study, data: SharedData, base: Config) -> None:
             "Use {LS: valid_and_test}, or shares such as {RS: [0.8, 0.1, 0.1]}."
         )
     stamp = study.folder / DATA_STAMP
-    if stamp.is_file() and not same_data(json.loads(stamp.read_text(encoding="utf-8")), base):
+    if stamp.is_file() and not same_data(read_json(stamp), base):
         raise CheckpointError(
             f"The files in {base['data_path']} changed since {study.folder} began, so its trials could not be "
             "compared. Restore them, or begin another study with --study=FOLDER."
@@ -333,50 +346,20 @@ def _same_data(study: Study, data: SharedData, base: Config) -> None:
     stamp_data(study.folder, base, dataset)
 
 
-def _announce(study: Study, base: Config) -> None:
-    logger = logging.getLogger()
-    states = [trial.state for trial in study.trials]
-    ended = [f"{states.count(state)} {state}" for state in ("finished", "pruned", "failed") if state in states]
-    if "started" in states:
-        ended.append(f"{states.count('started')} interrupted")
-    logger.info(
-        set_color("Study", "pink")
-        + f": {study.folder}"
-        + (f", continued ({', '.join(ended)})" if ended else "")
-        + f"; algo={study.options.algo}, at most {study.options.max_evals or _size(study.size)} trials, "
-        + f"pruner={study.options.pruner}\n"
-        + "\n".join(f"  {parameter}" for parameter in study.space)
-    )
-    logger.info(set_color("Protocol", "pink") + f": {protocol_text(base)}; trials see no test data")
-
-
-def _size(size: float) -> str:
-    return "infinitely many" if size == float("inf") else f"{size:,.0f}"
-
-
-def _test(study: Study, best: Trial, model: str | type) -> None:
-    """Evaluate the best trial on test, once; store metrics in its ``results.json`` and the study's notes."""
-    if best.test is not None:
-        return
-    run_dir = study.run_dir(best)
-    with quiet_console():
-        run = load_run(run_dir, model=model if isinstance(model, type) else None)
-        result, members = evaluate_on_test(run.trainer, run.test_data)
-    results = read_results(run_dir)
-    results |= test_figures(run.trainer, result, members)
-    for key, measured in (("seconds", run.trainer.meter.seconds), ("cpu_seconds", run.trainer.meter.cpu_seconds)):
-        results[key] = {**results.get(key, {}), **{phase: round(value, 3) for phase, value in measured.items()}}
-    write_results(run_dir, plain(results), run.trainer)
-    study.tested(best, {"masked": results["test_masked"], "unmasked": results["test_unmasked"]})
+# ---- the command line
 
 
 def tune_main(given: Mapping[str, Any]) -> int:
     """Run ``recbole-llm tune``; ``given`` are its parsed arguments."""
-    options, settings = split_options(given)
+    for key in REPLACED.keys() & given.keys():
+        raise ConfigError(f"{key}={given[key]!r}: {REPLACED[key]}.")
+    names = StudyOptions.types()
+    options = {key: value for key, value in given.items() if key in names}
+    settings = {key: value for key, value in given.items() if key not in names}
     folder = settings.pop("resume", None)
     params_file = settings.pop("params_file", None)
     if folder is not None:
-        if folder is True or not isinstance(folder, str):
+        if not isinstance(folder, str):
             raise ConfigError("--resume needs the folder of a study here: --resume=saved/study-...")
         others = sorted({*settings, *(["params_file"] if params_file else [])} - {"show_progress"})
         if others:

@@ -9,10 +9,9 @@ One parameter per line, ``name kind values``; ``#`` starts a comment (RecBole's 
     mlp_hidden_size choice ['[64]','[64,64]']   # text that reads as a value is that value, as in RecBole
 """
 
-import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from recbole_llm.tune.options import optuna
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+Label = str | int | float | bool | None
 KINDS = ("choice", "uniform", "quniform", "loguniform", "qloguniform")
 # Trials that differ in one of these are measured differently, so their scores cannot be compared.
 MEASURE = frozenset(
@@ -73,15 +73,31 @@ class Parameter:
             # 0.9 / 0.05 is 18.000000000000004, 0.15 / 0.05 is 2.9999999999999996.
             low, high = (math.ceil(low / self.step - 1e-9), math.floor(high / self.step + 1e-9))
             low, high = low * self.step, high * self.step
-        return _rounded(low), _rounded(high)
+        return self._tidy(low), self._tidy(high)
+
+    def _tidy(self, number: float) -> float:
+        """Round to six significant digits, so that a setting is short and parses back to the same number."""
+        return round(number) if self.whole else float(f"{number:.6g}")
 
     @property
-    def labels(self) -> tuple[Any, ...]:
+    def labels(self) -> tuple[Label, ...]:
         """The options as Optuna keeps them: scalars that differ, or their text."""
         scalars = all(isinstance(option, (str, int, float, bool, type(None))) for option in self.options)
         if scalars and len(set(self.options)) == len(self.options):
             return self.options
         return tuple(repr(option) for option in self.options)
+
+    @property
+    def size(self) -> float:
+        """Number of values: options of ``choice``, multiples of the q kinds; infinite for the others."""
+        if self.kind == "choice":
+            return len(self.options)
+        low, high = self.ends
+        return round((high - low) / self.step) + 1 if self.step else math.inf
+
+    def value_at(self, place: int) -> Label:
+        """Return one of the :attr:`size` values, as :meth:`distribution` has it."""
+        return self.labels[place] if self.kind == "choice" else self._tidy(self.ends[0] + place * self.step)
 
     def distribution(self) -> "BaseDistribution":
         """Return the distribution that Optuna samples from."""
@@ -90,7 +106,7 @@ class Parameter:
             return distributions.CategoricalDistribution(self.labels)
         low, high = self.ends
         if self.kind == "quniform" and self.whole:
-            return distributions.IntDistribution(int(low), int(high), step=int(self.step))
+            return distributions.IntDistribution(low, high, step=int(self.step))
         if self.kind == "quniform":
             return distributions.FloatDistribution(low, high, step=self.step)
         return distributions.FloatDistribution(low, high, log="log" in self.kind)
@@ -101,8 +117,7 @@ class Parameter:
             return self.options[self.labels.index(sampled)]
         low, high = self.ends
         number = round(sampled / self.step) * self.step if self.step else sampled
-        number = _rounded(min(max(number, low), high))
-        return round(number) if self.whole else number
+        return self._tidy(min(max(number, low), high))
 
     def bounds(self) -> list[Any]:
         """Return the settings that must pass the checks of the configuration: every option, or both bounds."""
@@ -116,36 +131,32 @@ class Parameter:
         return f"{self.name} {self.kind} " + ",".join(str(int(n)) if whole else repr(n) for n in numbers)
 
 
-def _rounded(number: float) -> float:
-    """Round to six significant digits, so that a setting is short and parses back to the same number."""
-    return float(f"{number:.6g}")
-
-
 def size_of(space: Sequence[Parameter]) -> float:
-    """Return the number of settings in a space; infinite if it contains a range."""
-    return math.prod(len(parameter.options) if parameter.kind == "choice" else math.inf for parameter in space)
+    """Return the number of settings in a space; infinite if it contains a continuous range."""
+    return math.prod(parameter.size for parameter in space)
 
 
-def grid(space: Sequence[Parameter]) -> Iterator[dict[str, Any]]:
-    """Every combination of the options, as values of the distributions; the last parameter changes fastest.
+def combination(space: Sequence[Parameter], index: int) -> dict[str, Label]:
+    """Return one of the :func:`size_of` combinations of values; with the index, the last parameter changes fastest.
 
-    RecBole draws combinations at random until a thousand draws in a row were known, which leaves some out.
-
-    Raises
-    ------
-    ConfigError
-        For a range, which has no list of options.
+    (RecBole draws combinations at random until a thousand draws in a row were known, which leaves some out.)
     """
+    values = {}
+    for parameter in reversed(space):
+        index, place = divmod(index, int(parameter.size))
+        values[parameter.name] = parameter.value_at(place)
+    return {parameter.name: values[parameter.name] for parameter in space}
+
+
+def check_countable(space: Sequence[Parameter]) -> None:
+    """Raise ConfigError for a continuous range, of which no search can try every value."""
     for parameter in space:
-        if parameter.kind != "choice":
+        if math.isinf(parameter.size):
             raise ConfigError(
-                f"{parameter.where}: algo=exhaustive tries every option of `choice`, but {parameter.name} is "
-                f"{parameter.kind}. Write options, such as `{parameter.name} choice {parameter.bounds()}`, or use "
-                "--algo=random or --algo=bayes."
+                f"{parameter.where}: algo=exhaustive tries every value, but {parameter.name} is {parameter.kind}. "
+                f"Write options, such as `{parameter.name} choice {parameter.bounds()}`, or use --algo=random or "
+                "--algo=bayes."
             )
-    names = [parameter.name for parameter in space]
-    combinations = itertools.product(*(parameter.labels for parameter in space))
-    return (dict(zip(names, values, strict=True)) for values in combinations)
 
 
 def find_space(model: str, name: str | Path | None) -> Path:

@@ -1,8 +1,8 @@
 """A study: its trials in an Optuna journal, the next one to run, and their outcomes."""
 
 import csv
-import itertools
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recbole_llm.config.schema import StudyOptions
 from recbole_llm.errors import CheckpointError, RecBoleLLMError
+from recbole_llm.files import whole
+from recbole_llm.run.folder import RESULTS
 from recbole_llm.run.identity import plain
 from recbole_llm.trainer import checkpoint
-from recbole_llm.tune.options import StudyOptions, optuna
-from recbole_llm.tune.space import Parameter, grid, size_of
-from recbole_llm.tune.trial import PruneRule, tidy
+from recbole_llm.tune.options import optuna, pruner_of, sampler_of
+from recbole_llm.tune.space import Label, Parameter, combination, size_of
+from recbole_llm.tune.trial import Curve, Details, Outcome, PruneRule, tidy
 
 if TYPE_CHECKING:
-    from optuna import Study as OptunaStudy
-    from optuna.trial import FrozenTrial
+    import optuna as optuna_types
 
 # Optuna's journal, which `optuna-dashboard` and `optuna.load_study(study_name="study", ...)` read, too.
 JOURNAL = "journal.log"
@@ -27,9 +29,8 @@ JOURNAL = "journal.log"
 FAILURES = 5
 # Give up on a trial after this many deaths of the process in the same epoch.
 STARTS = 5
-# How often to redraw settings that were tried before: by the algorithm, and then, in a space with ranges, at random;
-# after that the space counts as exhausted.
-DRAWS, RANDOM_DRAWS = 5, 200
+# How often to draw from the algorithm until a setting is new.
+DRAWS = 5
 # Optuna's step of the e-th epoch (from 1) of stage s is s * STAGE + e.
 STAGE = 10**6
 _LOST = f"The process died {STARTS} times in the same epoch of this trial: most likely the system had no memory left."
@@ -60,26 +61,18 @@ class Trial:
     details : dict
         ``best_epoch``, ``epochs``, ``updates``, ``seconds``, ``peak_memory_mb``, ``parameters``; ``reason`` of
         pruning, ``error`` of failing.
-    test : dict or None
-        Test metrics, masked and unmasked, where this trial was the winner when a study ended.
     """
 
     number: int
     params: dict[str, Any]
     state: str
     score: float | None = None
-    curve: list[tuple[int, int, float]] = field(default_factory=list)
+    curve: Curve = field(default_factory=list)
     result: dict[str, float] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    test: dict[str, Any] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.state != "started"
+    details: Details = field(default_factory=dict)
 
 
-def open_journal(folder: Path, options: StudyOptions, bigger: bool) -> "OptunaStudy":
+def open_journal(folder: Path, options: StudyOptions, bigger: bool) -> "optuna_types.Study":
     """Open the Optuna study of a folder, creating it if there is none.
 
     Raises
@@ -95,7 +88,7 @@ def open_journal(folder: Path, options: StudyOptions, bigger: bool) -> "OptunaSt
             study_name="study",
             storage=package.storages.JournalStorage(backend),
             direction="maximize" if bigger else "minimize",
-            pruner=options.optuna_pruner(),
+            pruner=pruner_of(options),
             load_if_exists=True,
         )
     except (ValueError, KeyError, TypeError, AssertionError) as error:
@@ -115,32 +108,26 @@ def recover_journal(folder: Path) -> None:
         lock.unlink(missing_ok=True)
     if file.is_file():
         content = file.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
             with file.open("r+b") as stream:
-                stream.truncate(whole)
+                stream.truncate(complete)
 
 
-def prune_rule(study: "OptunaStudy", number: int) -> PruneRule:
-    """Report a trial's validation curve to Optuna, and ask its pruner.
+def handle_of(study: "optuna_types.Study", number: int) -> "optuna_types.Trial":
+    """Return Optuna's handle of a trial that runs; Optuna has no public way to continue another process's trial."""
+    return optuna().trial.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
 
-    Parameters
-    ----------
-    study : optuna.Study
-    number : int
-        Of the trial.
 
-    Returns
-    -------
-    callable
-        Of the curve so far; it gives the reason to stop, or None.
+def prune_rule(study: "optuna_types.Study", number: int, name: str) -> PruneRule:
+    """Return a function that reports a trial's validation curve to Optuna and asks its pruner, called ``name``.
+
+    It takes the curve so far, and gives the reason to stop, or None.
     """
-    frozen = study.get_trials(deepcopy=False)[number]
-    # Optuna has no public way to continue a trial that another process began.
-    handle = optuna().trial.Trial(study, frozen._trial_id)
-    reported = set(frozen.intermediate_values)
+    handle = handle_of(study, number)
+    reported = set(study.get_trials(deepcopy=False)[number].intermediate_values)
 
-    def rule(curve: Sequence[Sequence[Any]]) -> str | None:
+    def rule(curve: Curve) -> str | None:
         for stage, epoch, score in curve:
             step = stage * STAGE + epoch
             if step not in reported:
@@ -148,7 +135,7 @@ def prune_rule(study: "OptunaStudy", number: int) -> PruneRule:
                 reported.add(step)
         if not curve or not handle.should_prune():
             return None
-        return f"{curve[-1][-1]:.6g} after {curve[-1][1]} epochs, {type(study.pruner).__name__}"
+        return f"{name} pruner after epoch {curve[-1][1]}: {curve[-1][-1]:.6g}"
 
     return rule
 
@@ -168,6 +155,11 @@ class Study:
         Whether a bigger score is better.
     seed : int
         Of the proposals: the same seed and results lead to the same proposal, also in another process.
+
+    Attributes
+    ----------
+    ended : str
+        Why :meth:`ask` gives no further trial; empty while it does.
     """
 
     def __init__(
@@ -175,14 +167,12 @@ class Study:
     ) -> None:
         self.folder, self.space, self.options = folder, list(space), options
         self.metric, self.bigger, self.seed = metric, bigger, seed
-        self.size = size_of(space)
         recover_journal(folder)
         self.optuna = open_journal(folder, options, bigger)
         self._distributions = {parameter.name: parameter.distribution() for parameter in space}
         self._running: set[int] = set()
         self._retries = iter([t for t in self.trials if t.state == "failed"] if options.retry_failed else [])
-        self.exhausted = False
-        self._why_ended = ""
+        self.ended = ""
 
     def run_dir(self, trial: Trial) -> Path:
         """Where a trial runs."""
@@ -193,23 +183,16 @@ class Study:
         """Every trial in order of its number."""
         return [self._view(frozen) for frozen in self.optuna.get_trials(deepcopy=False)]
 
-    def _view(self, frozen: "FrozenTrial") -> Trial:
+    def _view(self, frozen: "optuna_types.trial.FrozenTrial") -> Trial:
         states = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
         state, steps = states.get(frozen.state.name, "started"), sorted(frozen.intermediate_values.items())
         curve = [(step // STAGE, step % STAGE, score) for step, score in steps]
         score = frozen.value if state == "finished" else None
         if state == "pruned":
             score = (max if self.bigger else min)(score for _, _, score in curve)
-        return Trial(
-            frozen.number,
-            self._settings(frozen.params),
-            state,
-            score,
-            curve,
-            frozen.user_attrs.get("result", {}),
-            frozen.user_attrs.get("details", {}),
-            self.optuna.user_attrs.get(f"test of trial {frozen.number}"),
-        )
+        notes = frozen.user_attrs
+        params = self._settings(frozen.params)
+        return Trial(frozen.number, params, state, score, curve, notes.get("result", {}), notes.get("details", {}))
 
     @property
     def best(self) -> Trial | None:
@@ -221,32 +204,36 @@ class Study:
         finished = [trial for trial in trials if trial.state == "finished"]
         return max(finished, key=lambda trial: sign * (trial.score or 0.0), default=None)
 
+    def is_tested(self, trial: Trial) -> bool:
+        """Whether a trial was evaluated on test: only winners are."""
+        return (self.run_dir(trial) / RESULTS).is_file()
+
     def ask(self) -> Trial | None:
         """Return the next trial to run, interrupted ones first; None if none is to be started now.
 
         Raises
         ------
         StudyError
-            Where the first trials all failed.
+            If the first trials all failed.
         """
         for trial in self.trials:
-            if not trial.ended and trial.number not in self._running:
-                if self._start(trial.number):
+            if trial.state == "started" and trial.number not in self._running:
+                if self._start(trial):
                     return trial
-                self.tell(trial, {"state": "failed", "details": {"error": _LOST}})
+                self.tell(trial, Outcome("failed", details={"error": _LOST}))
         trials = self.trials
-        failed = next(self._retries, None)
-        if failed is not None:
+        if failed := next(self._retries, None):
             return self._add(self.optuna.get_trials(deepcopy=False)[failed.number].params, {"retry_of": failed.number})
-        if self._is_over(trials):
+        self.ended = self._why_over(trials)
+        if self.ended:
             return None
         sampled = self._propose(trials)
         if sampled is None:
-            self.exhausted = True
+            self.ended = "every setting has been tried"
             return None
         return self._add(sampled, {})
 
-    def _add(self, sampled: Mapping[str, Any], attributes: Mapping[str, Any]) -> Trial:
+    def _add(self, sampled: Mapping[str, Label], attributes: Mapping[str, int]) -> Trial:
         """Start a trial; one line of the journal holds all of it."""
         running = optuna().trial.create_trial(
             state=optuna().trial.TrialState.RUNNING,
@@ -256,29 +243,33 @@ class Study:
         )
         self.optuna.add_trial(running)
         trial = self.trials[-1]
-        self._start(trial.number)
+        self._start(trial)
         return trial
 
-    def _propose(self, trials: Sequence[Trial]) -> dict[str, Any] | None:
+    def _propose(self, trials: Sequence[Trial]) -> dict[str, Label] | None:
         """Values of the distributions that were not tried before, or None where none is left."""
+        size = size_of(self.space)
         if self.options.algo == "exhaustive":
-            return next(itertools.islice(grid(self.space), self._proposed(), None), None)
+            number = self._proposed()
+            return combination(self.space, number) if number < size else None
         tried = {self._key(trial.params) for trial in trials}
         place = optuna().trial.create_trial(state=optuna().trial.TrialState.RUNNING)
-        finite = math.isfinite(self.size)
-        for draw in range(DRAWS if finite else DRAWS + RANDOM_DRAWS):
+        for draw in range(DRAWS):
             seed = int(np.random.SeedSequence([self.seed, len(trials), draw]).generate_state(1)[0])
-            sampler = self.options.optuna_sampler(seed) if draw < DRAWS else optuna().samplers.RandomSampler(seed)
+            sampler = sampler_of(self.options, seed)
             sampled = {
                 name: sampler.sample_independent(self.optuna, place, name, distribution)
                 for name, distribution in self._distributions.items()
             }
             if self._key(self._settings(sampled)) not in tried:
                 return sampled
-        rest = (
-            [labels for labels in grid(self.space) if self._key(self._settings(labels)) not in tried] if finite else []
-        )
-        return rest[int(np.random.default_rng([self.seed, len(trials)]).integers(len(rest)))] if rest else None
+        if math.isinf(size):
+            return None
+        # The next one that is left, from a random place on.
+        start = random.Random(f"{self.seed} {len(trials)}").randrange(int(size))
+        around = (combination(self.space, (start + step) % int(size)) for step in range(int(size)))
+        left = (sampled for sampled in around if self._key(self._settings(sampled)) not in tried)
+        return next(left, None)
 
     def _proposed(self) -> int:
         """Count the trials that do not repeat a failed one."""
@@ -291,65 +282,54 @@ class Study:
     def _key(settings: Mapping[str, Any]) -> str:
         return repr(list(settings.values()))  # tells 1 from True
 
-    def _start(self, number: int) -> bool:
+    def _start(self, trial: Trial) -> bool:
         """Note that a trial starts, unless it ended the process too often in the same epoch."""
-        frozen = self.optuna.get_trials(deepcopy=False)[number]
-        state = checkpoint.state_folder(self.folder / "trials" / f"{number:04d}")
+        state = checkpoint.state_folder(self.run_dir(trial))
         values = checkpoint.read_state(state) if state else {}
         progress = [values.get("stage", 0), values.get("finished_epochs", 0)]
-        before, starts = frozen.user_attrs.get("starts", [None, 0])
+        notes = self.optuna.get_trials(deepcopy=False)[trial.number].user_attrs
+        before, starts = notes.get("starts", [None, 0])
         starts = starts + 1 if before == progress else 1
         if starts > STARTS:
             return False
-        self._note(number, "starts", [progress, starts])
-        self._running.add(number)
+        handle_of(self.optuna, trial.number).set_user_attr("starts", [progress, starts])
+        self._running.add(trial.number)
         return True
 
-    def _note(self, number: int, key: str, value: Any) -> None:
-        """Keep something about a trial that runs."""
-        frozen = self.optuna.get_trials(deepcopy=False)[number]
-        optuna().trial.Trial(self.optuna, frozen._trial_id).set_user_attr(key, plain(value))
-
-    def _is_over(self, trials: Sequence[Trial]) -> bool:
-        ended = [trial for trial in trials if trial.ended]
+    def _why_over(self, trials: Sequence[Trial]) -> str:
+        """Say which limit the study has reached; empty if none."""
+        options, best = self.options, self._best(trials)
+        ended = [trial for trial in trials if trial.state != "started"]
         failed = [trial for trial in ended if trial.state == "failed"]
         if len(failed) >= FAILURES and len(failed) == len(ended):
             raise StudyError(
                 f"The first {len(failed)} trials failed, the last with: {failed[-1].details['error']} See "
                 f"{self.run_dir(failed[-1]) / 'run.log'}. Once that is fixed, add --retry_failed."
             )
-        best = self._best(trials)
         since = sum(trial.number > best.number for trial in ended) if best else 0
-        hours = sum(trial.details.get("seconds", 0.0) for trial in ended) / 3600
-        if self.options.max_evals is not None and self._proposed() >= self.options.max_evals:
-            self._why_ended = f"max_evals={self.options.max_evals}"
-        elif self.options.early_stop and since >= self.options.early_stop:
-            self._why_ended = f"{since} trials without improvement (early_stop={self.options.early_stop})"
-        elif self.options.max_hours is not None and hours >= self.options.max_hours:
-            self._why_ended = f"{hours:.1f} hours in trials (max_hours={self.options.max_hours})"
-        else:
-            return False
-        return True
+        hours = self.hours(ended)
+        if options.max_evals is not None and self._proposed() >= options.max_evals:
+            return f"max_evals={options.max_evals}"
+        if options.early_stop and since >= options.early_stop:
+            return f"{since} trials without improvement (early_stop={options.early_stop})"
+        if options.max_hours is not None and hours >= options.max_hours:
+            return f"{hours:.1f} hours in trials (max_hours={options.max_hours:g})"
+        return ""
 
-    def why_ended(self) -> str:
-        """Describe what ended the search."""
-        return "every setting has been tried" if self.exhausted else self._why_ended
+    @staticmethod
+    def hours(trials: Sequence[Trial]) -> float:
+        """Return the time that was spent in trials."""
+        return sum(float(trial.details.get("seconds") or 0.0) for trial in trials) / 3600
 
-    def tell(self, trial: Trial, outcome: Mapping[str, Any]) -> Trial:
-        """Record the outcome of a trial; update tables and directories.
-
-        Parameters
-        ----------
-        trial : Trial
-        outcome : dict
-            As :func:`recbole_llm.tune.trial.run_trial` gives it.
-        """
+    def tell(self, trial: Trial, outcome: Outcome) -> Trial:
+        """Record the outcome of a trial; update tables and directories."""
         states = optuna().trial.TrialState
         previous = self.best
-        self._note(trial.number, "result", outcome.get("result", {}))
-        self._note(trial.number, "details", outcome.get("details", {}))
-        state = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[outcome["state"]]
-        self.optuna.tell(trial.number, outcome["score"] if state == states.COMPLETE else None, state)
+        handle = handle_of(self.optuna, trial.number)
+        handle.set_user_attr("result", plain(outcome.result))
+        handle.set_user_attr("details", plain(outcome.details))
+        state = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[outcome.state]
+        self.optuna.tell(trial.number, outcome.score if state == states.COMPLETE else None, state)
         self._running.discard(trial.number)
         trials = self.trials
         best = self._best(trials)
@@ -361,28 +341,23 @@ class Study:
     def tidy(self, trial: Trial, best: Trial | None) -> None:
         """Keep the parts of a finished trial's directory that ``keep_trials`` names."""
         # A trial that was tested keeps its weights: its test metrics must stay reproducible.
-        is_best = trial.test is not None or (best is not None and trial.number == best.number)
+        is_best = self.is_tested(trial) or (best is not None and trial.number == best.number)
         tidy(self.run_dir(trial), self.options.keep_trials, is_best)
-
-    def tested(self, trial: Trial, test: Mapping[str, Any]) -> None:
-        """Note the winner's test metrics."""
-        self.optuna.set_user_attr(f"test of trial {trial.number}", plain(test))
 
     def write_table(self) -> None:
         """Write ``study.csv``: one row per trial with settings, validation metrics and costs."""
-        trials, names = self.trials, [parameter.name for parameter in self.space]
-        metrics = list(dict.fromkeys(name for trial in trials for name in trial.result))
-        costs = ["best_epoch", "epochs", "updates", "parameters", "seconds", "peak_memory_mb"]
-        temporary = self.folder / "study.csv.tmp"
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["trial", "state", f"best_valid_{self.metric}", *names, *metrics, *costs, "note"])
-            for trial in trials:
-                writer.writerow(
-                    [trial.number, trial.state, trial.score]
-                    + [trial.params[name] for name in names]
-                    + [trial.result.get(name) for name in metrics]
-                    + [trial.details.get(name) for name in costs]
-                    + [trial.details.get("error") or trial.details.get("reason")]
-                )
-        temporary.replace(self.folder / "study.csv")
+        costs = ("best_epoch", "epochs", "updates", "parameters", "seconds", "peak_memory_mb")
+        rows = [
+            {"trial": trial.number, "state": trial.state, f"best_valid_{self.metric}": trial.score}
+            | {name: trial.params[name] for name in self._distributions}
+            | trial.result
+            | {name: trial.details.get(name) for name in costs}
+            | {"note": trial.details.get("error") or trial.details.get("reason")}
+            for trial in self.trials
+        ]
+        longest = max(rows, key=lambda row: len(row))  # a failed trial has no metrics, which stand before the costs
+        columns = dict.fromkeys(name for row in [longest, *rows] for name in row)
+        with whole(self.folder / "study.csv") as file, file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(columns))
+            writer.writeheader()
+            writer.writerows(rows)

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +17,26 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.run import experiment
-from recbole_llm.run.folder import create_run_dir, store_settings
+from recbole_llm.run.folder import RESULTS, TRAINED, create_run_dir, store_settings
 from recbole_llm.run.logging import Console, LogFile, log_to_console, logging_into
-from recbole_llm.run.results import read_results
+from recbole_llm.run.results import read_training_record
 from recbole_llm.trainer import checkpoint
-from recbole_llm.trainer.trainer import RunTrainer
 
+# (stage, epoch, score) of every validation: index of the stage, epoch within it (from 1), validation score.
+Curve = list[tuple[int, int, float]]
 # Curve so far -> why the trial should stop, or None.
-PruneRule = Callable[[Sequence[Sequence[Any]]], str | None]
+PruneRule = Callable[[Curve], str | None]
+Details = dict[str, int | float | str | None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: finished, pruned or failed; ``result`` and ``details`` as in a study's ``Trial``."""
+
+    state: str
+    score: float | None = None
+    result: dict[str, float] = field(default_factory=dict)
+    details: Details = field(default_factory=dict)
 
 
 class Pruned(Exception):
@@ -79,7 +92,7 @@ def run_trial(
     run_dir: Path,
     prune: PruneRule,
     data: SharedData,
-) -> dict[str, Any]:
+) -> Outcome:
     """Train with these settings and validate; an interrupted trial continues from its run directory.
 
     Parameters
@@ -95,16 +108,15 @@ def run_trial(
 
     Returns
     -------
-    dict
-        ``state`` (finished, pruned, failed), ``score``, ``result`` and ``details`` as in
-        :class:`recbole_llm.tune.study.Trial`. Errors become ``state: failed``, except an interruption.
+    Outcome
+        Errors become ``state: failed``, except an interruption.
     """
     try:
         outcome = _run_trial(model, dataset, settings, run_dir, prune, data)
     except Exception as error:
         with logging_into(run_dir if run_dir.is_dir() else None):
             logging.getLogger().error(f"The trial failed: {error}", exc_info=not isinstance(error, RecBoleLLMError))
-        outcome = failed(f"{type(error).__name__}: {error}")
+        outcome = Outcome("failed", details={"error": f"{type(error).__name__}: {error}"})
     _free_memory()
     return outcome
 
@@ -116,90 +128,85 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def failed(error: str) -> dict[str, Any]:
-    """Return the outcome of a trial that has no score."""
-    return {"state": "failed", "score": None, "result": {}, "details": {"error": error}}
-
-
 def _run_trial(
     model: str | type, dataset: str, settings: Mapping[str, Any], run_dir: Path, prune: PruneRule, data: SharedData
-) -> dict[str, Any]:
+) -> Outcome:
     config = Config(model, dataset, None, None, settings)
     state = checkpoint.state_folder(run_dir)
-    if (run_dir / "results.json").is_file():
-        # Stopped between its end and the study's note of it.
-        rows = _history(run_dir)
-        prune(_curve(rows, list(dict.fromkeys(row["stage"] for row in rows))))
+    if (run_dir / TRAINED).is_file() or (run_dir / RESULTS).is_file():
+        # Stopped between the end of training and the study's note of it.
+        prune(_curve(_history(run_dir)))
         return _finished(run_dir)
     if state is None:
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
         store_settings(run_dir, config)
-    curve: list[list[Any]] = []
+    rows: list[Mapping[str, Any]] = []
 
-    def check(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> None:
+    def check(now: Sequence[Mapping[str, Any]]) -> None:
         """Continue or end the trial after the validation in the last row."""
-        curve[:] = _curve(rows, stages)
+        rows[:] = now
+        curve = _curve(rows)
         if curve and not np.isfinite(curve[-1][-1]):
             raise FloatingPointError(f"The validation score of epoch {curve[-1][1]} is {curve[-1][-1]}.")
-        reason = prune(curve)
-        if reason:
+        if reason := prune(curve):
             raise Pruned(reason)
-
-    def on_validation(trainer: RunTrainer) -> None:
-        check(trainer.curve, trainer.stages)
 
     with logging_into(run_dir):
         try:
             if state is not None:
                 # The process may have died between this validation and the decision based on it.
-                rows = checkpoint.read_state(state)["curve"]
-                if rows and "valid_score" in rows[-1]:
-                    check(rows, list(dict.fromkeys(row["stage"] for row in rows)))
-            experiment.experiment(config, run_dir, state is not None, data, on_validation, evaluate_test=False)
+                before = checkpoint.read_state(state)["curve"]
+                if before and "valid_score" in before[-1]:
+                    check(before)
+            resume = state is not None
+            experiment.experiment(config, run_dir, resume, data, lambda trainer: check(trainer.curve), False)
         except Pruned as reason:
             logging.getLogger().info(f"Pruned: {reason}")
-            scores = [score for _, _, score in curve]
-            best = int(np.argmax(scores) if config["valid_metric_bigger"] else np.argmin(scores))
-            details = {"reason": str(reason), "best_epoch": curve[best][1], **_costs(run_dir)}
-            return {"state": "pruned", "score": scores[best], "result": {}, "details": details}
+            best = (max if config["valid_metric_bigger"] else min)(_curve(rows), key=lambda point: point[-1])
+            details: Details = {
+                "reason": str(reason),
+                "best_epoch": best[1],
+                "epochs": len(rows),
+                "seconds": _spent(rows),
+            }
+            return Outcome("pruned", best[-1], details=details)
     return _finished(run_dir)
 
 
-def _finished(run_dir: Path) -> dict[str, Any]:
-    report = read_results(run_dir)
-    score = report["best_valid_score"]
+def _finished(run_dir: Path) -> Outcome:
+    record = read_training_record(run_dir)
+    score = record["best_valid_score"]
     if score is None or not np.isfinite(score):
-        return failed(f"The validation score is {score}; is there validation data?")
-    details = {
-        "best_epoch": report["stages"][-1]["best_epoch"],
-        "updates": report["updates"],
-        "parameters": report["parameters"]["trained"],
-        "peak_memory_mb": report["peak_memory_mb"],
-        **_costs(run_dir, report["seconds"]),
+        return Outcome("failed", details={"error": f"The validation score is {score}; is there validation data?"})
+    details: Details = {
+        "best_epoch": record["stages"][-1]["best_epoch"],
+        "epochs": record["epochs"],
+        "updates": record["updates"],
+        "parameters": record["parameters"]["trained"],
+        "seconds": round(sum(record["seconds"].values()), 3),
+        "peak_memory_mb": round(max(record["phase_peak_memory_mb"].values())),
     }
-    return {"state": "finished", "score": score, "result": report["best_valid_result"], "details": details}
+    return Outcome("finished", score, record["best_valid_result"], details)
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> list[list[Any]]:
-    """``[stage, epoch, score]`` of every validation."""
+def _curve(rows: Sequence[Mapping[str, Any]]) -> Curve:
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
     return [
-        [stages.index(row["stage"]), int(row["epoch"]), float(row["valid_score"])]
+        (stages.index(row["stage"]), int(row["epoch"]), float(row["valid_score"]))
         for row in rows
         if row.get("valid_score") not in (None, "")
     ]
 
 
-def _history(run_dir: Path) -> list[dict[str, Any]]:
+def _history(run_dir: Path) -> list[dict[str, str]]:
     file = run_dir / "history.csv"
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
-def _costs(run_dir: Path, seconds: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """Return epochs and seconds; for an aborted trial, those of its completed epochs."""
-    rows = _history(run_dir)
-    spent = sum(float(row[key] or 0) for row in rows for key in ("train_seconds", "valid_seconds") if key in row)
-    return {"epochs": len(rows), "seconds": round(sum(seconds.values()) if seconds else spent, 3)}
+def _spent(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of the epochs that ended."""
+    return round(sum(float(row.get(key) or 0) for row in rows for key in ("train_seconds", "valid_seconds")), 3)
 
 
 def tidy(run_dir: Path, keep: str, is_best: bool) -> None:
@@ -243,6 +250,13 @@ def objective_function(
     saved: bool = False,
 ) -> dict[str, Any]:
     """One run for RecBole's ``HyperTuning(objective_function, ...)``; model and dataset are among the settings.
+
+    Parameters
+    ----------
+    config_dict, config_file_list
+        As :func:`recbole_llm.quick_start.run`.
+    saved : bool
+        Write a run directory, which ``recbole-llm evaluate`` tests.
 
     Returns
     -------

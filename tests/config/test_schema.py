@@ -15,7 +15,15 @@ from recbole_llm.config.registry import (
     recbole_root,
     stock_models,
 )
-from recbole_llm.config.schema import Comparison, general_sections, is_text, sections_of, types_of, value_problem
+from recbole_llm.config.schema import (
+    Comparison,
+    StudyOptions,
+    general_sections,
+    is_text,
+    sections_of,
+    types_of,
+    value_problem,
+)
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.schema.recbole import METRICS, STOCK_MODELS
 from recbole_llm.config.types import is_optional
@@ -29,6 +37,7 @@ SHARED = (
 WHERE = {
     "overall": "a section of recbole_llm/config/schema/general.py",
     "compare": "Comparison in recbole_llm/config/schema/general.py",
+    "tune": "StudyOptions in recbole_llm/config/schema/general.py",
 }
 # What a user gives, and what RecBole's configuration derives.
 WITHOUT_DEFAULT = {"model", "dataset", "local_rank"}
@@ -38,13 +47,14 @@ def own_files():
     return [
         props_dir() / "overall.yaml",
         props_dir() / "compare.yaml",
+        props_dir() / "tune.yaml",
         *sorted((props_dir() / "model").glob("*.yaml")),
     ]
 
 
 def types_for(path):
-    if path.stem == "compare":
-        return Comparison.types()
+    if path.stem in ("compare", "tune"):
+        return (Comparison if path.stem == "compare" else StudyOptions).types()
     return types_of(path.stem if path.parent.name == "model" else None)
 
 
@@ -68,6 +78,7 @@ def test_every_general_setting_has_a_default():
     assert declared - given - WITHOUT_DEFAULT == set()
     assert given - declared == set()
     assert set(Comparison.types()) == set(property_file(props_dir() / "compare.yaml"))
+    assert set(StudyOptions.types()) == set(property_file(props_dir() / "tune.yaml"))
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

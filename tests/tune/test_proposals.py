@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_llm.errors import ConfigError, MissingExtraError
-from recbole_llm.tune import StudyOptions, tune
-from recbole_llm.tune.search import _decided
+from recbole_llm.tune import tune
+from recbole_llm.tune.options import options_of, pruner_of, sampler_of
+from recbole_llm.tune.search import decided
 from recbole_llm.tune.space import read_lines
 from recbole_llm.tune.study import STAGE, Study, prune_rule
+from recbole_llm.tune.trial import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+HALVING = options_of({"pruner": "halving", "prune_after": 1})
 
 SPACE = read_lines(["n_layers choice [1,2,3]", "loss_type choice ['CE','BPR']"], "a.test")
 RANGES = read_lines(
@@ -25,7 +28,7 @@ RANGES = read_lines(
 
 def study_of(folder, space, seed=0, bigger=True, **options):
     folder.mkdir(exist_ok=True)
-    return Study(folder, space, _decided(StudyOptions(**options), space), "NDCG@10", bigger, seed)
+    return Study(folder, space, decided(options_of(options), space), "NDCG@10", bigger, seed)
 
 
 def searched(study, score, count):
@@ -37,9 +40,7 @@ def searched(study, score, count):
             break
         value = score(trial.params)
         tried.append(trial.params)
-        study.tell(
-            trial, {"state": "failed" if value is None else "finished", "score": value, "details": {"error": ""}}
-        )
+        study.tell(trial, Outcome("failed" if value is None else "finished", value, details={"error": ""}))
     return tried
 
 
@@ -50,15 +51,15 @@ def test_the_grid_has_every_combination_once(tmp_path):
 
 def test_a_range_has_no_grid():
     with pytest.raises(ConfigError, match="a.test, line 1: algo=exhaustive .* but learning_rate is loguniform"):
-        _decided(StudyOptions(algo="exhaustive"), RANGES)
+        decided(options_of({"algo": "exhaustive"}), RANGES)
 
 
 def test_a_grid_is_not_cut_in_silence():
     with pytest.raises(ConfigError, match="tries all 6 combinations, but max_evals=4"):
-        _decided(StudyOptions(algo="exhaustive", max_evals=4), SPACE)
-    assert _decided(StudyOptions(), SPACE).algo == "exhaustive"
-    assert _decided(StudyOptions(max_evals=5), SPACE).algo == "bayes"
-    assert _decided(StudyOptions(algo="exhaustive", max_evals=6), SPACE).algo == "exhaustive"
+        decided(options_of({"algo": "exhaustive", "max_evals": 4}), SPACE)
+    assert decided(options_of({}), SPACE).algo == "exhaustive"
+    assert decided(options_of({"max_evals": 5}), SPACE).algo == "bayes"
+    assert decided(options_of({"algo": "exhaustive", "max_evals": 6}), SPACE).algo == "exhaustive"
 
 
 def test_missing_optuna_is_said_with_the_remedy(monkeypatch, isolated, shop, tiny):
@@ -90,7 +91,7 @@ def test_nothing_is_tried_twice_and_a_small_space_ends(algo, tmp_path):
     study = study_of(tmp_path, SPACE, algo=algo, random_trials=2, early_stop=0)
     tried = searched(study, lambda params: None if params["n_layers"] == 3 else 1.0, 99)
     assert sorted(tuple(params.values()) for params in tried) == sorted(itertools.product([1, 2, 3], ["CE", "BPR"]))
-    assert study.why_ended() == "every setting has been tried"
+    assert study.ended == "every setting has been tried"
 
 
 @pytest.mark.parametrize("bigger", [True, False])
@@ -116,16 +117,16 @@ def pruned(tmp_path, own, others, bigger=True, **options):
     study = study_of(tmp_path, space, bigger=bigger, **options)
     for scores in others:
         trial = study.ask()
-        rule = prune_rule(study.optuna, trial.number)
+        rule = prune_rule(study.optuna, trial.number, "median")
         for place in range(len(scores)):
             rule(scores[: place + 1])
-        study.tell(trial, {"state": "finished", "score": scores[-1][-1]})
+        study.tell(trial, Outcome("finished", scores[-1][-1]))
     trial = study.ask()
-    rule = prune_rule(study.optuna, trial.number)
+    rule = prune_rule(study.optuna, trial.number, "median")
     reasons = [rule(own[: place + 1]) for place in range(len(own))]
     assert not any(reasons[:-1])
     if reasons[-1]:
-        study.tell(trial, {"state": "pruned", "details": {"reason": reasons[-1]}})
+        study.tell(trial, Outcome("pruned", details={"reason": reasons[-1]}))
         noted = study.trials[trial.number]
         scores = [score for _, _, score in own]
         assert noted.score == (max(scores) if bigger else min(scores)) and noted.curve == [tuple(p) for p in own]
@@ -199,16 +200,16 @@ def test_successive_halving_lets_one_of_three_go_on(own, others, stops, bigger):
         study.add_trial(frozen(0, *(sign * score for score in scores)))
     study.add_trial(frozen(0, *(sign * 9.0 for _ in own), state="FAIL"))  # failed trials do not count
     trial = frozen(99, *(sign * score for score in own), state="RUNNING")
-    assert StudyOptions(pruner="halving", prune_after=1).optuna_pruner().prune(study, trial) is stops
+    assert pruner_of(HALVING).prune(study, trial) is stops
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), min_size=1, max_size=9), min_size=1, max_size=9))
 def test_halving_decides_as_optuna_does(curves):
     """Trial after trial, each until it is pruned; Optuna notes rungs as it goes."""
-    ours, theirs = StudyOptions(pruner="halving", prune_after=1), optuna.pruners.SuccessiveHalvingPruner(1, 3)
+    ours, theirs = pruner_of(HALVING), optuna.pruners.SuccessiveHalvingPruner(1, 3)
     stops = []
-    for pruner in (ours.optuna_pruner(), theirs):
+    for pruner in (ours, theirs):
         study = optuna.create_study(direction="maximize", pruner=pruner)
         stops.append([])
         for scores in curves:
@@ -223,9 +224,9 @@ def test_halving_decides_as_optuna_does(curves):
 
 
 def test_optuna_gets_what_the_options_say():
-    assert isinstance(StudyOptions(pruner="none").optuna_pruner(), optuna.pruners.NopPruner)
-    assert isinstance(StudyOptions(algo="random").optuna_sampler(0), optuna.samplers.RandomSampler)
-    assert isinstance(StudyOptions(algo="bayes").optuna_sampler(0), optuna.samplers.TPESampler)
+    assert isinstance(pruner_of(options_of({"pruner": "none"})), optuna.pruners.NopPruner)
+    assert isinstance(sampler_of(options_of({"algo": "random"}), 0), optuna.samplers.RandomSampler)
+    assert isinstance(sampler_of(options_of({"algo": "bayes"}), 0), optuna.samplers.TPESampler)
 
 
 # ---- RecBole's own tuner

@@ -19,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from recbole_llm import cli
+from recbole_llm.config.schema import StudyOptions
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError, ConfigError, DataError
 from recbole_llm.quick_start import load_run, run
@@ -44,9 +45,8 @@ def settings(shop, tiny):
 def table(result):
     """What must not depend on when and how often a study was interrupted."""
     return [
-        (trial.number, trial.params, trial.state, trial.score, trial.result, trial.curve, trial.test)
-        for trial in result["trials"]
-    ]
+        (trial.number, trial.params, trial.state, trial.score, trial.result, trial.curve) for trial in result["trials"]
+    ] + [(result["test_result"], result["run_dir"].rpartition("/")[2])]
 
 
 @pytest.fixture
@@ -108,27 +108,13 @@ def test_a_study(settings, monkeypatch, caplog):
         rows = list(csv.DictReader(file))
     assert [float(row["best_valid_NDCG@5"]) for row in rows] == [t.score for t in result["trials"]]
     assert [row["epochs"] for row in rows] == ["2"] * 4
-    page = (folder / "study.html").read_text(encoding="utf-8")
-    assert "plotly" in page and "<script src" not in page and "<link" not in page
-    body = page.partition("<body>")[2]
-    assert all(
-        words in body
-        for words in (
-            "Effect of hidden_size",
-            "Effect of learning_rate",
-            "best.yaml",
-            "test, history masked",
-            "sha256:",
-        )
-    )
-    assert body.count(">finished<") == 4
     for trial in result["trials"]:
         run_dir = folder / "trials" / f"{trial.number:04d}"
         kept = {path.name for path in run_dir.iterdir()}
-        assert kept >= {"config.yaml", "history.csv", "results.json", "run.log"}
-        assert ("model.safetensors" in kept) is (trial.number == best) is ("test_ranks.npz" in kept)
-        text = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-        assert (text["test_result"] is not None) is (trial.number == best)
+        assert kept >= {"config.yaml", "history.csv", "run.log"}
+        is_best = trial.number == best
+        assert is_best is ("model.safetensors" in kept) is ("results.json" in kept) is ("test_ranks.npz" in kept)
+        assert is_best is ("trained.json" not in kept)
     loaded = load_run(result["run_dir"])
     assert loaded.trainer.evaluate(loaded.test_data) == result["test_result"]
 
@@ -405,7 +391,7 @@ def test_pruned_trials(settings, trained):
     assert states[:3] == ["finished", "finished", "pruned"]
     for trial in whole["trials"]:
         if trial.state == "pruned":
-            assert 2 <= len(trial.curve) < 4 and "PercentilePruner" in trial.details["reason"]
+            assert 2 <= len(trial.curve) < 4 and trial.details["reason"].startswith("median pruner after epoch")
             assert trial.score == max(score for _, _, score in trial.curve)
     unpruned = tune("SASRec", "shop", params_dict=space, config_dict=settings)
     assert [t.curve[: len(p.curve)] for t, p in zip(unpruned["trials"], whole["trials"], strict=True)] == [
@@ -430,7 +416,7 @@ def test_a_study_ends_where_nothing_improves_and_goes_on_when_asked(settings, mo
     first = tune("SASRec", "shop", **options, max_evals=2)
     assert len(first["trials"]) == 2
     more = resume_study(first["study_dir"], max_evals=5)
-    assert table({"trials": more["trials"][:2]})[0][:6] == table(first)[0][:6] and len(more["trials"]) == 5
+    assert table(more)[:2] == table(first)[:2] and len(more["trials"]) == 5
     stopped = tune("SASRec", "shop", **options, early_stop=2, study="other")
     scores = [trial.score for trial in stopped["trials"]]
     assert len(scores) == scores.index(max(scores)) + 3 or len(scores) == 9
@@ -513,9 +499,7 @@ def test_the_command_line(settings, capsys):
     assert cli.main(["tune", f"--resume={folder}"]) == 0
     assert cli.main(["tune", "--help"]) == 0
     text = capsys.readouterr().out
-    from recbole_llm.tune import StudyOptions
-
-    assert all(f"--{name}" in text for name in StudyOptions.names())
+    assert all(f"  {name} = " in text for name in StudyOptions.types())
 
 
 @pytest.mark.parametrize(
@@ -527,10 +511,10 @@ def test_the_command_line(settings, capsys):
         (["--resume"], "needs the folder of a study"),
         (
             ["--algo=baies"],
-            "invalid value for algo: 'baies' (choose from exhaustive, random, bayes). Did you mean 'bayes'?",
+            "invalid value for algo: 'baies' (choose from 'exhaustive', 'random', 'bayes' or ~ (null)). Did you mean",
         ),
-        (["--max_evals=0"], "max_evals=0 must be a whole number of at least 1"),
-        (["--prune_keep=2"], "prune_keep=2 must be a share"),
+        (["--max_evals=0"], "invalid value for max_evals: 0 (give a whole number of at least 1"),
+        (["--prune_keep=2"], "invalid value for prune_keep: 2 (give a number above 0 and below 1)"),
         (["--parallel=2"], "parallel=2 applies to trials under Ray only: add --tool=Ray"),
         (["--output_file=a.result"], "a study writes study.csv"),
         (["--model=SASRec,GRU4Rec"], "a study searches the settings of one model"),
@@ -544,7 +528,7 @@ def test_user_errors(arguments, says, shop, capsys):
     assert says in text and "Traceback" not in text
 
 
-def test_the_page_of_a_space_with_every_kind(settings):
+def test_a_space_with_every_kind(settings):
     space = {
         "choice": {"clip_grad_norm": [None, 1, {"max_norm": 5}], "loss_type": ["CE"], "hidden_act": ["gelu", "relu"]},
         "loguniform": {"learning_rate": [-9.21, -4.61]},
@@ -554,9 +538,6 @@ def test_the_page_of_a_space_with_every_kind(settings):
     options = {"algo": "bayes", "max_evals": 8, "random_trials": 4}
     result = tune("SASRec", "shop", params_dict=space, config_dict={**settings, "epochs": 1}, **options)
     assert [trial.state for trial in result["trials"]] == ["finished"] * 8
-    page = (Path(result["study_dir"]) / "study.html").read_text(encoding="utf-8").partition("<body>")[2]
-    assert "Importance of each parameter" in page and "Effect of clip_grad_norm" in page
-    assert "Effect of loss_type" not in page  # it has one option
     assert table(resume_study(result["study_dir"])) == table(result)
     again = yaml.safe_load(Path(result["config_file"]).read_text(encoding="utf-8"))
     assert {key: again.get(key) for key in result["best_params"]} == result["best_params"]

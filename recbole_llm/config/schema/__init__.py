@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, get_origin
 
 from recbole_llm.config.registry import known_models, model_file, property_file, stock_models
-from recbole_llm.config.schema.general import GENERAL, Comparison
+from recbole_llm.config.schema.general import GENERAL, Comparison, StudyOptions
 from recbole_llm.config.schema.models import MODELS
 from recbole_llm.config.schema.recbole import RECBOLE, STOCK_MODELS, derived_types
 from recbole_llm.config.schema.section import InnerSettings, Section
@@ -20,6 +20,7 @@ __all__ = [
     "Comparison",
     "InnerSettings",
     "Section",
+    "StudyOptions",
     "general_sections",
     "is_text",
     "sections_of",
@@ -63,7 +64,7 @@ def _declared(model: str | None) -> dict[str, Any]:
 def types_by_key() -> dict[str, list[Any]]:
     """Return the types of every setting, including all models' settings: they may differ between models."""
     types: dict[str, list[Any]] = {}
-    sections: list[type[Section]] = [*general_sections(), Comparison, *MODELS.values()]
+    sections: list[type[Section]] = [*general_sections(), Comparison, StudyOptions, *MODELS.values()]
     for each in (*(section.types() for section in sections), STOCK_MODELS):
         for key, kind in each.items():
             if kind not in types.setdefault(key, []):

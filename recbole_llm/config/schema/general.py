@@ -1,5 +1,6 @@
 """Settings of every run that RecBole does not have, by concern; defaults and comments: ``props/overall.yaml``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from recbole_llm.config.types import (
     Bounds,
     Count,
     Name,
+    NonNegative,
     Positive,
     Seed,
     Share,
@@ -140,6 +142,38 @@ class Comparison(Section):
     reuse: bool
     comparison_dir: TextName | None
     open: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(Section):
+    """Options of a study; defaults and comments: ``props/tune.yaml``."""
+
+    algo: Literal["exhaustive", "random", "bayes"] | None
+    max_evals: Positive | None
+    early_stop: Count | None
+    max_hours: NonNegative | None
+    random_trials: Positive
+    pruner: Literal["none", "median", "percentile", "halving"]
+    prune_after: Count
+    prune_trials: Positive
+    prune_keep: Annotated[float, Bounds(gt=0, lt=1)]
+    prune_factor: Annotated[int, Bounds(ge=2)]
+    keep_trials: Literal["light", "all", "best"]
+    study: TextName | None
+    retry_failed: bool
+    tool: Literal["Optuna", "Ray"]
+    ray_address: TextName | None
+    parallel: Positive | None
+    cpus_per_trial: NonNegative | None
+    gpus_per_trial: NonNegative | None
+
+    @classmethod
+    def contradiction(cls, settings: Mapping[str, Any]) -> str | None:
+        """Refuse resources of trials where no Ray shares them out."""
+        for key in ("ray_address", "parallel", "cpus_per_trial", "gpus_per_trial"):
+            if settings["tool"] != "Ray" and settings[key] is not None:
+                return f"{key}={settings[key]!r} applies to trials under Ray only: add --tool=Ray."
+        return None
 
 
 GENERAL: tuple[type[Section], ...] = (Protocol, Data, LanguageModel, Training, Processes, Smoke, Files)
