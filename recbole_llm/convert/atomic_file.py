@@ -1,5 +1,6 @@
 """Rows of an atomic file, with what a run rejects and what stock RecBole misreads in them."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from recbole_llm.data.times import parse_number
 from recbole_llm.errors import DataError
 
 _BATCH = 1 << 14
+_ESCAPED_BYTE = re.compile("[\ud800-\udfff]")
 
 
 class AtomicFile:
@@ -43,16 +45,19 @@ class AtomicFile:
         next(lines)
         with tqdm(desc=self.path.name, unit=" lines", disable=None if self._progress else True, leave=False) as bar:
             while batch := list(islice(lines, _BATCH)):
-                rows = [(number, line.split(separator)) for number, line in batch]
-                for number, cells in rows:
-                    if len(cells) != width:
+                numbers, rows = [], []
+                for number, line in batch:
+                    cells = line.split(separator)
+                    if len(cells) == width:
+                        numbers.append(number)
+                        rows.append(cells)
+                    else:
                         text = f"lines have a different number of fields than the header ({width})"
                         self.note("field_count", text, number)
-                rows = [(number, cells) for number, cells in rows if len(cells) == width]
                 if rows:
-                    numbers, columns = [number for number, _ in rows], transposed(cells for _, cells in rows)
+                    columns = transposed(rows)
                     for column, (name, kind) in zip(columns, self.fields.items(), strict=True):
-                        self._look(name, kind, column, numbers)
+                        self._check(name, kind, column, numbers)
                     yield numbers, columns
                 bar.update(len(batch))
         for key, (severity, text, count, line) in self._found.items():
@@ -62,67 +67,50 @@ class AtomicFile:
         """Count something about lines."""
         self._found.setdefault(key, [severity, text, 0, line])[2] += times
 
-    def _look(self, name: str, kind: str, values: Sequence[str], numbers: Sequence[int]) -> None:
+    def _check(self, name: str, kind: str, values: Sequence[str], numbers: Sequence[int]) -> None:
+        def count(key: str, text: str, is_wrong: Callable[[str], bool], severity: str = "error") -> None:
+            wrong = set(filter(is_wrong, set(values)))
+            if wrong:
+                places = [number for number, value in zip(numbers, values, strict=True) if value in wrong]
+                self.note(key, text, places[0], len(places), severity)
+
         if not "".join(values).isascii():
-            self._count("not_utf8", f"values are not {self.settings['encoding']} text", values, numbers, _undecodable)
+            text = f"values are not {self.settings['encoding']} text"
+            count("not_utf8", text, lambda value: _ESCAPED_BYTE.search(value) is not None)
         if kind.startswith("float"):
             mark = self.settings["seq_separator"] if kind == "float_seq" else None
-
-            def wrong(value: str) -> bool:
-                return not are_numbers([part for part in (value.split(mark) if mark else [value]) if part])
-
-            if kind == "float_seq" or not are_numbers([value for value in values if value]):
+            if mark or not are_numbers(list(filter(None, values))):
                 text = f"values of {name}:{kind} are not finite numbers"
-                self._count(f"not_a_number:{name}", text, values, numbers, wrong)
+                parts = (lambda value: value.split(mark)) if mark else (lambda value: [value])
+                count(f"not_a_number:{name}", text, lambda value: not are_numbers(list(filter(None, parts(value)))))
             return
         if name in (self.settings["USER_ID_FIELD"], self.settings["ITEM_ID_FIELD"]):
             text = f"values of {name} have a NUL character, which no id may have"
-            self._count(f"nul:{name}", text, values, numbers, lambda value: "\0" in value)
-        for key, text, misread in _MISREAD:
-            self._count(f"{key}:{name}", f"values of {name} {text}", values, numbers, misread, "warning")
-
-    def _count(
-        self,
-        key: str,
-        text: str,
-        values: Sequence[str],
-        numbers: Sequence[int],
-        wrong: Callable[[str], bool],
-        severity: str = "error",
-    ) -> None:
-        found = {value for value in set(values) if wrong(value)}
-        if found:
-            places = [number for number, value in zip(numbers, values, strict=True) if value in found]
-            self.note(key, text, places[0], len(places), severity)
+            count(f"nul:{name}", text, lambda value: "\0" in value)
+        for key, (text, is_misread) in _MISREAD.items():
+            count(f"{key}:{name}", f"values of {name} {text}", is_misread, "warning")
 
 
-# Valid text in an atomic file that is something else to stock RecBole's reader.
-_MISREAD: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-    ("missing_words", "are words that stock RecBole reads as missing (NA, None ...)", MISSING_WORDS.__contains__),
-    (
-        "leading_quotes",
+# Valid text in an atomic file that stock RecBole's reader takes for something else.
+_MISREAD: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "missing_words": ("are words that stock RecBole reads as missing (NA, None ...)", MISSING_WORDS.__contains__),
+    "leading_quotes": (
         'start with ", so stock RecBole reads on to the next quotation mark',
         lambda text: text[:1] == '"',
     ),
-    (
-        "line_breaks",
+    "line_breaks": (
         "contain a CR or NUL, where stock RecBole ends the row",
         lambda text: "\r" in text or "\0" in text,
     ),
-    (
-        "too_long",
+    "too_long": (
         "are longer than the 131,072 characters that stock RecBole accepts",
         lambda text: len(text) > 131_072,
     ),
-)
-
-
-def _undecodable(value: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in value)
+}
 
 
 def are_numbers(values: Sequence[str]) -> bool:
-    """Whether a run reads all values as finite numbers; fast if it does."""
+    """Whether a run reads all values as finite numbers."""
     joined = "".join(values)
     try:
         if joined.isascii() and "_" not in joined and np.isfinite(list(map(float, values))).all():

@@ -3,13 +3,13 @@
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm.config.registry import recbole_root
 from recbole_llm.convert.atomic_file import AtomicFile, are_numbers
 from recbole_llm.convert.interactions import interner
 from recbole_llm.convert.report import CheckReport, Finding, Findings
@@ -34,7 +34,7 @@ _TITLES = (
 # fmt: on
 
 Array = npt.NDArray[Any]
-_Rows = tuple[Sequence[str], Sequence[str], Sequence[str] | None]  # users, items and, if there is the column, times
+_Rows = tuple[Sequence[str], Sequence[str], Sequence[str]]  # users, items, times
 
 
 def check(
@@ -52,7 +52,7 @@ def check(
         The folder, or the name of a folder in ``data_path``.
     data_path : str or path
     settings : mapping, optional
-        Settings of a run; those in :data:`SETTINGS` are used: names of the columns, separators, encoding.
+        Settings of a run, of which those in :data:`SETTINGS` are used.
     progress : bool
         Show progress bars (on a terminal).
 
@@ -86,14 +86,13 @@ def check(
     name = folder.name
     findings = Findings()
     inter = AtomicFile(folder / f"{name}.inter", chosen, findings, progress)
-    users, items, user, item, time = _interactions(inter, findings)
+    items, user, item, time = _interactions(inter, findings)
     catalogue = None
     if (folder / f"{name}.item").is_file():
         catalogue = _catalogue(AtomicFile(folder / f"{name}.item", chosen, findings, progress), findings)
     sizes = _sizes(user, item)
-    endings = (".inter", ".item", ".user")
-    files = [folder / f"{name}{ending}" for ending in endings if (folder / f"{name}{ending}").is_file()]
-    sizes["bytes"] = sum(path.stat().st_size for path in files)
+    files = [folder / f"{name}{ending}" for ending in (".inter", ".item", ".user")]
+    sizes["bytes"] = sum(path.stat().st_size for path in files if path.is_file())
     _check_lengths(user, sizes, chosen["MAX_ITEM_LIST_LENGTH"], findings)
     _check_items(items, item, catalogue, name, findings)
     pairs = user.astype(np.int64) * len(items) + item
@@ -109,10 +108,8 @@ def check(
 
 def _folder(dataset: str | Path, data_path: str | Path) -> Path:
     folder = Path(dataset) if Path(dataset).is_dir() else Path(data_path).expanduser() / dataset
-    recbole = find_spec("recbole")
-    if not folder.exists() and recbole is not None and recbole.submodule_search_locations:
-        # As a run does.
-        bundled = Path(recbole.submodule_search_locations[0]) / "dataset_example" / str(dataset)
+    if not folder.exists():
+        bundled = recbole_root() / "dataset_example" / str(dataset)  # as a run does
         folder = bundled if bundled.is_dir() else folder
     folder = folder.resolve() if not folder.name else folder
     if not (folder / f"{folder.name}.inter").is_file():
@@ -122,10 +119,8 @@ def _folder(dataset: str | Path, data_path: str | Path) -> Path:
     return folder
 
 
-def _interactions(
-    file: AtomicFile, findings: Findings
-) -> tuple[dict[str, int], dict[str, int], Array, Array, Array | None]:
-    """Return the ids, and the user, the item and the time of each interaction that a run keeps."""
+def _interactions(file: AtomicFile, findings: Findings) -> tuple[dict[str, int], Array, Array, Array | None]:
+    """Return the item ids, and the user, the item and the time of each interaction that a run keeps."""
     users, items = interner(), interner()
     user_place, item_place = file.place("USER_ID_FIELD"), file.place("ITEM_ID_FIELD")
     time_field = file.settings["TIME_FIELD"]
@@ -138,16 +133,13 @@ def _interactions(
     codes = (array("i"), array("i"))
     times = array("d")
     for numbers, columns in file.batches():
-        rows: _Rows = (
-            columns[user_place],
-            columns[item_place],
-            columns[time_place] if time_place is not None else None,
-        )
-        if any("" in column for column in rows if column is not None) or not are_numbers(rows[2] or ()):
+        time_texts = columns[time_place] if time_place is not None else ("0",) * len(numbers)
+        rows: _Rows = (columns[user_place], columns[item_place], time_texts)
+        if any("" in column for column in rows) or not are_numbers(time_texts):
             rows = _usable(file, numbers, rows, time_field)
         codes[0].extend(map(users.__getitem__, rows[0]))
         codes[1].extend(map(items.__getitem__, rows[1]))
-        times.extend(map(float, rows[2] or ()))
+        times.extend(map(float, rows[2]))
     if not codes[0]:
         errors = "; ".join(finding.text for finding in findings if finding.severity == "error")
         raise DataError(f"{file.path}: no usable interaction{': ' + errors if errors else ''}.")
@@ -155,13 +147,13 @@ def _interactions(
         text = f"{file.path.name} has no field {time_field!r}: a sequential model needs one (TIME_FIELD can name it)."
         findings.add("no_time", "error", text)
     user, item = (np.frombuffer(column, dtype=np.int32) for column in codes)
-    return users, items, user, item, np.frombuffer(times) if time_place is not None else None
+    return items, user, item, np.frombuffer(times) if time_place is not None else None
 
 
 def _usable(file: AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) -> _Rows:
     """Drop and count what a run skips or rejects."""
     kept: list[tuple[str, str, str]] = []
-    for number, user, item, time in zip(numbers, rows[0], rows[1], rows[2] or ["0"] * len(numbers), strict=True):
+    for number, (user, item, time) in zip(numbers, zip(*rows, strict=True), strict=True):
         if not user or not item:
             file.note("no_id", "lines have no user or no item; a run skips them", number, severity="warning")
         elif not time:
@@ -169,14 +161,13 @@ def _usable(file: AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) ->
         elif are_numbers([time]):  # else counted already
             kept.append((user, item, time))
     users, items, times = zip(*kept, strict=True) if kept else ((), (), ())
-    return users, items, times if rows[2] is not None else None
+    return users, items, times
 
 
 def _catalogue(file: AtomicFile, findings: Findings) -> Catalogue:
-    place, names = file.place("ITEM_ID_FIELD"), list(file.fields)
-    title = next((name for name in names if name.lower() in _TITLES), "")
-    fields = [(name, kind) for name, kind in file.fields.items() if name != names[place]]
-    catalogue = Catalogue(fields, title=title)
+    place, id_field = file.place("ITEM_ID_FIELD"), file.settings["ITEM_ID_FIELD"]
+    title = next((name for name in file.fields if name.lower() in _TITLES), "")
+    catalogue = Catalogue([(name, kind) for name, kind in file.fields.items() if name != id_field], title=title)
     for numbers, columns in file.batches():
         for number, row in zip(numbers, zip(*columns, strict=True), strict=True):
             if not row[place]:
@@ -225,9 +216,8 @@ def _check_lengths(user: Array, sizes: dict[str, float], longest: int, findings:
     if long > 0.05:
         text = f"{long:.1%} of the users have more than {longest} interactions (MAX_ITEM_LIST_LENGTH)"
         better = next((size for size in (20, 50, 100, 200) if np.quantile(lengths, 0.9) <= size), 200)
-        findings.add(
-            "long_users", "note", text, long, {"MAX_ITEM_LIST_LENGTH": str(better)} if better > longest else {}
-        )
+        keys = {"MAX_ITEM_LIST_LENGTH": str(better)} if better > longest else {}
+        findings.add("long_users", "note", text, long, keys)
     top = sizes["max_count"] / sizes["users"]
     if top > 0.2:
         text = f"one item is in the history of up to {top:.1%} of the users: compare every model with popularity"
@@ -252,9 +242,8 @@ def _check_items(
         text = f"{name}.item has no token_seq field: there is no text to read."
         findings.add("no_text_field", "warning", text)
         return
-    names = [field_name for field_name, _ in items.fields]
-    place = names.index(items.title) if items.title in names else text_places[0]
-    title, rows = names[place], [row for raw, row in items.rows.items() if raw in rated]
+    place = items.names.index(items.title) if items.title in items.names else text_places[0]
+    title, rows = items.names[place], [row for raw, row in items.rows.items() if raw in rated]
     untitled = sum(not row[place].strip() for row in rows)
     text = f"{untitled:,} items have an empty {title} (recbole-llm convert --untitled drop removes them)"
     findings.add("untitled_items", "warning", text, untitled)
@@ -265,9 +254,8 @@ def _check_items(
         return
     surplus, (top, often) = titles.total() - len(titles), titles.most_common(1)[0]
     text = f"{surplus:,} items share their {title} with another item ({often} x {top[:50]!r}): a model that sees only "
-    findings.add(
-        "repeated_titles", "warning", text + "this text cannot tell them apart", surplus, _template(names, title)
-    )
+    text += "this text cannot tell them apart"
+    findings.add("repeated_titles", "warning", text, surplus, _template(items.names, title))
     words = [len(text.split()) for text in titles]
     text = f"{title}: {np.mean(words):.1f} words on average, {max(words)} at most"
     findings.add("title_words", "note", text, max(words))
@@ -320,8 +308,6 @@ def _check_order(user: Array, item: Array, time: Array, name: str, findings: Fin
     keys = {"rm_dup_inter": "first", "mask_history": "False   # instead of rm_dup_inter, if repeats are wanted"}
     findings.add("target_in_history", "warning", text, seen, keys)
     grouped = users > 1 and (np.diff(user) != 0).sum() == users - 1 and (np.diff(order) == 1).all()
-    text = (
-        "the file is sorted by user and time, so RecBole's internal item ids follow the sequences (they leak the next "
-    )
-    text += "item to anything that reads ids, such as generative indices)"
+    text = "the file is sorted by user and time, so RecBole's internal item ids follow the sequences (they leak the "
+    text += "next item to anything that reads ids, such as generative indices)"
     findings.add("leaky_ids", "warning", text, grouped)

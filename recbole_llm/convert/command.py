@@ -3,21 +3,21 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from recbole_llm.config.arguments import CommandParser, split_arguments
 from recbole_llm.config.registry import listed_files
 from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.convert.check import SETTINGS, check
 from recbole_llm.convert.conversion import convert, source_names, source_options
+from recbole_llm.convert.options import OPTIONS, OWN_FILES
 from recbole_llm.convert.reading import default_workers
 from recbole_llm.convert.report import all_recipes
 from recbole_llm.errors import ConfigError
 
 _CONVERT_HELP = """\
-Convert an official download, or your own logs, to RecBole's atomic files. Zip archives, gzip files and folders are
-read as they are. Rows are ordered by time; ties keep the order of the input. The same input gives the same bytes,
-recorded in NAME.conversion.json. A failed conversion leaves no files behind.
+Convert an official download, or your own logs, to RecBole's atomic files. Zip archives, gzip files and folders need
+not be unpacked. Rows are ordered by time; ties keep the order of the input. The same input gives the same bytes, as
+recorded in NAME.conversion.json. A conversion that fails leaves no files behind.
 
 examples:
   recbole-llm convert ml-1m --input ml-1m.zip
@@ -59,8 +59,6 @@ def convert_main(argv: Sequence[str]) -> int:
         parser.error("NAME and --input are required (--list shows the names)")
     if arguments["workers"] is None and "workers" in source_options(name):
         arguments["workers"] = default_workers()
-    if arguments["text_fields"]:
-        arguments["text_fields"] = [field.strip() for field in arguments["text_fields"].split(",") if field.strip()]
     arguments = {key: value for key, value in arguments.items() if value is not None and value is not False}
     report = convert(name, inputs, progress=True, **arguments)
     _show(report.text())
@@ -75,13 +73,11 @@ def check_main(argv: Sequence[str]) -> int:
         _show(_CHECK_HELP.replace("{settings}", ", ".join(SETTINGS)))
         return 0
     given, names = split_arguments(argv)
-    settings: dict[str, Any] = {}
-    for file in listed_files(given.pop("config_files", None)):
-        settings.update(load_yaml(file))
+    files = listed_files(given.pop("config_files", None))
     for key in given:
         if key not in (*SETTINGS, "dataset", "data_path"):
             raise ConfigError(f"`recbole-llm check` has no setting {key!r}.{nearest(key, SETTINGS)}")
-    settings.update(given)
+    settings = {key: value for content in (*map(load_yaml, files), given) for key, value in content.items()}
     dataset = names[0] if names else settings.get("dataset")
     data_path = settings.get("data_path") or "dataset"
     if not dataset or len(names) > 1:
@@ -105,67 +101,30 @@ def _convert_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace the files of an earlier conversion")
     add("--on_error", choices=["stop", "skip"], help="stop at an unusable line (default), or skip and count it")
 
-    group = parser.add_argument_group("filters, applied in this order")
-    add = group.add_argument
+    add = parser.add_argument_group("filters, applied in this order").add_argument
     add("--recipe", metavar="RECIPE", help="preset of the options below from a paper (see --list)")
     add("--min_rating", type=float, metavar="R", help="drop interactions with a lower rating")
-    add(
-        "--untitled",
-        choices=["keep", "drop"],
-        help="what to do with untitled items and their interactions (default: keep)",
-    )
-    add(
-        "--dedup",
-        choices=["none", "first", "last"],
-        help="which of repeated (user, item) pairs to keep, by time (default: none, keep all)",
-    )
+    add("--untitled", choices=["keep", "drop"], help="keep (default) or drop untitled items and their interactions")
+    text = "which of repeated (user, item) pairs to keep, by time (default: none, keep all)"
+    add("--dedup", choices=["none", "first", "last"], help=text)
     add("--k_core", type=int, metavar="K", help="keep users and items with at least K interactions, iteratively")
     add("--order", choices=["time", "input"], help="order of the rows (default: time, ties in input order)")
     add("--items", choices=["auto", "all", "rated"], help="which items the .item file lists")
     add("--ids", choices=["exact", "recbole"], help="recbole: rename ids that stock RecBole misreads (default: exact)")
     add("--text_fields", metavar="A,B", help="item fields to keep, in this order (default: all)")
 
-    group = parser.add_argument_group("options of individual sources")
-    add = group.add_argument
-    add("--no_metadata", action="store_true", help="Amazon, Steam: convert without item text")
-    add(
-        "--columns",
-        metavar="A,B",
-        help="columns of a headerless file; Amazon: the order of user, item, rating, time",
-    )
-    add("--user_key", choices=["username", "user_id"], help="Steam: field that identifies a user (default: username)")
-    add("--complete_games", action="store_true", help="Steam: treat games without genres or tags as untitled")
-    add(
-        "--movie_tags",
-        type=int,
-        metavar="N",
-        help="MovieLens: add the N most frequent user tags (which include future information)",
-    )
-    add(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes for parsing Python literals (default: idle cores, up to 4)",
-    )
-
-    group = parser.add_argument_group("sessions and generic: columns of your own files")
-    add = group.add_argument
-    for key, text in (
-        ("user_col", "user or session"),
-        ("item_col", "item"),
-        ("time_col", "time; without it, the order of the rows is used"),
-        ("rating_col", "rating"),
-        ("inter_fields", "additional numeric columns to keep, comma-separated"),
-        ("time_format", "strptime pattern of the time (default: numbers and ISO dates)"),
-        ("delimiter", "separator of a text table"),
-        ("item_id_col", "id column of --metadata (default: same as --item_col)"),
-        ("item_fields", "columns of --metadata to keep: name:type or column=name:type, comma-separated"),
-        ("title_col", "which of the item fields is the title"),
-        ("users", "file that describes the users"),
-        ("user_id_col", "its id column (default: same as --user_col)"),
-        ("user_fields", "its columns to keep, same format as --item_fields"),
-    ):
-        add(f"--{key}", metavar="X", help=text)
+    sources = parser.add_argument_group("options of individual sources")
+    own = parser.add_argument_group("sessions and generic: columns of your own files")
+    for key, (kind, text) in OPTIONS.items():
+        group = own if key in OWN_FILES and key != "columns" else sources
+        if kind == "flag":
+            group.add_argument(f"--{key}", action="store_true", help=text)
+        elif kind == "count":
+            group.add_argument(f"--{key}", type=int, metavar="N", help=text)
+        elif isinstance(kind, tuple):
+            group.add_argument(f"--{key}", choices=kind, help=text)
+        else:
+            group.add_argument(f"--{key}", metavar="A,B" if kind == "names" else "X", help=text)
     return parser
 
 
@@ -174,9 +133,9 @@ def _listing() -> str:
     lines.append("  (papers' short names: amazon-beauty-..., amazon-toys-..., amazon-games-..., amazon-movies-...)")
     lines.append("recipes:")
     for recipe in all_recipes().values():
-        counts: dict[str, Any] = recipe.published
+        counts = ", ".join(f"{key} {value:,}" for key, value in recipe.published.items())
         lines.append(f"  {recipe.name:<34} {recipe.source:<22} {recipe.filters.text()}")
-        lines.append(f"      {recipe.paper}: " + ", ".join(f"{key} {value:,}" for key, value in counts.items()))
+        lines.append(f"      {recipe.paper}: {counts}")
     return "\n".join(lines)
 
 

@@ -197,10 +197,10 @@ def convert(
 def _write(out: Output, report: Report, reading: Reading, selection: Selection, progress: bool) -> None:
     table, items, users = reading.interactions, reading.items, reading.users
     stock = report.settings.get("ids") == "recbole"
-    every = [(table.users, users), (table.items, items)]
-    renamed = [renamed_ids(_distinct(ids, catalogue), stock) for ids, catalogue in every]
+    known = [(table.users, users.rows if users else {}), (table.items, items.rows if items else {})]
+    renamed = [renamed_ids(*ids, recbole=stock) for ids in known]
     report.renamed_ids = sum(map(len, renamed))
-    misread = 0 if stock else sum(misread_by_recbole(raw) for pair in every for raw in _distinct(*pair))
+    misread = 0 if stock else sum(len({raw for raw in chain(*ids) if misread_by_recbole(raw)}) for ids in known)
     if misread:
         report.notes.append(
             f"ids that stock RecBole's reader would misread (NA, null, a leading quotation mark): {misread:,}; "
@@ -249,10 +249,6 @@ def _time_text(whole: int, micro: int) -> str:
     """Write ``whole + micro / 1,000,000`` exactly, without trailing zeros."""
     exact = Decimal(whole * 1_000_000 + micro).scaleb(-6)
     return format(exact.normalize(), "f") if micro else str(whole)
-
-
-def _distinct(ids: dict[str, int], catalogue: Catalogue | None) -> Iterable[str]:
-    return chain(ids, (raw for raw in catalogue.rows if raw not in ids) if catalogue else ())
 
 
 def _in_use(ids: dict[str, int], occur: npt.NDArray[np.bool_]) -> dict[str, None]:

@@ -15,9 +15,9 @@ from recbole_llm.errors import ConfigError
 class Recipe:
     """A paper's preparation of a dataset, from ``props/dataset/recipes.yaml``.
 
-    ``published`` are the numbers in the paper, matched ``within`` a relative tolerance (for "148K"); ``options``
-    are the settings of the source that it needs; ``counted`` is ``'targets'`` where the paper counts one interaction
-    fewer per user.
+    ``published`` are the paper's numbers, matched ``within`` a relative tolerance (for "148K"); ``options`` are the
+    settings of the source that it needs; ``counted`` is ``'targets'`` if the paper counts one interaction fewer per
+    user.
     """
 
     name: str
@@ -30,28 +30,18 @@ class Recipe:
     counted: str = "interactions"
     note: str = ""
 
+    def measured(self, counts: Counts) -> dict[str, float]:
+        """Return our counts in the paper's way of counting."""
+        fewer = counts.users if self.counted == "targets" else 0
+        return {**vars(counts), "interactions": counts.interactions - fewer, "mean_length": counts.mean_length}
+
     def agrees(self, counts: Counts) -> bool:
         """Whether all published numbers are matched, the mean length to the digits printed."""
-        measured = measured_counts(self, counts)
-        for key, value in self.published.items():
-            if key == "mean_length":
-                digits = len(str(value).partition(".")[2])
-                if round(measured[key], digits) != value:
-                    return False
-            elif abs(measured[key] - value) > self.within * value:
-                return False
-        return True
-
-
-def measured_counts(recipe: Recipe, counts: Counts) -> dict[str, float]:
-    """Return our counts in the paper's way of counting."""
-    fewer = counts.users if recipe.counted == "targets" else 0
-    return {
-        "users": counts.users,
-        "items": counts.items,
-        "interactions": counts.interactions - fewer,
-        "mean_length": counts.mean_length,
-    }
+        measured = self.measured(counts)
+        digits = len(str(self.published.get("mean_length", "")).partition(".")[2])
+        measured["mean_length"] = round(measured["mean_length"], digits)
+        within = {**dict.fromkeys(measured, self.within), "mean_length": 0.0}
+        return all(abs(measured[key] - value) <= within[key] * value for key, value in self.published.items())
 
 
 @lru_cache(maxsize=1)
@@ -69,13 +59,7 @@ def recipes_for(source: str) -> list[Recipe]:
 
 
 def get_recipe(name: str, source: str) -> Recipe:
-    """Return a recipe by name.
-
-    Raises
-    ------
-    ConfigError
-        There is no recipe of that name, or it is for another source.
-    """
+    """Return a recipe by name; ConfigError if there is none of that name for the source."""
     recipe = all_recipes().get(name)
     if recipe is None or recipe.source != source:
         fitting = ", ".join(found.name for found in recipes_for(source)) or "none"
@@ -91,11 +75,11 @@ class Report:
     Attributes
     ----------
     name, output : str, Path
-        Source that was converted, and folder of the atomic files.
+        Source, and folder of the atomic files.
     counts, steps : Counts, list of (str, Counts)
-        What was written (items with at least one interaction), as read, and after each filter.
+        Counts of what was written (items with at least one interaction); counts as read and after each filter.
     skipped, first_skipped : dict
-        Lines that were not used, by reason, and the first place of each.
+        Number of skipped lines by reason, and the first place of each.
     settings : dict
         Everything that determines the output besides the sources.
     listed_items, untitled_items, renamed_ids : int
@@ -103,8 +87,8 @@ class Report:
     sources, hashes : list of dict, dict
         Name, size and SHA-256 of each file read; SHA-256 of each file written.
     published : list of (Recipe, Counts or None)
-        The papers' preparations of this source, and what each gives on this data; ``None`` where it needs other
-        settings or the titles.
+        The papers' preparations of this source, and the counts of each on this data; ``None`` if it needs other
+        settings or titles.
     """
 
     name: str
@@ -131,9 +115,7 @@ class Report:
             "read": self.sources,
             "written": self.hashes,
             "counts": {
-                "users": self.counts.users,
-                "items": self.counts.items,
-                "interactions": self.counts.interactions,
+                **vars(self.counts),
                 "items_listed": self.listed_items,
                 "items_untitled": self.untitled_items,
                 "ids_renamed": self.renamed_ids,
@@ -163,35 +145,28 @@ class Report:
             lines.append(f"  skipped {number:,}: {reason} (first: {self.first_skipped[reason]})")
         if self.renamed_ids:
             lines.append(f"  ids rewritten because they would be misread: {self.renamed_ids:,}")
-        lines.append(
-            "  order: by time, ties in the order of the input"
-            if self.settings.get("order") == "time"
-            else "  order: as in the input"
-        )
+        by_time = self.settings.get("order") == "time"
+        lines.append(f"  order: {'by time, ties in the order of the input' if by_time else 'as in the input'}")
         lines += self._published_lines()
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  sha256 {digest[:16]}  {name}" for name, digest in self.hashes.items()]
         return "\n".join(lines)
 
     def _published_lines(self) -> list[str]:
-        if not self.published:
-            return []
-        lines = ["  published figures, and those of the same filters on this data:"]
+        lines = ["  published figures, and those of the same filters on this data:"] if self.published else []
         for recipe, counts in self.published:
-            measured = measured_counts(recipe, counts) if counts else {}
+            verdict = "not tried" if counts is None else "equal" if recipe.agrees(counts) else "DIFFERENT"
+            measured = recipe.measured(counts) if counts else {}
             cells = []
             for key, published in recipe.published.items():
                 form = ".2f" if key == "mean_length" else ",.0f"
                 ours = format(measured[key], form) if measured else "?"
                 cells.append(f"{key.replace('_', ' ')} {published:{form}} / {ours}")
-            verdict = "not tried" if counts is None else "equal" if recipe.agrees(counts) else "DIFFERENT"
+            options = "".join(f" --{key} {value}" for key, value in recipe.options.items())
             lines.append(f"    {verdict:<9} published / measured: {', '.join(cells)}")
-            settings = " ".join(
-                [recipe.filters.text(), *(f"--{key} {value}" for key, value in recipe.options.items())]
-            )
-            lines.append(f"              {recipe.paper}; --recipe {recipe.name} ({settings})")
+            lines.append(f"{' ' * 14}{recipe.paper}; --recipe {recipe.name} ({recipe.filters.text()}{options})")
             if recipe.note:
-                lines.append(f"              {recipe.note}")
+                lines.append(f"{' ' * 14}{recipe.note}")
         return lines
 
 
@@ -199,7 +174,7 @@ class Report:
 class Finding:
     """A problem in a dataset, or something good to know.
 
-    ``name`` is short and stable, for programs; ``severity`` is ``'error'`` (a run rejects the file), ``'warning'`` or
+    ``name`` does not change, for programs; ``severity`` is ``'error'`` (a run rejects the file), ``'warning'`` or
     ``'note'``; ``value`` is the number in the text, a count or a share; ``keys`` are settings that help.
     """
 
@@ -228,11 +203,8 @@ class CheckReport:
     findings: list[Finding]
 
     def __getitem__(self, name: str) -> Finding:
-        """Return the finding of that name, or raise ``KeyError``."""
-        for finding in self.findings:
-            if finding.name == name:
-                return finding
-        raise KeyError(name)
+        """Return the first finding of that name, or raise ``KeyError``."""
+        return {finding.name: finding for finding in reversed(self.findings)}[name]
 
     def __contains__(self, name: str) -> bool:
         return any(finding.name == name for finding in self.findings)

@@ -13,9 +13,10 @@ as it fits on one line; with ``convert(..., ids="recbole")`` those that stock Re
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 from recbole_llm.data.times import parse_number
@@ -86,26 +87,23 @@ def _clean_id(text: str) -> str:
     return text if text.isprintable() else CONTROL.sub("", BREAK.sub(" ", _join_surrogates(text)))
 
 
-def renamed_ids(raw: Iterable[str], recbole: bool = False) -> dict[str, str]:
-    """Return ``{raw id: written id}`` for those of the distinct ``raw`` ids that cannot be written as they are.
+def renamed_ids(*ids: Collection[str], recbole: bool = False) -> dict[str, str]:
+    """Return ``{raw id: written id}`` for those ids that cannot be written as they are.
 
     With ``recbole``, also for those that stock RecBole's reader would misread. Distinct ids stay distinct: one that
     would meet another gets ``_`` appended until it is alone.
     """
     changed: dict[str, str] = {}
+    for raw in chain(*ids):
+        new = _guard_token(_clean_id(raw)) if recbole else _clean_id(raw)
+        if new != raw or not raw:
+            changed[raw] = new
     taken: set[str] = set()
-    for text in raw:
-        new = _guard_token(_clean_id(text)) if recbole else _clean_id(text)
-        if new != text or not new:
-            changed[text] = new
-        elif new[-1] == "_" or new[0] == "'" or "\ufffd" in new or not new.isascii() or " " in new:
-            # Only such ids can be met by a changed one; remembering all would double the memory.
-            taken.add(new)
-    for text, new in changed.items():
-        while new in taken or not new.strip():
+    for raw, new in changed.items():
+        while not new.strip() or new in taken or any(new in known for known in ids):
             new += "_"
         taken.add(new)
-        changed[text] = new
+        changed[raw] = new
     return changed
 
 

@@ -67,7 +67,7 @@ def test_ids_stay_distinct():
     assert renamed_ids(["a", "b c", "7"]) == {}
     raw = ["NA", "NA_", "NA__", '"x', "'x", "a\tb", "a b", "null", "\x00", "", "\ufeff"]
     for recbole in (False, True):
-        changed = renamed_ids(raw, recbole)
+        changed = renamed_ids(raw, recbole=recbole)
         written = [changed.get(text, text) for text in raw]
         assert len(set(written)) == len(raw)
         assert all(text.strip() for text in written)
