@@ -1,6 +1,8 @@
 """The house: modules of a size that can be read, imports that point one way."""
 
 import ast
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,17 @@ def test_rooms_stand_above_what_they_use():
         used = set() if faces(name) else {room_of(other) for other in imports_of(name)}
         graph.setdefault(room_of(name), set()).update(used - {room_of(name)})
     assert max(floors(graph).values()) <= FLOORS
+
+
+def test_nothing_is_there_for_tests_only():
+    """What a module defines is used by another, by examples or benchmarks, or shown in the documentation."""
+    users = [*MODULES.values(), *(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    used = Counter(word for path in [*users, *pages] for word in re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    for path in MODULES.values():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert used[node.name] > 1 or node.name.startswith("__"), f"{path}: nothing uses {node.name}"
 
 
 def test_a_circle_is_found():

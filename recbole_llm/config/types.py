@@ -116,11 +116,6 @@ def members(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def is_optional(kind: Any) -> bool:
-    """Return whether a value may be None."""
-    return NoneType in members(kind)
-
-
 def is_verbatim(kind: Any) -> bool:
     """Return whether text on the command line is taken literally."""
     return any(isinstance(extra, Verbatim) for member in members(kind) for extra in unwrap(member)[1])

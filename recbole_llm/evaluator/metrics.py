@@ -122,11 +122,6 @@ OF_ALL_LISTS = ("itemcoverage", "shannonentropy", "giniindex")
 BEYOND_ACCURACY = ("serendipity", "novelty", "catalogcoverage")
 
 
-def available_metrics() -> list[str]:
-    """Names that ``metrics`` may hold, in lower case."""
-    return [*RANK_METRICS, *LIST_METRICS, *BEYOND_ACCURACY]
-
-
 def needs_lists(metrics: list[str]) -> bool:
     """Whether any of the metrics reads the recommended lists."""
     return any(metric.lower() not in RANK_METRICS for metric in metrics)

@@ -134,12 +134,6 @@ def _first_added_token(tokenizer: Tokenizer, text: str) -> int | None:
     return None
 
 
-def list_lines(titles: Sequence[str]) -> str:
-    """Write an answer that is a list as text."""
-    lines = [f"{number}. {title}" for number, title in enumerate(titles, start=1)]
-    return "\n".join([INTRODUCTION, BEGIN, *lines, END])
-
-
 def parse_title(text: str) -> str:
     """Return the first line of an answer that is not blank; text after it is not part of the title."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")

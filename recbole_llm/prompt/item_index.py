@@ -151,32 +151,6 @@ def build_item_index(
     raise ConfigError(f"item_index={scheme!r} is not one of {', '.join(SCHEMES)}.")
 
 
-def max_id_rule(codes: Sequence[str], histories: np.ndarray, lengths: np.ndarray, k: int) -> np.ndarray:
-    """Recommend the numbers that follow the largest number of the history: what a leaking index gives away.
-
-    Parameters
-    ----------
-    codes : sequence of str
-        Numbers as text, by internal id; ``codes[0]`` is empty.
-    histories : numpy.ndarray of int64, shape (B, L)
-        Internal ids, right padded with 0.
-    lengths : numpy.ndarray of int64, shape (B,)
-    k : int
-
-    Returns
-    -------
-    numpy.ndarray of int64, shape (B, k)
-        Internal ids: max + 1, max + 2, ...; at the end of the numbers the smallest follow.
-    """
-    number = np.array([int(code) for code in codes[1:]])
-    order = np.argsort(number) + 1
-    rank = np.zeros(len(codes), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    inside = np.arange(histories.shape[1]) < lengths[:, None]
-    top = np.where(inside, rank[histories], -1).max(1)
-    return order[(top[:, None] + 1 + np.arange(k)) % len(order)]
-
-
 # ---- numbers
 
 

@@ -1,7 +1,6 @@
 """Item vectors in fewer dimensions, as Boz et al. (arXiv 2402.01339) compare them: PCA, random projection, LDA, AE."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,11 +77,6 @@ def fit_reduction(
     if method == "lda":
         return _lda(vectors, fitted, dim, classes)
     return _autoencoder(vectors, fitted, dim, seed)
-
-
-def reduce_vectors(vectors: np.ndarray, method: str, dim: int, **fit: Any) -> np.ndarray:
-    """Reduce a catalogue's vectors with their own :func:`fit_reduction`, shape (n, width)."""
-    return fit_reduction(vectors, method, dim, **fit)(vectors)
 
 
 def _float64(vectors: np.ndarray) -> np.ndarray:

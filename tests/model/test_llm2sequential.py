@@ -15,7 +15,7 @@ from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.packing import Packing
 from recbole_llm.quick_start import load_run, run
-from recbole_llm.text.reduction import normalize_rows, reduce_vectors
+from recbole_llm.text.reduction import fit_reduction, normalize_rows
 from tests.worlds import WORDS, write_cycle, write_twins
 
 MODELS = ["LLM2SASRec", "LLM2BERT4Rec", "LLM2GRU4Rec"]
@@ -106,7 +106,7 @@ def test_rows_are_the_reduced_vectors_of_the_items_text(build, name):
         item_text_of(train.dataset, train.config).texts, _resolved(train.config), show_progress=False
     )
     table = table_of(model)
-    expected = torch.from_numpy(reduce_vectors(found[1:], "pca", 16)).float()
+    expected = torch.from_numpy(fit_reduction(found[1:], "pca", 16)(found[1:])).float()
     torch.testing.assert_close(table[1:, : expected.shape[1]], expected, rtol=1e-4, atol=1e-5)
     assert (table[0, : expected.shape[1]] == 0).all()
 

@@ -11,11 +11,12 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, ModelNotFoundError
-from recbole_llm.prompt.chat import list_lines, parse_title
+from recbole_llm.prompt.chat import parse_title
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.run.submodel import build
 from recbole_llm.trainer.checkpoint import learned_tensors
 from recbole_llm.trainer.trainer import RunTrainer
+from tests.answers import list_lines
 from tests.closeness import assert_same_order
 from tests.toy_llms import save_llama
 from tests.worlds import WORDS, write_cycle, write_dataset

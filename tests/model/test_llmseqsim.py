@@ -15,7 +15,7 @@ from recbole_llm.errors import ConfigError
 from recbole_llm.model import llmseqsim
 from recbole_llm.model.llmseqsim import DECAYS, LLMSeqSim, decay_weights, session_vectors, similarity
 from recbole_llm.quick_start import load_run, run
-from recbole_llm.text.reduction import normalize_rows, reduce_vectors
+from recbole_llm.text.reduction import fit_reduction, normalize_rows
 from tests.conftest import write_dataset as write_shop
 from tests.worlds import WORDS, write_cycle, write_dataset
 
@@ -66,7 +66,7 @@ def _sessions(golden):
 def _table(golden, kind):
     vectors = golden["item_embeddings"]
     if kind == "pca8":
-        vectors = normalize_rows(reduce_vectors(vectors, "pca", 8))
+        vectors = normalize_rows(fit_reduction(vectors, "pca", 8)(vectors))
     return torch.from_numpy(np.concatenate([np.zeros((1, vectors.shape[1])), vectors]))
 
 
@@ -98,7 +98,7 @@ def test_golden_llmseqsim(golden, kind):
 
 
 def test_golden_reduction_and_decays(golden):
-    found = reduce_vectors(golden["item_embeddings"], "pca", 8)
+    found = fit_reduction(golden["item_embeddings"], "pca", 8)(golden["item_embeddings"])
     # The signs of principal components are arbitrary.
     np.testing.assert_allclose(np.abs(found), np.abs(golden["pca8"]), rtol=0, atol=1e-6)
     for length in (1, 2, 5, 15):

@@ -12,10 +12,10 @@ from recbole_llm.prompt.chat import (
     INTRODUCTION,
     ChatPrompt,
     TitlePrompts,
-    list_lines,
     parse_list,
     parse_title,
 )
+from tests.answers import list_lines
 from tests.toy_tokenizers import by_name
 
 TITLES = [

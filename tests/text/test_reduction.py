@@ -6,11 +6,16 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.text.reduction import REDUCTIONS, normalize_rows, reduce_vectors
+from recbole_llm.text.reduction import REDUCTIONS, fit_reduction, normalize_rows
 
 DRAW = np.random.default_rng(0)
 VECTORS = DRAW.normal(size=(60, 12)) * np.linspace(3, 0.5, 12) + 5
 CLASSES = [f"c{i % 4}" for i in range(60)]
+
+
+def reduce_vectors(vectors, method, dim, **fit):
+    """A catalogue's vectors by the reduction fitted to them."""
+    return fit_reduction(vectors, method, dim, **fit)(vectors)
 
 
 def test_pca_is_scikit_learns_up_to_signs():
