@@ -325,7 +325,9 @@ def connect(**config: Any) -> duckdb.DuckDBPyConnection:
         "autoinstall_known_extensions": False,
     }
     engine = duckdb.connect(config={**settings, **config})
-    engine.execute("SET enable_progress_bar = false")
+    # In a notebook without ipywidgets it is off, and any change of it an error.
+    if engine.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(True,)]:
+        engine.execute("SET enable_progress_bar = false")
     return engine
 
 
