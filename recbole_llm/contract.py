@@ -289,7 +289,12 @@ class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
     # ---- Provenance
 
     needs_item_text: bool = False
-    """Whether the model reads the texts of the ``.item`` file."""
+    """Whether the model reads the texts of the ``.item`` file, under some settings at least."""
+
+    @classmethod
+    def reads_item_text(cls, config: Any) -> bool:
+        """Return whether the model reads the texts of the ``.item`` file under these settings."""
+        return cls.needs_item_text
 
     @classmethod
     def find_language_models(cls, config: Any, find: Callable[[Any, str, bool], object]) -> None:

@@ -85,7 +85,7 @@ class GenerativeRecommender(LLMRecommender):
         self.resolved = resolve_llm(spec, logger=self.logger, weights=settings.rec_llm_init == "pretrained")
         self.tokenizer = load_tokenizer(self.resolved)
         # With codes in the place of texts nothing is read: a control of the text would change nothing.
-        by_text = settings.item_repr == "title" or settings.item_index == "title"
+        by_text = self.reads_item_text(config)
         self.item_text = item_text_of(dataset, config, for_prompt=True) if by_text else None
         index = build_item_index(
             settings.item_index,
@@ -126,6 +126,11 @@ class GenerativeRecommender(LLMRecommender):
         fill = torch.randperm(self.n_items - 1, generator=torch.Generator().manual_seed(int(config["seed"])))
         self.register_buffer("fill", fill, persistent=False)
         self.to(self.device)
+
+    @classmethod
+    def reads_item_text(cls, config: Config) -> bool:
+        """Return whether the prompt shows titles, or codes are titles."""
+        return "title" in (config["item_repr"], config["item_index"])
 
     # ---- tasks: what the subclasses differ in
 

@@ -20,6 +20,7 @@ from recbole_llm.llm.backbone import position_limit
 from recbole_llm.llm.spec import ResolvedLLM
 from recbole_llm.prompt.lists import ListPrompts, ListStyle, ListText
 from recbole_llm.prompt.pieces import NONE, PieceMaker, Prompts
+from recbole_llm.prompt.templates import check_placeholders
 from recbole_llm.typing import Tokenizer
 
 HISTORY, CANDIDATES, LIST_LENGTH = "{history}", "{candidates}", "{list_length}"
@@ -71,6 +72,7 @@ class ChatPrompt:
                 f"prompt={name!r}: the section [user] of {file} must hold {' and, after it, '.join(wanted)}, on a "
                 f"line of its own and nowhere else{'' if with_candidates else f', and no {CANDIDATES}'}."
             )
+        check_placeholders(text, [*wanted, LIST_LENGTH], f"prompt={name!r}: {file}")
         return cls(name, system, user)
 
     def with_length(self, list_length: int) -> "ChatPrompt":

@@ -14,6 +14,7 @@ from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.lists import ListPrompts, ListStyle, ListText
 from recbole_llm.prompt.pieces import cut_titles
+from recbole_llm.prompt.templates import check_placeholders
 from recbole_llm.typing import Tokenizer
 
 JOINER = " \n "
@@ -49,6 +50,7 @@ class PromptTemplate:
         parts = re.split("|".join(map(re.escape, _FIELDS)), text)
         if re.findall("|".join(map(re.escape, _FIELDS)), text) != [*_FIELDS]:
             raise ConfigError(f"prompt={name!r}: {file} must hold {_FIELDS[0]} once and, after it, {_FIELDS[1]} once.")
+        check_placeholders(text, _FIELDS, f"prompt={name!r}: {file}")
         return cls(name, *parts)
 
     def text(self, history: Sequence[str], candidates: Sequence[str], words: Sequence[str]) -> str:

@@ -22,6 +22,13 @@ MAY_HOLD = {
 }
 
 
+def check_placeholders(text: str, known: Sequence[str], where: str) -> None:
+    """Raise a ConfigError if ``text`` holds a word in braces that is not ``known``: it would be shown as it is."""
+    strange = [name for name in re.findall(r"\{[A-Za-z_]\w*\}", text) if name not in known]
+    if strange:
+        raise ConfigError(f"{where} holds {strange[0]}, which nothing replaces: {', '.join(known)} can be in braces.")
+
+
 def check_fields(text: str, kind: str, key: str) -> None:
     """Raise a ConfigError that names the setting ``key`` unless ``text`` holds what templates of ``kind`` may hold."""
     allowed, needed = MAY_HOLD[kind]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from logging import getLogger
+from logging import CRITICAL, Logger, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,12 @@ def what_was_read(config: Config, dataset: HistoryDataset) -> TrainedData:
 def _digests(config: Config, dataset: HistoryDataset) -> np.ndarray | None:
     """Return digests of the item texts, if the model reads any."""
     file = Path(dataset.dataset_path) / f"{dataset.dataset_name}.item"
-    if not config.model_class.needs_item_text or config["item_vectors"] or not file.is_file():
+    if not config.model_class.reads_item_text(config) or config["item_vectors"] or not file.is_file():
         return None
     title_only = "item_title" in config.model_keys
-    return text_digests(item_text_of(dataset, config, title_only).texts)
+    # What is wrong with the texts is said where the model reads them.
+    silent = Logger("silent", CRITICAL)
+    return text_digests(item_text_of(dataset, config, title_only, logger=silent).texts)
 
 
 def _say_changed_texts(config: Config, dataset: HistoryDataset, trained: TrainedData, run_dir: Path) -> None:

@@ -218,7 +218,11 @@ def load_item_text(
 
 
 def item_text_of(
-    dataset: HistoryDataset, config: Settings, title_only: bool = False, for_prompt: bool = False
+    dataset: HistoryDataset,
+    config: Settings,
+    title_only: bool = False,
+    for_prompt: bool = False,
+    logger: logging.Logger | None = None,
 ) -> ItemText:
     """Return the text of every item of a RecBole dataset, by internal id, as ``item_text`` says.
 
@@ -230,6 +234,8 @@ def item_text_of(
         ``control: shuffled_text`` items have each other's text.
     title_only, for_prompt : bool
         As for :func:`load_item_text`; `title_only` takes the template ``item_title``.
+    logger : logging.Logger, optional
+        Takes the warnings; the dataset's by default.
 
     Raises
     ------
@@ -244,7 +250,7 @@ def item_text_of(
         field_separator=config["field_separator"],
         seq_separator=config["seq_separator"],
         encoding=config["encoding"] or "utf-8",
-        logger=dataset.logger,
+        logger=logger or dataset.logger,
         title_only=title_only,
         for_prompt=for_prompt,
     )

@@ -198,6 +198,16 @@ def test_titles_in_the_prompt_and_codes_in_the_answer(settings):
     assert model.tokenizer.decode(model.codes[first][:-1]) == model.index.items[first]
 
 
+@pytest.mark.parametrize("name", ["P5", "POD", "LightLM"])
+def test_items_without_any_text_do_not_matter_where_only_codes_are_shown(name, settings, tmp_path, caplog):
+    items = "".join(f"i{item}\t{item}\n" for item in range(30))
+    (tmp_path / "data" / "cycle" / "cycle.item").write_text(f"item_id:token\tprice:float\n{items}")
+    result = run(name, "cycle", config_dict={**settings, "epochs": 1})
+    assert load_run(result["run_dir"]).model.item_text is None and "no text" not in caplog.text
+    with pytest.raises(ConfigError, match="has no field that looks like text"):
+        run(name, "cycle", config_dict={**settings, "item_index": "title"})
+
+
 def test_internal_ids_are_not_shown(settings):
     model, train, _ = build("POD", settings, item_prefix="", templates=["{history}"], test_template=0)
     batch = next(iter(train))

@@ -157,6 +157,8 @@ def test_lists_that_are_not_as_asked_for(text, titles):
         ("[user]\nno field", False, "must hold {history}"),
         ("[user]\nbought {history}", False, "on a line of its own"),
         ("[user]\n{history}\n{history}", False, "must hold {history}"),
+        ("[user]\nWrite {list_lenght} titles.\n{history}", False, "holds {list_lenght}, which nothing replaces"),
+        ("[system]\nThe {candidate} is\n[user]\n{history}\n{candidates}", True, "holds {candidate}, which nothing"),
         ("[user]\n{history}", True, "{history} and, after it, {candidates}"),
         ("[user]\n{candidates}\n{history}", True, "{history} and, after it, {candidates}"),
         ("[user]\n{history}\n{candidates}", False, "no {candidates}"),

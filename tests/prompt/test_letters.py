@@ -205,6 +205,9 @@ def test_prompt_files(tmp_path):
         PromptTemplate.read("lama")
     file = tmp_path / "mine.txt"
     file.write_text("{candidates} then {history}", encoding="utf-8")
+    (tmp_path / "typo.txt").write_text('{"as": 1} {history} {candidate} {candidates}')
+    with pytest.raises(ConfigError, match=r"holds \{candidate\}, which nothing replaces: \{history\}, \{candidates\}"):
+        PromptTemplate.read(str(tmp_path / "typo.txt"))
     with pytest.raises(ConfigError, match=r"must hold \{history\} once and, after it, \{candidates\}"):
         PromptTemplate.read(str(file))
     file.write_text("a {history} b {candidates} c", encoding="utf-8")
