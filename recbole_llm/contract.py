@@ -37,8 +37,18 @@ class LLMRecommender(SequentialRecommender):  # type: ignore[misc]
 
     Examples
     --------
-    >>> from recbole_llm.quick_start import run  # doctest: +SKIP
-    >>> run("my_model:MyModel", "ml-100k", config_dict={"epochs": 1})  # doctest: +SKIP
+    >>> import torch
+    >>> from recbole_llm import run
+    >>> class Numbers(LLMRecommender):
+    ...     defaults = {"epochs": 0}
+    ...     reads_history = False
+    ...
+    ...     def full_sort_predict(self, interaction):
+    ...         scores = torch.arange(self.n_items, dtype=torch.float32)
+    ...         return self.mask_padding(scores.repeat(len(interaction), 1))
+    >>> result = run(Numbers, "ml-100k", config_dict={"smoke": True, "show_progress": False}, saved=False)
+    >>> "recall@10" in result["test_result"]
+    True
     """
 
     # ---- Training

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -14,7 +15,7 @@ from recbole_llm.config.schema import types_by_key
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(#[^)]*)?\)")
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUN = ("run_recbole_llm.py", "recbole-llm")
 
@@ -35,8 +36,26 @@ ALL_COMMANDS = [(page.relative_to(ROOT), words) for page in PAGES for words in c
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_within_the_repository_lead_to_files(page):
-    targets = [match[0] for match in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in match[0]]
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link[0]]
+    assert [target for target, _ in links if not (page.parent / target).exists()] == []
+    for target, anchor in links:
+        file = page.parent / target if target else page
+        assert not anchor or anchor[1:] in anchors(file), f"{target}{anchor}"
+
+
+def anchors(file):
+    """Anchors that GitHub and MyST give the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_elsewhere_are_well_formed(page):
+    """Nobody opens them here; a space, a quotation mark or a missing host would show."""
+    for address in re.findall(r"https?:[^\s)>\]`\"]*", page.read_text(encoding="utf-8")):
+        parts = urlsplit(address)
+        assert parts.scheme == "https" and re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", parts.netloc), address
+        assert parts.netloc != "arxiv.org" or re.fullmatch(r"/abs/\d{4}\.\d{5}", parts.path), address
 
 
 @pytest.mark.parametrize(

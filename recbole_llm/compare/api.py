@@ -73,6 +73,12 @@ def compare(
         Before anything runs: for unknown models or values, and rows that would not be evaluated alike.
     NothingToCompareError
         If no run finished.
+
+    Examples
+    --------
+    >>> comparison = compare(["MostPopular"], "ml-100k", config_dict={"smoke": True, "show_progress": False})
+    >>> (comparison.directory / "report.html").is_file()
+    True
     """
     log_to_console()
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
@@ -117,6 +123,14 @@ def compare_runs(run_dirs: Sequence[str | Path], options: Mapping[str, Any] | No
     ------
     CheckpointError
         If a directory is no finished run, or was tested on other users or targets than the first.
+
+    Examples
+    --------
+    >>> from recbole_llm import run
+    >>> settings = {"smoke": True, "show_progress": False}
+    >>> runs = [run(name, "ml-100k", config_dict=settings)["run_dir"] for name in ("MostPopular", "VSKNN")]
+    >>> [row.label for row in compare_runs(runs).rows]
+    ['MostPopular', 'VSKNN']
     """
     log_to_console()
     given = dict(options or {})

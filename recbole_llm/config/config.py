@@ -63,6 +63,12 @@ class Config(RecBoleConfig):  # type: ignore[misc]
         Keys in the property files of the model.
     notices : list of str
         Warnings about the settings; also written into ``results.json``.
+
+    Examples
+    --------
+    >>> config = Config("SASRec", "ml-100k", config_dict={"epochs": 3})
+    >>> config["epochs"], config["mask_history"]
+    (3, True)
     """
 
     parameters: dict[str, list[str]]

@@ -29,7 +29,11 @@ PathLike = str | Path
 
 
 def source_names() -> list[str]:
-    """Return every name that :func:`convert` accepts, Amazon's as patterns."""
+    """Return every name that :func:`convert` accepts, Amazon's as patterns.
+
+    >>> "ml-1m" in source_names()
+    True
+    """
     return [*movielens.NAMES, "amazon-<category>-<2014|2018|2023>", "steam", "steam-au", "sessions", "generic"]
 
 
@@ -113,9 +117,12 @@ def convert(
     Examples
     --------
     >>> from recbole_llm.convert import convert
-    >>> report = convert("ml-1m", "ml-1m.zip", k_core=5)  # doctest: +SKIP
-    >>> report.counts.users, report.output  # doctest: +SKIP
-    (6040, PosixPath('dataset/ml-1m'))
+    >>> with open("log.csv", "w") as file:
+    ...     _ = file.write("user_id,item_id,timestamp\\nann,01,10\\nann,1,20\\n")
+    >>> columns = {"user_col": "user_id", "item_col": "item_id", "time_col": "timestamp"}
+    >>> report = convert("generic", "log.csv", "dataset/log", **columns)
+    >>> report.counts.users, report.counts.items
+    (1, 2)
     """
     started = time.perf_counter()
     read, lists_all, known = _reader(str(name))

@@ -110,7 +110,10 @@ def write_card(
 
     Examples
     --------
-    >>> write_card("saved/LRURec-ml-100k-2026-01-31_12-00-00", name="me/lrurec")  # doctest: +SKIP
+    >>> from recbole_llm import run
+    >>> run_dir = run("SASRec", "ml-100k", config_dict={"smoke": True, "show_progress": False})["run_dir"]
+    >>> (write_card(run_dir, "card", name="me/sasrec") / "README.md").is_file()
+    True
     """
     run_dir = Path(run_dir)
     results = read_results(run_dir)

@@ -56,10 +56,15 @@ class Explorer:
 
     Examples
     --------
-    >>> explorer = Explorer.load("saved/LRURec-ml-100k-2026-01-31_12-00-00")  # doctest: +SKIP
-    >>> explorer.find_items("star wars")  # doctest: +SKIP
-    ['50']
-    >>> explorer.recommend(["50", "181"], k=3)  # doctest: +SKIP
+    >>> from recbole_llm import run
+    >>> run_dir = run("SASRec", "ml-100k", config_dict={"smoke": True, "show_progress": False})["run_dir"]
+    >>> explorer = Explorer.load(run_dir)
+    >>> explorer.find_items("KOLYA")
+    ['242']
+    >>> explorer.title("242")
+    'Kolya (1996)'
+    >>> [len(row) for row in explorer.recommend(["242"], k=2)]  # id, title, score
+    [3, 3]
     """
 
     def __init__(self, recommender: Recommender) -> None:

@@ -1,9 +1,4 @@
-"""Lists, similar items and vectors from a finished run, with raw ids.
-
-recommender = Recommender.load("saved/LRURec-ml-100k-...")
-recommender.recommend([["50", "181"], ["222"]], k=10)       # histories that training has never seen
-for frame in recommender.recommend_users(k=10): ...         # all users, a batch at a time
-"""
+"""Lists, similar items and vectors from a finished run, with raw ids."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +53,18 @@ class Recommender:
     ------
     UnsupportedError
         For a run of the top-N task, which ranks among candidates only.
+
+    Examples
+    --------
+    >>> from recbole_llm import run
+    >>> run_dir = run("SASRec", "ml-100k", config_dict={"smoke": True, "show_progress": False})["run_dir"]
+    >>> recommender = Recommender.load(run_dir)
+    >>> history = recommender.history(recommender.users[0])
+    >>> (found,) = recommender.recommend([history], k=3)  # of anybody, also of users that training has not seen
+    >>> len(found), found[0].item in history
+    (3, False)
+    >>> for frame in recommender.recommend_users(k=10):  # all users, a batch at a time
+    ...     assert list(frame.columns) == ["user_id", "item_id", "rank", "score"]
     """
 
     def __init__(self, run: Run) -> None:

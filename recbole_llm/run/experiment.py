@@ -78,6 +78,12 @@ def run(
     dict
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and ``test_result`` (under
         ``mask_history``), and ``test_result_unmasked``, ``stages``, ``members`` (of a hybrid), ``run_dir``.
+
+    Examples
+    --------
+    >>> result = run("MostPopular", "ml-100k", config_dict={"smoke": True, "show_progress": False})
+    >>> sorted(result["best_valid_result"])[:2]
+    ['mrr@10', 'mrr@20']
     """
     spawned = distributed.launched() is not None
     log_to_console()

@@ -69,8 +69,11 @@ def load_run(run_dir: str | Path, config_dict: Mapping[str, Any] | None = None, 
 
     Examples
     --------
-    >>> run = load_run("saved/SASRec-ml-100k-2026-01-31_12-00-00")  # doctest: +SKIP
-    >>> run.trainer.evaluate(run.test_data, load_best_model=False)  # doctest: +SKIP
+    >>> from recbole_llm import run
+    >>> run_dir = run("MostPopular", "ml-100k", config_dict={"smoke": True, "show_progress": False})["run_dir"]
+    >>> loaded = load_run(run_dir)
+    >>> loaded.trainer.evaluate(loaded.test_data, load_best_model=False) is None
+    False
     """
     run_dir = Path(run_dir)
     report = read_results(run_dir)

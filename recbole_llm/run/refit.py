@@ -82,8 +82,10 @@ def refit(
 
     Examples
     --------
-    >>> refit("saved/LRURec-ml-100k-2026-01-31_12-00-00")["run_dir"]  # doctest: +SKIP
-    'saved/LRURec-ml-100k-refit-2026-01-31_12-30-00'
+    >>> from recbole_llm import run
+    >>> run_dir = run("SASRec", "ml-100k", config_dict={"smoke": True, "show_progress": False})["run_dir"]
+    >>> refit(run_dir)["run_dir"]
+    'saved/SASRec-ml-100k-smoke-refit-...'
     """
     run_dir, given = Path(run_dir), dict(config_dict or {})
     remedy = "It trains with the settings of its run, whose number of updates would not fit others."

@@ -9,7 +9,12 @@ WORDS = [
 
 
 def write_dataset(folder: Path, name: str, histories: dict[str, list[str]], texts: dict[str, str]) -> Path:
-    """Write ``folder/name/name.inter`` and ``.item``; times count up within a user. Returns ``folder``."""
+    """Write ``folder/name/name.inter`` and ``.item``; times count up within a user. Returns ``folder``.
+
+    >>> folder = write_dataset(Path("data"), "shop", {"ann": ["1", "2"]}, {"1": "a red ball", "2": "a blue ball"})
+    >>> (folder / "shop" / "shop.inter").read_text().splitlines()[1].split("\\t")
+    ['ann', '1', '0']
+    """
     target = folder / name
     target.mkdir(parents=True)
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]

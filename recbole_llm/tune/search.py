@@ -81,6 +81,13 @@ def tune(
         For invalid options, spaces or settings.
     StudyError
         If no trial finished.
+
+    Examples
+    --------
+    >>> space = {"choice": {"learning_rate": [0.01, 0.001]}}
+    >>> result = tune("SASRec", "ml-100k", params_dict=space, config_dict={"smoke": True, "show_progress": False})
+    >>> sorted(result["best_params"]), len(resume_study(result["study_dir"])["trials"])
+    (['learning_rate'], 2)
     """
     log_to_console()
     chosen = options_of(options)
@@ -94,6 +101,8 @@ def tune(
 
 def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
     """Continue a study from its folder alone; options such as ``max_evals`` may be raised.
+
+    :func:`tune` has an example.
 
     Raises
     ------

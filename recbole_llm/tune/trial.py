@@ -263,6 +263,12 @@ def objective_function(
     dict
         RecBole's keys. ``test_result`` is empty: the test set is for the winner, with
         ``run(config_file_list=..., config_dict=tuner.best_params)``.
+
+    Examples
+    --------
+    >>> settings = {"model": "MostPopular", "dataset": "ml-100k", "smoke": True, "show_progress": False}
+    >>> objective_function(settings)["valid_score_bigger"]
+    True
     """
     log_to_console()
     config = Config(None, None, config_file_list, config_dict)
