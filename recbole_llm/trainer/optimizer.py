@@ -23,8 +23,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 LAZY: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": LazyAdam, "adamw": LazyAdamW}
 
 
-def build_optimizer(model: LLMRecommender, stage: Stage) -> torch.optim.Optimizer | None:
-    """Create the optimizer of a stage for the trainable parameters; None if there are none.
+def build_optimizer(model: LLMRecommender, stage: Stage) -> torch.optim.Optimizer:
+    """Create the optimizer of a stage for the trainable parameters; of nothing if there are none.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def build_optimizer(model: LLMRecommender, stage: Stage) -> torch.optim.Optimize
     groups = parameter_groups(model, stage.decay_groups, stage.weight_decay, factors)
     trained = [parameter for group in groups for parameter in group["params"]]
     if not trained:
-        return None
+        return torch.optim.SGD([torch.zeros(0, requires_grad=True)], lr=stage.learning_rate)
     half = [parameter for parameter in trained if parameter.dtype in (torch.float16, torch.bfloat16)]
     if half:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from recbole_llm.errors import ModelError
 from recbole_llm.progress import progress
 from recbole_llm.trainer.accumulation import GradientMean, LossMean
 from recbole_llm.trainer.gradients import clip_gradients
+from recbole_llm.trainer.optimizer import build_optimizer
 from recbole_llm.trainer.parallel import ParallelLoss
 from recbole_llm.trainer.schedule import FACTOR
 from recbole_llm.trainer.stage import Stage
@@ -24,7 +26,6 @@ class Steps:
     ----------
     model : LLMRecommender
     stage : Stage
-    optimizer : torch.optim.Optimizer
     device : torch.device
     find_unused : bool, optional
         As :class:`recbole_llm.trainer.parallel.ParallelLoss`.
@@ -41,16 +42,20 @@ class Steps:
         self,
         model: LLMRecommender,
         stage: Stage,
-        optimizer: torch.optim.Optimizer,
         device: torch.device,
         find_unused: bool | None = None,
     ) -> None:
-        self.model, self.stage, self.optimizer, self.device = model, stage, optimizer, device
+        self.model, self.stage, self.device = model, stage, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=stage.amp_dtype is torch.float16)
         self.count = self.total = 0
         self.learning_rate = stage.learning_rate
         self._find_unused = find_unused
         self._parallel: ParallelLoss | None = None
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of the stage; made when it is first asked for, since torch imports its compiler for the first one."""
+        return build_optimizer(self.model, self.stage)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context that the model trains in: mixed precision if ``amp`` enables it."""

@@ -30,7 +30,6 @@ from recbole_llm.trainer.batches import batches_of
 from recbole_llm.trainer.best import BestWeights
 from recbole_llm.trainer.forecast import forecast
 from recbole_llm.trainer.meter import Meter
-from recbole_llm.trainer.optimizer import build_optimizer
 from recbole_llm.trainer.stage import FitArguments, Stage
 from recbole_llm.trainer.steps import Steps
 from recbole_llm.trainer.stopping import EarlyStopping
@@ -101,7 +100,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         self.best_weights = BestWeights(model, run_dir)
         self._inside: Callable[[int, int, list[float]], bool] | None = None
         if finished:
-            self._set_up_stage(len(self.stages) - 1)
+            self._set_up_stage(len(self.stages) - 1, finished=True)
         else:
             self.start_stage(0)
         if not self.world.is_main:
@@ -130,7 +129,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         self.model.start_stage(self.stages[number])
         self._set_up_stage(number)
 
-    def _set_up_stage(self, number: int) -> None:
+    def _set_up_stage(self, number: int, finished: bool = False) -> None:
         self.stage = Stage.of(self.config, self.model, number)
         if self.world.size > 1:
             distributed.broadcast_state(self.model)
@@ -141,16 +140,16 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         self._stopped = False
         self._validated = -1  # update of the stage whose weights were validated last
         self.early_stopping = EarlyStopping(self.stage.stopping_step, self.stage.valid_metric_bigger)
-        optimizer = build_optimizer(self.model, self.stage)
-        if optimizer is None:
-            if self.stage.epochs > 0:
-                where = f" in stage {self.stage.name!r}" if len(self.stages) > 1 else ""
-                self.config.notices.append(
-                    f"{self.config['model']} has nothing to train{where}: epochs={self.stage.epochs} has no effect."
-                )
-                self.stage = replace(self.stage, epochs=0, eval_step=0)
-            optimizer = torch.optim.SGD([torch.zeros(0, requires_grad=True)], lr=self.stage.learning_rate)
-        self.steps = Steps(self.model, self.stage, optimizer, self.device, self.config["find_unused_parameters"])
+        trains = any(parameter.requires_grad for parameter in self.model.parameters())
+        if not trains and self.stage.epochs > 0:
+            where = f" in stage {self.stage.name!r}" if len(self.stages) > 1 else ""
+            self.config.notices.append(
+                f"{self.config['model']} has nothing to train{where}: epochs={self.stage.epochs} has no effect."
+            )
+            self.stage = replace(self.stage, epochs=0, eval_step=0)
+        self.steps = Steps(self.model, self.stage, self.device, self.config["find_unused_parameters"])
+        if trains and not finished:
+            self.steps.optimizer  # noqa: B018 - its errors come before any work
 
     @property
     def updates(self) -> int:

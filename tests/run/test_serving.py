@@ -3,6 +3,8 @@
 import json
 import logging
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,16 @@ def test_rows_in_another_order_and_place_change_nothing(model, shop, tiny, isola
         moved.rename(shop)
         for history, before in expected.items():
             assert_same(lists(run_dir, history=history), before)
+
+
+def test_serving_imports_no_compiler(shop, tiny):
+    """torch imports its compiler, which takes longer than reading a small run, for the first optimizer."""
+    run_dir = run("LRURec", "shop", config_dict={**tiny})["run_dir"]
+    code = (
+        "import sys; from recbole_llm.recommend import Recommender; "
+        f"Recommender.load({run_dir!r}, use_gpu=False).recommend_users(k=2); assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @examples(15, suppress_health_check=[HealthCheck.function_scoped_fixture])
