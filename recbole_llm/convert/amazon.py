@@ -14,6 +14,7 @@ from recbole_llm.convert.interactions import Interactions
 from recbole_llm.convert.reading import (
     Reading,
     Request,
+    Row,
     line_batches,
     parquet_batches,
     rated,
@@ -33,13 +34,9 @@ NAME = re.compile(r"amazon-(?P<category>[a-z0-9-]+)-(?P<year>2014|2018|2023)")
 _CATEGORIES = {"toys": "toys-and-games", "games": "video-games", "movies": "movies-and-tv", "cds": "cds-and-vinyl"}
 _BEAUTY = {"2014": "beauty", "2018": "all-beauty", "2023": "all-beauty"}
 
-FIELDS = (
-    ("title", "token_seq"),
-    ("categories", "token_seq"),
-    ("brand", "token"),
-    ("price", "token"),
-    ("description", "token_seq"),
-    ("category_tokens", "token_seq"),
+_HEADER = (
+    *("title:token_seq", "categories:token_seq", "brand:token", "price:token"),
+    *("description:token_seq", "category_tokens:token_seq"),
 )
 # Of the metadata; 2014: categories and brand, 2018: category and brand, 2023: categories and store.
 _TEXT_FIELDS = ("title", "categories", "category", "brand", "store", "price", "description")
@@ -93,18 +90,7 @@ _RELEASES = {
 
 
 def read(request: Request) -> Reading:
-    """Read the reviews or ratings of one category, then the metadata of the items in them.
-
-    Options
-    -------
-    columns : str
-        Order of the columns of a ratings file without header; default ``user,item,rating,time`` (2014) or
-        ``item,user,rating,time`` (2018).
-    workers : int
-        Processes that parse reviews written as Python literals.
-    no_metadata : bool
-        Convert without item text.
-    """
+    """Read the reviews or ratings of one category, then the metadata of the items in them."""
     found = NAME.fullmatch(request.name)
     assert found is not None
     release = _RELEASES[found["year"]]
@@ -224,10 +210,10 @@ def _csv_columns(source: Source, release: _Release, request: Request) -> list[st
 
 
 def _read_metadata(sources: Sequence[Source], table: Interactions, release: _Release, request: Request) -> Catalogue:
-    items, rated_items, skips = Catalogue(FIELDS, title="title"), table.items, request.skips
+    items, rated_items, skips = Catalogue(_HEADER, title="title"), table.items, request.skips
     fields = [release.item_field, *_TEXT_FIELDS]
 
-    def take(values: tuple[Any, ...]) -> None:
+    def take(values: Row) -> None:
         record = dict(zip(fields, values, strict=True))
         raw_id = record[release.item_field]
         if not isinstance(raw_id, str) or not raw_id:

@@ -79,10 +79,12 @@ class AtomicFile:
             count("not_utf8", text, lambda value: _ESCAPED_BYTE.search(value) is not None)
         if kind.startswith("float"):
             mark = self.settings["seq_separator"] if kind == "float_seq" else None
-            if mark or not are_numbers(list(filter(None, values))):
-                text = f"values of {name}:{kind} are not finite numbers"
-                parts = (lambda value: value.split(mark)) if mark else (lambda value: [value])
-                count(f"not_a_number:{name}", text, lambda value: not are_numbers(list(filter(None, parts(value)))))
+
+            def is_no_number(value: str) -> bool:
+                return not are_numbers([part for part in (value.split(mark) if mark else [value]) if part])
+
+            if mark or not are_numbers([value for value in values if value]):
+                count(f"not_a_number:{name}", f"values of {name}:{kind} are not finite numbers", is_no_number)
             return
         if name in (self.settings["USER_ID_FIELD"], self.settings["ITEM_ID_FIELD"]):
             text = f"values of {name} have a NUL character, which no id may have"

@@ -167,7 +167,7 @@ def _usable(file: AtomicFile, numbers: Sequence[int], rows: _Rows, name: str) ->
 def _catalogue(file: AtomicFile, findings: Findings) -> Catalogue:
     place, id_field = file.place("ITEM_ID_FIELD"), file.settings["ITEM_ID_FIELD"]
     title = next((name for name in file.fields if name.lower() in _TITLES), "")
-    catalogue = Catalogue([(name, kind) for name, kind in file.fields.items() if name != id_field], title=title)
+    catalogue = Catalogue([f"{name}:{kind}" for name, kind in file.fields.items() if name != id_field], title=title)
     for numbers, columns in file.batches():
         for number, row in zip(numbers, zip(*columns, strict=True), strict=True):
             if not row[place]:
@@ -237,7 +237,7 @@ def _check_items(
     unrated = sum(raw not in rated for raw in items.rows)
     text = f"{unrated:,} items of {name}.item have no interactions; stock RecBole ranks them anyway"
     findings.add("unrated_items", "note", text, unrated, {"item_inter_num_interval": '"[1,inf)"'})
-    text_places = [place for place, (_, kind) in enumerate(items.fields) if kind == "token_seq"]
+    text_places = [place for place, kind in enumerate(items.kinds) if kind == "token_seq"]
     if not text_places:
         text = f"{name}.item has no token_seq field: there is no text to read."
         findings.add("no_text_field", "warning", text)

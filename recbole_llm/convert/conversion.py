@@ -223,11 +223,11 @@ def _write(out: Output, report: Report, reading: Reading, selection: Selection, 
         ids += [raw for raw in kept if raw not in items]
         report.listed_items = len(ids)
         report.untitled_items = sum(not items.titled(raw) for raw in ids)
-        out.write(".item", ["item_id:token", *map(":".join, items.fields)], items.lines(ids, renamed[1]))
+        out.write(".item", ["item_id:token", *items.header], items.lines(ids, renamed[1]))
     if users is not None:
         kept = _in_use(table.users, selection.users)
         ids = [raw for raw in users.rows if raw in kept]
-        out.write(".user", ["user_id:token", *map(":".join, users.fields)], users.lines(ids, renamed[0]))
+        out.write(".user", ["user_id:token", *users.header], users.lines(ids, renamed[0]))
 
 
 def _interaction_lines(

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from recbole_llm.convert.interactions import Interactions
 from recbole_llm.convert.options import names
@@ -12,6 +11,7 @@ from recbole_llm.convert.reading import (
     Columns,
     Reading,
     Request,
+    Row,
     check_columns,
     csv_batches,
     csv_rows,
@@ -76,8 +76,8 @@ class TableFile:
             return []
         if self._names:
             return self._names
-        for rows in csv_rows(self.source, self.delimiter):
-            return [cell.strip() for cell in rows[0][1]]
+        for _, rows in csv_rows(self.source, self.delimiter):
+            return [cell.strip() for cell in rows[0]]
         raise DataError(f"{self.source.name}: the file is empty.")
 
     def batches(self, wanted: Sequence[str], ids: int, progress: bool, optional: bool = False) -> Iterator[Batch]:
@@ -177,17 +177,16 @@ def _read_catalogue(
     columns = files[0].columns
     check_columns(sources[0].name, columns, [str(id_col)])
     mapping = _mapping(names(fields), [name for name in columns if name != id_col])
-    catalogue_fields = [(name, kind) for _, name, kind in mapping]
-    kept = [name for name, _ in catalogue_fields]
+    kept = [name for _, name, _ in mapping]
     if title is None:
         title = next((name for name in kept if _plain(name) in _TITLE), "")
     elif title not in kept:
         raise ConfigError(f"title_col is {title!r}; the fields kept are {', '.join(kept)}.")
-    catalogue = Catalogue(catalogue_fields, title=title)
+    catalogue = Catalogue([f"{name}:{kind}" for _, name, kind in mapping], title=title)
 
-    def take(values: tuple[Any, ...]) -> None:
+    def take(values: Row) -> None:
         texts = list(map(_text, values[1:]))
-        for text, (name, kind) in zip(texts, catalogue.fields, strict=True):
+        for text, (_, name, kind) in zip(texts, mapping, strict=True):
             if kind == "float" and text:
                 as_floats([text], name)
         catalogue.add(values[0] or "", texts)

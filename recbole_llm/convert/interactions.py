@@ -129,8 +129,8 @@ def interner() -> defaultdict[str, int]:
 class Interactions:
     """The interactions of a conversion, in input order; a context manager.
 
-    ``users`` and ``items`` map raw ids to codes, in order of first appearance. ``value_fields`` are the names of float
-    columns beside the time, for instance ``('rating',)``; temporary files are made in ``folder``.
+    ``users`` and ``items`` map raw ids to codes, in order of first appearance. ``value_fields`` are the names of the
+    float columns besides the time, for instance ``('rating',)``; temporary files go to ``folder``.
     """
 
     def __init__(self, value_fields: Sequence[str], folder: Path) -> None:
@@ -195,14 +195,14 @@ class Interactions:
             column.extend(new)
         self._length += len(times)
         if len(self._buffer[0]) >= ROWS:
-            self._insert("INSERT INTO read FROM batch")
+            self._insert()
 
-    def _insert(self, query: str) -> None:
+    def _insert(self, query: str = "INSERT INTO read FROM batch") -> None:
         """Move the buffer into the engine."""
         rows = len(self._buffer[0])
         batch: Columns = {"number": np.arange(self._length - rows, self._length)}
         for (name, kind), column in zip(self._types.items(), self._buffer, strict=True):
-            batch[name] = np.array(column, dtype=kind)
+            batch[name] = np.fromiter(column, dtype=kind, count=len(column))
             column.clear()
         with engine_errors():
             self._engine.register("batch", batch)
@@ -216,12 +216,7 @@ class Interactions:
         ----------
         filters : Filters
         titled : array of bool, shape (n_items,), optional
-            Which item codes have a title; without it the ``untitled`` filter keeps all.
-
-        Returns
-        -------
-        Selection
-            Ties in time keep the order of the input. It is valid until the next call.
+            Which item codes have a title; without it, the ``untitled`` filter keeps all.
 
         Raises
         ------
@@ -230,7 +225,7 @@ class Interactions:
         DataError
             The disk is full.
         """
-        self._insert("INSERT INTO read FROM batch")
+        self._insert()
         for number in range(self._tables):
             self._run(f"DROP TABLE IF EXISTS kept{number}")
         self._tables = 0
@@ -263,9 +258,9 @@ class Interactions:
         """Return warnings about the times of the last selection, by the same rules as a run."""
         kept = f"kept{self._tables - 1}" if self._tables else "read"
         times = f'SELECT "user", CAST(time AS DOUBLE) + micro / 1e6 AS time FROM {kept}'  # as a run reads them
-        last = f'SELECT "user", max(time) AS time, count(*) AS often FROM ({times}) GROUP BY "user"'
-        rows, low, high = self._row(f"SELECT count(*), min(time), max(time) FROM ({times})")
-        (users,) = self._row(f"SELECT count(*) FROM ({last}) WHERE often > 1")
+        last = f'SELECT "user", min(time) AS low, max(time) AS time, count(*) AS often FROM ({times}) GROUP BY "user"'
+        whole = "CAST(sum(often) AS BIGINT), min(low), max(time), count_if(often > 1)"
+        rows, low, high, users = self._row(f"SELECT {whole} FROM ({last})")
         ends = f'SELECT "user" FROM ({times}) JOIN ({last}) USING ("user", time) GROUP BY "user" HAVING count(*) > 1'
         (tied,) = self._row(f"SELECT count(*) FROM ({ends})")
         # Times within a power of two have no gap, so the smallest and the largest of each are enough to find one.
@@ -316,10 +311,10 @@ class Interactions:
             )
 
 
-def connect(**config: Any) -> duckdb.DuckDBPyConnection:
+def connect(**config: str | int) -> duckdb.DuckDBPyConnection:
     """Return a database in memory, without its own progress bars and network access."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    settings: dict[str, Any] = {
+    settings: dict[str, str | int | bool | list[str]] = {
         "memory_limit": MEMORY,
         "threads": min(THREADS, cores),
         "autoinstall_known_extensions": False,

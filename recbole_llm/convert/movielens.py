@@ -6,7 +6,6 @@ Layouts as in the READMEs of the archives: https://grouplens.org/datasets/moviel
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from recbole_llm.convert.interactions import Interactions
 from recbole_llm.convert.reading import (
@@ -14,6 +13,7 @@ from recbole_llm.convert.reading import (
     Columns,
     Reading,
     Request,
+    Row,
     csv_batches,
     decode,
     line_batches,
@@ -100,7 +100,7 @@ def _read_100k(request: Request) -> Reading:
     table = _ratings(ratings, "\t", request)
     items = _movies("class")
 
-    def take(values: tuple[Any, ...]) -> None:
+    def take(values: Row) -> None:
         raw_id, title, _, _, _, *flags = values
         genres = [name for name, flag in zip(_GENRES_100K, flags, strict=True) if flag == "1"]
         items.add(raw_id, (*movie_title(title), " ".join(genres), title))
@@ -151,14 +151,14 @@ def _read_csv(request: Request) -> Reading:
 
 def _movies(genre_field: str, *more: str) -> Catalogue:
     names = ("movie_title", "release_year", genre_field, "movie_title_raw", *more)
-    fields = [(name, "token" if name == "release_year" else "token_seq") for name in names]
-    return Catalogue(fields, title="movie_title")
+    header = [f"{name}:{'token' if name == 'release_year' else 'token_seq'}" for name in names]
+    return Catalogue(header, title="movie_title")
 
 
 def _read_movies(source: Source, batches: Iterable[Batch], tags: dict[str, str] | None, request: Request) -> Catalogue:
     items = _movies("genre") if tags is None else _movies("genre", "tags")
 
-    def take(values: tuple[Any, ...]) -> None:
+    def take(values: Row) -> None:
         raw_id, title, genres = values
         genres = "" if genres == "(no genres listed)" else genres.replace("|", " ")
         texts = [*movie_title(title), genres, title]
@@ -171,7 +171,7 @@ def _read_movies(source: Source, batches: Iterable[Batch], tags: dict[str, str] 
 def _users(request: Request, separator: str, fields: Sequence[str], found: list[Source]) -> Catalogue | None:
     if not found:
         return None
-    users = Catalogue([(name, "token") for name in fields])
+    users = Catalogue([f"{name}:token" for name in fields])
     batches = line_batches(found[0], _latin(split_lines(separator, 1 + len(fields))))
     take_rows(found[0], batches, lambda values: users.add(values[0], values[1:]), request.skips)
     return users
@@ -185,7 +185,7 @@ def _tags(request: Request, name: str, batches: Callable[[Source], Iterable[Batc
     """Return the most frequent tags of each movie, ``{movie id: 'dark_comedy pixar'}``, if they are asked for."""
     counts: dict[str, Counter[str]] = {}
 
-    def take(values: tuple[Any, ...]) -> None:
+    def take(values: Row) -> None:
         _, movie, tag, _ = values
         words = re.sub(r"\s+", "_", clean_text(tag).lower().strip('"'))
         if words:

@@ -6,11 +6,14 @@ from typing import Any
 
 from recbole_llm.errors import ConfigError
 
-#: Kind (a key of ``_KINDS``, or the choices) and meaning of each option.
+#: Kind (a key of ``_KINDS``, or the choices) and help of each option.
 OPTIONS: dict[str, tuple[str | tuple[str, ...], str]] = {
     "no_metadata": ("flag", "Amazon, Steam: convert without item text"),
     "columns": ("names", "columns of a file without header; Amazon: the order of user, item, rating, time"),
-    "user_key": (("username", "user_id"), "Steam: field that identifies a user (default: username)"),
+    "user_key": (
+        ("username", "user_id"),
+        "Steam: what identifies a user (default: username; some lines lack user_id)",
+    ),
     "complete_games": ("flag", "Steam: treat games without genres or tags as untitled"),
     "movie_tags": ("count", "MovieLens: add the N most frequent user tags (which include future information)"),
     "workers": ("count", "processes for parsing Python literals (default: idle cores, up to 4)"),

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.files import file_sha256, work_folder
@@ -26,14 +25,20 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 @contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}.") from error
+
+
+@contextmanager
 def hidden_folder(target: Path) -> Iterator[Path]:
     """Yield a hidden folder on the disk of the output, in a folder that exists: a conversion that fails makes none."""
     parent = next(folder for folder in target.absolute().parents if folder.is_dir())
     with ExitStack() as stack:
-        try:
+        with _writing(parent):
             folder = stack.enter_context(work_folder(parent / target.name))
-        except OSError as error:
-            raise DataError(f"{parent}: cannot be written: {error.strerror or error}.") from error
         yield folder
 
 
@@ -63,22 +68,21 @@ class Output:
                     else f"{ending}: a field has no name; name the columns, or leave it out."
                 )
         path = self.folder / f"{self.name}{ending}"
-        try:
-            with path.open("wb") as file:
-                for text in chain(("\t".join(header) + "\n",), chunks):
-                    file.write(text.encode())
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror or error}.") from error
+        with _writing(path), path.open("wb") as file:
+            for text in chain(("\t".join(header) + "\n",), chunks):
+                file.write(text.encode())
         self.hashes[path.name] = file_sha256(path)
 
-    def write_json(self, ending: str, content: Any) -> None:
+    def write_json(self, ending: str, content: dict[str, object]) -> None:
         """Write the sidecar; the order of ``content`` is deterministic already."""
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (self.folder / f"{self.name}{ending}").write_text(text, encoding="utf-8", newline="\n")
+        path = self.folder / f"{self.name}{ending}"
+        with _writing(path):
+            path.write_text(text, encoding="utf-8", newline="\n")
 
     def move_to(self, target: Path) -> None:
         """Make the files the output; other files in ``target`` are never touched."""
-        try:
+        with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.is_dir():
                 self.folder.rename(target)
@@ -91,5 +95,3 @@ class Output:
                     new.replace(old)
                 else:
                     old.unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(f"{target}: cannot be written: {error.strerror or error}.") from error

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import accumulate, compress, islice
 from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from recbole_llm.convert.values import Catalogue, KnownGap, LineError, as_floats
 from recbole_llm.errors import DataError
 
 Columns = Sequence[Sequence[Any]]
+Row = tuple[Any, ...]
 
 #: Starting worker processes takes about a second; a smaller source (bytes on disk) is read by then.
 PARALLEL_FROM = 16 << 20
@@ -39,11 +40,10 @@ _ID_TYPES = re.compile(r'VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+
 
 @dataclass(frozen=True)
 class Request:
-    """What the reader of a kind of download is asked for.
+    """Input of the reader of a source.
 
-    ``metadata`` has the item text, if it is not in ``bundle``; with ``all_items`` items without interactions are read
-    as well; ``options`` are those of this kind of source; temporary files go to ``folder``; ``stack`` closes what was
-    opened at the end of the conversion.
+    ``metadata`` has the item text, if it is not in ``bundle``; with ``all_items``, items without interactions are read
+    as well; temporary files go to ``folder``; ``stack`` closes what was opened at the end of the conversion.
     """
 
     name: str
@@ -73,9 +73,9 @@ class Reading:
 
 
 class Batch(NamedTuple):
-    """Some lines or rows of a file, at least one, with their numbers and a parser of any part of them.
+    """One or more lines or rows of a file, their numbers, and a parser for any part of them.
 
-    ``parse`` raises :class:`LineError`; worker processes find it by its name.
+    ``parse`` raises :class:`LineError`; it must be importable by name, as worker processes call it.
     """
 
     numbers: Sequence[int]
@@ -118,7 +118,7 @@ def rated(table: Interactions) -> Callable[[Columns], None]:
     return take
 
 
-def take_rows(source: Source, batches: Iterable[Batch], take: Callable[[tuple[Any, ...]], None], skips: Skips) -> None:
+def take_rows(source: Source, batches: Iterable[Batch], take: Callable[[Row], None], skips: Skips) -> None:
     """Pass the values of each row to ``take``, which raises :class:`LineError` if it cannot use them."""
     for batch in batches:
         columns = _parsed(batch)
@@ -135,7 +135,7 @@ def _parsed(batch: Batch) -> Columns | None:
         return None
 
 
-def transposed(rows: Iterable[Sequence[Any]]) -> list[tuple[Any, ...]]:
+def transposed(rows: Iterable[Sequence[Any]]) -> list[Row]:
     """Return the columns of rows, or the rows of columns."""
     return list(zip(*rows, strict=True))
 
@@ -178,8 +178,10 @@ def decode(data: bytes) -> str:
         raise LineError(f"byte {data[error.start]:#04x} is not UTF-8") from error
 
 
-def csv_rows(source: Source, delimiter: str, progress: bool = False) -> Iterator[list[tuple[int, list[str]]]]:
-    """Yield batches of rows of a delimited UTF-8 file, each row with the number of its last line; no blank rows.
+def csv_rows(
+    source: Source, delimiter: str, progress: bool = False
+) -> Iterator[tuple[Sequence[int], list[list[str]]]]:
+    """Yield batches of rows of a delimited UTF-8 file, without blank ones, and the number of the last line of each.
 
     Quoted fields may hold delimiters and line breaks. With a delimiter of several characters, a quotation mark is a
     character like any other.
@@ -189,30 +191,34 @@ def csv_rows(source: Source, delimiter: str, progress: bool = False) -> Iterator
     DataError
         A byte is not UTF-8, or a quotation mark is never closed.
     """
-    lines = _CsvLines(source, delimiter, progress)
+    lines, done = _CsvLines(source, delimiter, progress), 0
     if len(delimiter) == 1:
         reader = csv.reader(lines, delimiter=delimiter)
     else:
         reader = csv.reader(lines, delimiter=_DELIMITER, quoting=csv.QUOTE_NONE)
-    rows = ((reader.line_num, row) for row in reader if len(row) > 1 or "".join(row).strip(" "))
     # The default limit of 131,072 characters is less than a product description can have.
     before = csv.field_size_limit(MAX_LINE_BYTES)
     try:
-        while batch := list(islice(rows, _BATCH_ROWS)):
-            number, row = batch[-1]
-            if row == [_END]:
-                batch.pop()
-            elif row[-1].endswith(_END):
-                start = number - sum(cell.count("\n") for cell in row)
-                raise DataError(
-                    f"{source.name}, line {start}: a quote is opened here and not closed where it should be."
-                )
+        while rows := list(islice(reader, _BATCH_ROWS)):
+            numbers: Sequence[int] = range(done + 1, reader.line_num + 1)
+            if len(numbers) > len(rows):  # some cells hold line breaks
+                spans = (1 + sum(cell.count("\n") for cell in row) for row in rows)
+                numbers = list(accumulate(spans, initial=done))[1:]
+            done = reader.line_num
+            if rows[-1] == [_END]:
+                rows.pop()
+            elif rows[-1] and rows[-1][-1].endswith(_END):
+                place = source.place(done - sum(cell.count("\n") for cell in rows[-1]))
+                raise DataError(f"{place}: a quote is opened here and not closed where it should be.")
+            kept = [len(row) > 1 or bool("".join(row).strip(" ")) for row in rows]
+            if not all(kept):
+                rows = list(compress(rows, kept))
             if lines.returns:
-                batch = [(number, [cell.replace(_RETURN, "\r") for cell in row]) for number, row in batch]
-            if batch:
-                yield batch
+                rows = [[cell.replace(_RETURN, "\r") for cell in row] for row in rows]
+            if rows:
+                yield list(compress(numbers, kept)), rows
     except csv.Error as error:
-        raise DataError(f"{source.name}, line {reader.line_num}: {error}.") from error
+        raise DataError(f"{source.place(reader.line_num)}: {error}.") from error
     finally:
         csv.field_size_limit(before)
 
@@ -258,13 +264,15 @@ def csv_batches(
         The file is empty or has no such column.
     """
     parse: Callable[[Sequence[Any]], Columns] | None = None
-    for batch in csv_rows(source, delimiter, progress):
+    for numbers, rows in csv_rows(source, delimiter, progress):
         if parse is None:
-            header = names or [cell.strip() for cell in batch.pop(0)[1]]
+            header = names
+            if header is None:
+                header, numbers, rows = [cell.strip() for cell in rows[0]], numbers[1:], rows[1:]
             places = [header.index(name) for name in check_columns(source.place(1), header, wanted)]
             parse = partial(_pick, places=places, width=len(header), delimiter=delimiter)
-        if batch:
-            yield Batch([number for number, _ in batch], [row for _, row in batch], parse)
+        if rows:
+            yield Batch(numbers, rows, parse)
     if parse is None:
         raise DataError(f"{source.name}: the file is empty.")
 

@@ -92,7 +92,7 @@ def parse_columns(lines: Sequence[bytes], fields: tuple[str, ...], ids: int, opt
     return columns
 
 
-def _id(value: Any, line: bytes, name: str) -> str | None:
+def _id(value: object, line: bytes, name: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if type(value) is int and value:
@@ -112,7 +112,7 @@ def _id(value: Any, line: bytes, name: str) -> str | None:
 # ---- one record
 
 
-def standard_loads(text: str | bytes) -> Any:
+def standard_loads(text: str | bytes) -> object:
     """Parse one JSON text with the standard library; ``NaN`` and ``Infinity`` become ``None``."""
     return _STANDARD.decode(text.decode() if isinstance(text, bytes) else text)
 
@@ -122,20 +122,20 @@ _AS_WRITTEN = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=la
 
 #: Parser of one JSON text, str or bytes; both possible ones raise a ValueError. orjson rounds whole numbers of more
 #: than 64 bits to floats, so this one is for records of which only texts and numbers of known size are used.
-fast_loads: Callable[[Any], Any] = standard_loads
+fast_loads: Callable[[str | bytes], Any] = standard_loads
 with suppress(ImportError):  # orjson is optional; the standard library takes about three times as long
     import orjson
 
     fast_loads = orjson.loads
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes) -> object:
     """Parse one JSON text exactly; raise ValueError if it is none."""
     value = fast_loads(text)
     return standard_loads(text) if _may_be_rounded(value) else value
 
 
-def _may_be_rounded(value: Any) -> bool:
+def _may_be_rounded(value: object) -> bool:
     if isinstance(value, float):
         return abs(value) >= 2.0**63
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -168,7 +168,7 @@ def parse_record(line: bytes) -> Record:
         raise (json_error or error) from None
 
 
-def _record(value: Any) -> Record:
+def _record(value: object) -> Record:
     if not isinstance(value, dict):
         raise LineError("not a dictionary")
     return value
@@ -191,7 +191,7 @@ _NUMBER_TOO_LONG = re.compile(r"[0-9_.eE]{65}")
 _SIGNS = re.compile(r"[+-]\s*[+-]")
 
 
-def parse_literal(line: str) -> Any:
+def parse_literal(line: str) -> object:
     """Parse one line that holds a Python literal, as ``ast.literal_eval`` does, save that ``nan`` is ``None``.
 
     Raises
@@ -265,7 +265,7 @@ def _outside(part: str) -> str:
     return part[:-1] if part[-1] in "uU" else part
 
 
-def _evaluate(line: str) -> Any:
+def _evaluate(line: str) -> object:
     if len(line) > MAX_LITERAL_CHARS:
         raise LineError(f"a literal of {len(line)} characters that is not plain data (at most {MAX_LITERAL_CHARS})")
     outside = "''".join(_STRING.split(line)[0::2])

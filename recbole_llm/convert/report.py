@@ -97,17 +97,17 @@ class Report:
     steps: list[tuple[str, Counts]]
     skipped: dict[str, int]
     first_skipped: dict[str, str]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     listed_items: int = 0
     untitled_items: int = 0
     renamed_ids: int = 0
     hashes: dict[str, str] = field(default_factory=dict)
-    sources: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[dict[str, str | int]] = field(default_factory=list)
     published: list[tuple[Recipe, Counts | None]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return what the sidecar records; the same for the same input and settings."""
         return {
             "source": self.name,

@@ -146,7 +146,9 @@ class Source:
                         raise DataError(f"{self.name}, line 1: this is UTF-16 text; save it as UTF-8.")
                     chunk = chunk.removeprefix(b"\xef\xbb\xbf")
                 data = chunk + rest
-                lines = data.removesuffix(b"\n").split(b"\n")
+                lines = data.split(b"\n")
+                if data.endswith(b"\n"):
+                    lines.pop()
                 if len(lines[-1]) > MAX_LINE_BYTES:
                     raise DataError(
                         f"{self.name}, line {number + len(lines) - 1}: the line is longer than "

@@ -7,27 +7,22 @@ somebody has re-encoded as JSON, with NaN for what is missing, are read as well.
 import re
 from datetime import date
 from functools import lru_cache
-from typing import Any
 
 from recbole_llm.convert.interactions import Interactions
-from recbole_llm.convert.reading import Columns, Reading, Request, take_all, take_rows
+from recbole_llm.convert.reading import Columns, Reading, Request, Row, take_all, take_rows
 from recbole_llm.convert.records import record_batches
 from recbole_llm.convert.sources import Source
 from recbole_llm.convert.values import Catalogue, KnownGap, LineError, as_text, shown
 from recbole_llm.errors import DataError
 
 _GAMES = "steam_games.json*"
-_FIELDS = (
-    ("title", "token_seq"),
-    ("genres", "token_seq"),
-    ("tags", "token_seq"),
-    ("developer", "token_seq"),
-    ("publisher", "token_seq"),
-    ("release_year", "token"),
-    ("price", "token"),
-    ("specs", "token_seq"),
+_HEADER = (
+    *("title:token_seq", "genres:token_seq", "tags:token_seq", "developer:token_seq", "publisher:token_seq"),
+    *("release_year:token", "price:token", "specs:token_seq"),
 )
-_GAME_FIELDS = ("id", "app_name", "release_date", *(name for name, _ in _FIELDS if name != "release_year"))
+_GAME_FIELDS = (
+    *("id", "title", "app_name", "genres", "tags", "developer", "publisher", "release_date", "price", "specs"),
+)
 _EPOCH = date(1970, 1, 1).toordinal()
 _POSTED = re.compile(r"Posted ([A-Z][a-z]+) (\d{1,2}), (\d{4})\.?")
 _UNDATED = re.compile(r"Posted [A-Z][a-z]+ \d{1,2}\.?")
@@ -41,20 +36,7 @@ _MONTHS = [
 
 
 def read(request: Request) -> Reading:
-    """Read the Steam reviews (``steam``) or those of the Australian users (``steam-au``), then the games.
-
-    Options
-    -------
-    user_key : {'username', 'user_id'}
-        What identifies a user of ``steam``. Names are the usual key, although two users may share one; ids are missing
-        in some lines, which are counted and skipped.
-    complete_games : bool
-        Whether a game without genres or tags counts as untitled, as in dh-r's preparation.
-    workers : int
-        Processes that parse.
-    no_metadata : bool
-        Convert without item text.
-    """
+    """Read the Steam reviews (``steam``) or those of the Australian users (``steam-au``), then the games."""
     # Before the reviews are read, which takes minutes: a missing file should be reported at once.
     games = _games(request)
     if request.name == "steam":
@@ -120,7 +102,7 @@ def _read_australian(source: Source, request: Request) -> Interactions:
     table = request.interactions("recommend")
     batches = record_batches(source, ("user_id", "reviews"), optional=True, progress=request.progress)
 
-    def take(values: tuple[Any, ...]) -> None:
+    def take(values: Row) -> None:
         user, reviews = values
         for review in reviews or ():
             with request.skips.line():
@@ -143,10 +125,10 @@ def _posted(text: object) -> int:
 
 
 def _read_games(source: Source, table: Interactions, request: Request) -> Catalogue:
-    items = Catalogue(_FIELDS, title="title")
+    items = Catalogue(_HEADER, title="title")
     is_strict = request.options.get("complete_games")
 
-    def take(values: tuple[Any, ...]) -> None:
+    def take(values: Row) -> None:
         game = dict(zip(_GAME_FIELDS, values, strict=True))
         if not game["id"]:
             raise KnownGap("a game without id")
@@ -159,7 +141,7 @@ def _read_games(source: Source, table: Interactions, request: Request) -> Catalo
         year = re.search(r"\b(?:19|20)\d\d\b", texts["release_date"])
         texts["release_year"] = year.group() if year else ""
         texts["title"] = (texts["title"] or texts["app_name"]) if is_complete else ""
-        items.add(game["id"], [texts[name] for name, _ in _FIELDS])
+        items.add(game["id"], [texts[name] for name in items.names])
 
     batches = record_batches(source, _GAME_FIELDS, ids=1, optional=True, progress=request.progress)
     take_rows(source, batches, take, request.skips)

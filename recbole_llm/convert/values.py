@@ -126,21 +126,16 @@ def field_name(text: str) -> str:
 class Catalogue:
     """Cleaned fields by raw id, in memory.
 
-    ``fields`` are the name and the RecBole type (``token``, ``token_seq``, ``float``) of each field after the id; an
-    item is titled unless its field ``title`` is empty.
+    ``header`` is that of an atomic file, without the id: ``name:type``, where the type is ``token``, ``token_seq`` or
+    ``float``. An item is titled unless its field ``title`` is empty.
     """
 
-    def __init__(self, fields: Sequence[tuple[str, str]], title: str = "") -> None:
-        self.fields = tuple(fields)
-        self.title = title
+    def __init__(self, header: Sequence[str], title: str = "") -> None:
+        self.header, self.title = header, title
+        self.names = [field.rpartition(":")[0] for field in header]
+        self.kinds = [field.rpartition(":")[2] for field in header]
         self.rows: dict[str, tuple[str, ...]] = {}
-        self._clean = [_CLEAN[kind] for _, kind in self.fields]
         self._title = self.names.index(title) if title in self.names else None
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the fields."""
-        return [name for name, _ in self.fields]
 
     def __contains__(self, raw_id: str) -> bool:
         return raw_id in self.rows
@@ -151,7 +146,7 @@ class Catalogue:
             raise LineError("an empty id")
         if raw_id in self.rows:
             raise LineError(f"the id {shown(raw_id)} is there twice")
-        cleaned = [clean(value) if value else "" for clean, value in zip(self._clean, values, strict=True)]
+        cleaned = [_CLEAN[kind](value) if value else "" for kind, value in zip(self.kinds, values, strict=True)]
         self.rows[raw_id] = tuple(cleaned)
 
     def titled(self, raw_id: str) -> bool:
@@ -161,7 +156,7 @@ class Catalogue:
 
     def lines(self, ids: Iterable[str], renamed: dict[str, str]) -> Iterator[str]:
         """Yield a line for each raw id; one without a row gets empty fields."""
-        empty = ("",) * len(self.fields)
+        empty = ("",) * len(self.header)
         return ("\t".join((renamed.get(raw, raw), *self.rows.get(raw, empty))) + "\n" for raw in ids)
 
     def only(self, names: Sequence[str]) -> "Catalogue":
@@ -170,7 +165,7 @@ class Catalogue:
             if name not in self.names:
                 raise ConfigError(f"text_fields: there is no field {name!r}; there are {', '.join(self.names)}.")
         places = [self.names.index(name) for name in names]
-        smaller = Catalogue([self.fields[place] for place in places], self.title)
+        smaller = Catalogue([self.header[place] for place in places], self.title)
         smaller.rows = {raw: tuple([row[place] for place in places]) for raw, row in self.rows.items()}
         return smaller
 
@@ -259,7 +254,7 @@ def _ascii_digits(values: list[Any]) -> list[Any]:
     return values
 
 
-def as_exact_times(values: Sequence[Any], pattern: str | None) -> tuple[list[int], list[int] | None]:
+def as_exact_times(values: Sequence[object], pattern: str | None) -> tuple[list[int], list[int] | None]:
     """Return whole times and, if there are fractions, the millionths above them.
 
     Numbers keep their unit; dates become seconds since 1970 (in UTC unless they name a zone). With a ``pattern`` of

@@ -106,6 +106,9 @@ def test_time_pattern_and_no_time(tmp_path):
     log = write(tmp_path / "log.csv", "u,i,t\na,1,31.12.2023\na,2,01.12.2023\n")
     convert("generic", log, tmp_path / "a", user_col="u", item_col="i", time_col="t", time_format="%d.%m.%Y")
     assert [row[1] for row in read_rows(tmp_path / "a/a.inter")[1]] == ["2", "1"]
+    days = write(tmp_path / "days.jsonl", '{"u": "a", "i": "1", "t": 20240102}\n')
+    convert("generic", days, tmp_path / "d", user_col="u", item_col="i", time_col="t", time_format="%Y%m%d")
+    assert read_rows(tmp_path / "d/d.inter")[1] == [["a", "1", "1704153600"]]
     report = convert("generic", log, tmp_path / "b", user_col="u", item_col="i")
     assert read_rows(tmp_path / "b/b.inter")[1] == [["a", "1", "0"], ["a", "2", "1"]]
     assert "order of the rows" in report.text()
