@@ -22,7 +22,7 @@ Papers: P5 (arXiv 2203.13366), POD (CIKM'23), How to Index Item IDs (arXiv 2305.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,10 @@ class Histories:
             dataset.user_num,
             dataset.item_num,
         )
+
+    def renumbered(self, user: np.ndarray, item: np.ndarray) -> "Histories":
+        """Return the same histories under other ids; ``user[old]`` and ``item[old]`` are the new ones."""
+        return replace(self, user=user[self.user], item=item[self.item])
 
     def matrix(self) -> sp.csr_matrix:
         """Training interactions as a binary (n_users, n_items) matrix."""
@@ -140,15 +144,29 @@ def build_item_index(
         by_user = np.argsort(draw.permutation(histories.n_users)[histories.user], kind="stable")
         order = _with_rest(_first_appearance(histories.item[by_user]), histories.n_items, draw)
         return ItemIndex(scheme, _ranked(order, 1), users, leak=LEAKS[scheme])
+    if scheme not in SCHEMES:
+        raise ConfigError(f"item_index={scheme!r} is not one of {', '.join(SCHEMES)}.")
+    # The running numbers within a cluster, and of equal titles, would follow the internal ids, which leak.
+    user, item = (np.append(0, 1 + draw.permutation(n - 1)) for n in (histories.n_users, histories.n_items))
+    index = _of_shuffled(scheme, histories.renumbered(user, item), users, seed, texts, item.argsort(), **options)
+    return replace(index, users=[index.users[i] for i in user], items=[index.items[i] for i in item])
+
+
+def _of_shuffled(
+    scheme: str,
+    histories: Histories,
+    users: list[str],
+    seed: int,
+    texts: Sequence[str],
+    old: np.ndarray,
+    **options: Any,
+) -> ItemIndex:
+    """Return an index of items in random order; ``old`` are their internal ids."""
+    if scheme == "title":
+        return ItemIndex(scheme, _distinct([texts[i] for i in old]), users)
     if scheme == "collaborative":
         return _collaborative(histories, users, seed, **options)
-    if scheme == "sci":
-        return _spectral(histories, seed, **options)
-    if scheme == "gci":
-        return _quantised(histories, seed, **options)
-    if scheme == "title":
-        return ItemIndex(scheme, _distinct(texts), users)
-    raise ConfigError(f"item_index={scheme!r} is not one of {', '.join(SCHEMES)}.")
+    return {"sci": _spectral, "gci": _quantised}[scheme](histories, seed, **options)
 
 
 # ---- numbers
