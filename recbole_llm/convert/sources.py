@@ -221,7 +221,7 @@ class Bundle:
         if len(found) > 1:
             raise DataError(
                 f"{self}: more than one file matches {pattern}: {', '.join(source.name for source in found[:6])}; "
-                "give the file itself as the input."
+                "pass the file itself as the input."
             )
         return found[0]
 
