@@ -37,7 +37,7 @@ from recbole_llm.tune.space import (
 from recbole_llm.tune.study import Study, StudyError, Trial, prune_rule
 from recbole_llm.tune.trial import SharedData, quiet_console, run_trial
 
-FORMAT = 3
+FORMAT = 4
 # Settings that best.yaml leaves to the user.
 LEFT_OUT = frozenset({"checkpoint_dir", "show_progress", "state", "save_state", "resume"})
 
