@@ -7,13 +7,12 @@ from logging import getLogger
 from types import TracebackType
 from typing import Any
 
-from recbole.utils import set_color
 from tqdm import tqdm
-
-from recbole_llm import distributed
 
 # Seconds between lines; a pass that takes longer is also forecast after its first step.
 EVERY = 30.0
+# The colour of RecBole's labels. Importing its function for it would load torch, which converters do without.
+_PINK, _PLAIN = "\033[1;35m", "\033[0m"
 
 
 class Progress:
@@ -53,11 +52,13 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._read = tokens() if tokens else 0
         self._bar: Any = None
-        if not distributed.world().is_main:
-            self._last = float("inf")  # one process reports for all
+        if not _reports():
+            self._last = float("inf")
         elif show and sys.stderr.isatty():
-            name = set_color(label, "pink")
-            self._bar = tqdm(total=total, initial=done, ncols=100, desc=name, unit=f" {units}", leave=False)
+            name, scale = f"{_PINK}{label}{_PLAIN}", units == "bytes"
+            self._bar = tqdm(
+                total=total, initial=done, ncols=100, desc=name, unit=f" {units}", unit_scale=scale, leave=False
+            )
 
     def update(self, steps: int = 1) -> None:
         """Add steps that are done."""
@@ -95,6 +96,15 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _reports() -> bool:
+    """Whether this process reports for all of a run; without torch it is alone."""
+    if "torch" not in sys.modules:
+        return True
+    from recbole_llm import distributed
+
+    return distributed.world().is_main
 
 
 def progress(

@@ -2,10 +2,15 @@
 
 import io
 import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from recbole_llm import progress as module
+from recbole_llm.convert import check, convert
 from recbole_llm.progress import Progress
 
 
@@ -90,3 +95,21 @@ def test_a_terminal_has_a_bar_unless_it_is_turned_off(clock, caplog, monkeypatch
 @pytest.mark.parametrize(("seconds", "text"), [(30, "30 s"), (600, "10 min"), (9000, "2.5 h")])
 def test_durations(seconds, text):
     assert module.duration(seconds) == text
+
+
+def test_converters_show_what_they_read_and_write(isolated, monkeypatch):
+    Path("log.csv").write_text("who,what,at\nann,a,1\nann,b,2\n")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    columns = {"user_col": "who", "item_col": "what", "time_col": "at"}
+    convert("generic", "log.csv", "dataset/log", **columns, progress=True)
+    assert not check("log", progress=True).failed
+    drawn = sys.stderr.getvalue()
+    assert re.search(r"log\.csv.* bytes", drawn) and re.search(r"log\.inter.* lines", drawn)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    convert("generic", "log.csv", "dataset/log", **columns, overwrite=True)
+    assert "log.inter" not in sys.stderr.getvalue()
+
+
+def test_converters_do_without_torch():
+    code = "import recbole_llm.convert.command, sys; assert not {'torch', 'recbole'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

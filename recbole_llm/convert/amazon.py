@@ -201,7 +201,7 @@ def _csv_columns(source: Source, release: _Release, request: Request) -> list[st
     cells = (source.first_line() or b"").decode("utf-8", "replace").strip().split(",")
     if tuple(cells[:4]) != release.fields:
         raise DataError(
-            f"{source.name}, line 1: the header is {','.join(cells)!r}; expected is {','.join(release.fields)!r}."
+            f"{source.name}, line 1: the header is {','.join(cells)!r}; expected {','.join(release.fields)!r}."
         )
     return ["user", "item", "rating", "time", *cells[4:]]
 

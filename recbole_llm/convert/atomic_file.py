@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from recbole_llm.convert.reading import transposed
 from recbole_llm.convert.report import Findings
@@ -15,6 +14,7 @@ from recbole_llm.convert.values import MISSING_WORDS
 from recbole_llm.data.lines import read_header, read_lines
 from recbole_llm.data.times import parse_number
 from recbole_llm.errors import DataError
+from recbole_llm.progress import Progress
 
 _BATCH = 1 << 14
 _ESCAPED_BYTE = re.compile("[\ud800-\udfff]")
@@ -43,7 +43,7 @@ class AtomicFile:
         width, separator = len(self.fields), self.settings["field_separator"]
         lines = read_lines(self.path, self.settings["encoding"], "surrogateescape")
         next(lines)
-        with tqdm(desc=self.path.name, unit=" lines", disable=None if self._progress else True, leave=False) as bar:
+        with Progress(None, self.path.name, "lines", self._progress) as bar:
             while batch := list(islice(lines, _BATCH)):
                 numbers, rows = [], []
                 for number, line in batch:

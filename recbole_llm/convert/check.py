@@ -114,7 +114,7 @@ def _folder(dataset: str | Path, data_path: str | Path) -> Path:
     folder = folder.resolve() if not folder.name else folder
     if not (folder / f"{folder.name}.inter").is_file():
         raise DataError(
-            f"{folder}: there is no {folder.name}.inter; give the folder, or the dataset's name and --data_path."
+            f"{folder}: there is no {folder.name}.inter; pass the folder, or the dataset's name and --data_path."
         )
     return folder
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from recbole_llm.convert import amazon, generic, movielens, steam
 from recbole_llm.convert.interactions import Filters, Interactions, Selection
@@ -24,6 +23,7 @@ from recbole_llm.convert.sources import Bundle, Skips
 from recbole_llm.convert.values import Catalogue, misread_by_recbole, renamed_ids
 from recbole_llm.errors import ConfigError, DataError
 from recbole_llm.files import file_sha256
+from recbole_llm.progress import Progress
 
 PathLike = str | Path
 
@@ -237,7 +237,7 @@ def _interaction_lines(
         [new.get(raw, raw) for raw in ids] for new, ids in zip(renamed, (table.users, table.items), strict=True)
     )
     total = chosen.counts.interactions
-    with tqdm(total=total, desc=f"{title}.inter", disable=None if progress else True, leave=False) as bar:
+    with Progress(total, f"{title}.inter", "lines", progress) as bar:
         for block in chosen.blocks():
             user, item, times, micros, *values = (column.tolist() for column in block.values())
             columns: list[Iterable[str]] = [map(users.__getitem__, user), map(items.__getitem__, item)]

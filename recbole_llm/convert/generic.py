@@ -57,7 +57,9 @@ class TableFile:
                 f"{', '.join(sorted(_FORMATS))} (also with .gz). For a text table pass --delimiter."
             )
         if delimiter is not None and (not delimiter or set(delimiter) & set('"\r\n')):
-            raise ConfigError(f"delimiter is {delimiter!r}; it must be some character other than a quote or line end.")
+            raise ConfigError(
+                f"delimiter is {delimiter!r}; it must not be empty or have quotation marks or line breaks."
+            )
         self.format = "csv" if delimiter is not None else _FORMATS[ending]
         self.delimiter = delimiter or ("\t" if self.format == "tsv" else ",")
 
@@ -112,7 +114,7 @@ def read(request: Request) -> Reading:
         _read_log(file, table, columns, extra, request)
     reading = Reading(table, sources=list(sources))
     if not columns["time_col"]:
-        reading.notes.append("there is no time column: the order of the rows is taken for the time.")
+        reading.notes.append("there is no time column: the order of the rows is used instead.")
     if request.metadata is not None:
         found = request.metadata.named or request.metadata.sources
         id_col = options.get("item_id_col") or columns["item_col"]
@@ -172,7 +174,7 @@ def _read_catalogue(
     request: Request,
 ) -> Catalogue:
     if not sources:
-        raise DataError("metadata or users: the folder is empty; name the file itself.")
+        raise DataError("metadata or users: the folder is empty; pass the file itself.")
     files = [TableFile(source, request.options.get("delimiter")) for source in sources]
     columns = files[0].columns
     check_columns(sources[0].name, columns, [str(id_col)])

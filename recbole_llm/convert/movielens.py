@@ -141,7 +141,7 @@ def _read_csv(request: Request) -> Reading:
     ratings, movies = request.bundle.one("ratings.csv"), request.bundle.one("movies.csv")
     line = (ratings.first_line() or b"").decode("utf-8", "replace")
     if line != _RATINGS_HEADER:
-        raise DataError(f"{ratings.name}, line 1: the header is {shown(line)}; expected is {_RATINGS_HEADER!r}.")
+        raise DataError(f"{ratings.name}, line 1: the header is {shown(line)}; expected {_RATINGS_HEADER!r}.")
     table = _ratings(ratings, ",", request, first=2)
     wanted = ["userId", "movieId", "tag", "timestamp"]
     tags = _tags(request, "tags.csv", lambda file: csv_batches(file, ",", wanted, progress=request.progress))

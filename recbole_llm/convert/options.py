@@ -79,5 +79,5 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "flag": ("True or False", lambda value: isinstance(value, bool)),
     "names": ("names, comma-separated or in a list", _are_names),
     "path": ("a path", is_path),
-    "text": ("a text", lambda value: isinstance(value, str)),
+    "text": ("a string", lambda value: isinstance(value, str)),
 }

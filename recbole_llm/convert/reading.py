@@ -19,12 +19,11 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from recbole_llm.convert.interactions import Interactions, connect, engine_errors
 from recbole_llm.convert.sources import MAX_LINE_BYTES, Bundle, Skips, Source
 from recbole_llm.convert.values import Catalogue, KnownGap, LineError, as_floats, as_times, field_name
 from recbole_llm.errors import DataError
+from recbole_llm.progress import Progress
 
 Columns = Sequence[Sequence[Any]]
 Row = tuple[Any, ...]
@@ -334,7 +333,7 @@ def parquet_batches(source: Source, wanted: Sequence[str], ids: int = 0, progres
     with connect(threads=1) as engine, engine_errors(f"{source.name}: the parquet data is damaged"):
         ((total,),) = engine.execute(f"SELECT count(*) FROM {_PARQUET}", path).fetchall()
         engine.execute(f"SELECT {', '.join(terms)} FROM {_PARQUET}", path)
-        with tqdm(total=total, desc=source.basename, disable=None if progress else True, leave=False) as bar:
+        with Progress(total, source.basename, "rows", progress) as bar:
             while rows := engine.fetchmany(_BATCH_ROWS):
                 yield Batch(range(row, row + len(rows)), rows, transposed)
                 row += len(rows)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NoReturn, cast
 
-from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
 from recbole_llm.convert.options import check_choice
 from recbole_llm.convert.values import KnownGap, LineError
 from recbole_llm.errors import DataError
+from recbole_llm.progress import Progress
 
 #: Bytes that are read at once; what becomes of them then fits into a processor's cache.
 BLOCK_BYTES = 1 << 18
@@ -111,8 +112,8 @@ class Source:
             except (OSError, *_DAMAGE) as error:
                 self._fail(error)
             if progress:
-                bar = tqdm.wrapattr(raw, "read", total=self.size, desc=self.basename, disable=None, leave=False)
-                raw = stack.enter_context(bar)
+                bar = stack.enter_context(Progress(self.size, self.basename, "bytes"))
+                raw = CallbackIOWrapper(bar.update, raw, "read")
             yield cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb")) if magic == b"\x1f\x8b" else raw
 
     def _fail(self, error: BaseException, place: str = "") -> NoReturn:
@@ -221,7 +222,7 @@ class Bundle:
         if len(found) > 1:
             raise DataError(
                 f"{self}: more than one file matches {pattern}: {', '.join(source.name for source in found[:6])}; "
-                "give the file itself as the input."
+                "pass the file itself as the input."
             )
         return found[0]
 

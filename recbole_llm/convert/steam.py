@@ -107,7 +107,7 @@ def _read_australian(source: Source, request: Request) -> Interactions:
         for review in reviews or ():
             with request.skips.line():
                 if not isinstance(review, dict):
-                    raise LineError(f"a review that is no dictionary: {shown(review)}")
+                    raise LineError(f"a review that is not a dictionary: {shown(review)}")
                 recommended = float(bool(review.get("recommend")))
                 table.extend([user], [review.get("item_id", "")], [_posted(review.get("posted"))], [[recommended]])
 

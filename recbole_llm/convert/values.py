@@ -145,7 +145,7 @@ class Catalogue:
         if not raw_id:
             raise LineError("an empty id")
         if raw_id in self.rows:
-            raise LineError(f"the id {shown(raw_id)} is there twice")
+            raise LineError(f"the id {shown(raw_id)} occurs twice")
         cleaned = [_CLEAN[kind](value) if value else "" for kind, value in zip(self.kinds, values, strict=True)]
         self.rows[raw_id] = tuple(cleaned)
 

@@ -166,7 +166,7 @@ def _of_shuffled(
         return ItemIndex(scheme, _distinct([texts[i] for i in old]), users)
     if scheme == "collaborative":
         return _collaborative(histories, users, seed, **options)
-    return {"sci": _spectral, "gci": _quantised}[scheme](histories, seed, **options)
+    return _spectral(histories, seed, **options) if scheme == "sci" else _quantised(histories, seed, **options)
 
 
 # ---- numbers

@@ -139,7 +139,8 @@ def same_data(hashes: Mapping[str, str], config: Config) -> bool:
     return not changed_files(hashes, config)
 
 
-def _stamp_fits(run_dir: Path, config: Config) -> bool:
+def stamp_fits(run_dir: Path, config: Config) -> bool:
+    """Whether the data files are still those that :func:`stamp_data` saw; true where it was never called."""
     file = run_dir / DATA_STAMP
     return not file.is_file() or same_data(json.loads(file.read_text(encoding="utf-8")), config)
 
@@ -259,7 +260,7 @@ def _check_resumable(run_dir: Path, config: Config) -> None:
     settings = settings_of(run_dir)
     if (run_dir / RESULTS).is_file():
         raise CheckpointError(f"{run_dir} is finished; its results are in {run_dir / RESULTS}.")
-    if not _stamp_fits(run_dir, config):
+    if not stamp_fits(run_dir, config):
         raise CheckpointError(f"{run_dir} was started on other data: the files in {config['data_path']} changed.")
     if not same_experiment(settings, config.merged):
         changed = changed_settings(settings, config.merged)
@@ -290,7 +291,7 @@ def _newest_resumable(config: Config) -> Path | None:
     runs = Path(config["checkpoint_dir"]).glob(glob.escape(name_prefix(config)) + "*")
     reason = ""
     for run_dir in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
-        if not is_unfinished(run_dir) or not _stamp_fits(run_dir, config) or is_running(run_dir):
+        if not is_unfinished(run_dir) or not stamp_fits(run_dir, config) or is_running(run_dir):
             continue
         hindrance = _hindrance(run_dir, config)
         if not hindrance:

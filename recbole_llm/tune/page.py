@@ -1,9 +1,10 @@
 """``study.html``: the winner, the effect of each parameter, every trial, and where the numbers come from."""
 
 import html
+import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ from recbole_llm.files import whole
 from recbole_llm.run.protocol import protocol_text
 from recbole_llm.tune import report
 from recbole_llm.tune.options import optuna
+from recbole_llm.tune.space import Parameter
 from recbole_llm.tune.study import Study, Trial
 
 if TYPE_CHECKING:
@@ -32,8 +34,9 @@ IMPORTANCE_TRIALS = 8
 
 @dataclass(frozen=True)
 class Group:
-    """The finished trials with one value of a parameter, or with values in a range."""
+    """The finished trials with one value of a parameter, or with values in a range; ``place`` orders the groups."""
 
+    place: int
     label: str
     trials: int
     mean: float
@@ -58,7 +61,9 @@ def write_page(study: Study, best: Trial, config: Config, results: Mapping[str, 
     """
     trials = report.ranking(study.trials, study.bigger)
     shares = importance(study)
-    names = sorted(report.varied(study, trials), key=lambda name: -shares.get(name, 0.0))
+    names = report.varied(study, trials)
+    searched = sorted(study.space, key=lambda parameter: -shares.get(parameter.name, 0.0))
+    varied = [parameter for parameter in searched if parameter.name in names]
     heads, figures = report.figures(best, results)
     content = pages.render(
         Path(__file__).with_name("study.html"),
@@ -68,7 +73,7 @@ def write_page(study: Study, best: Trial, config: Config, results: Mapping[str, 
         facts=_facts(study, config, results),
         warnings=_warnings(study, results),
         best=best,
-        metric=metric_name(study.metric.lower()),
+        metric=_metric(study),
         heads=[head[0].upper() + head[1:] for head in heads],
         figures=[(metric_name(name), values) for name, *values in figures],
         commands=[
@@ -76,10 +81,16 @@ def write_page(study: Study, best: Trial, config: Config, results: Mapping[str, 
             f"recbole-llm recommend {shlex.quote(str(study.run_dir(best)))}",
             f"recbole-llm tune --resume={shlex.quote(str(study.folder))} --max_evals={len(trials) + 20}",
         ],
-        space=[(parameter, best.params[parameter.name], shares.get(parameter.name)) for parameter in study.space],
+        space=[(parameter, best.params[parameter.name], shares.get(parameter.name)) for parameter in searched],
         finished=sum(trial.state == "finished" for trial in trials),
         enough=IMPORTANCE_TRIALS,
-        effects=[(name, groups_of(study, name), pages.chart(name, _effect(study, best, name), "")) for name in names],
+        effects=[
+            (
+                groups_of(study, parameter),
+                pages.chart(f"Effect of {parameter.name}", _effect(study, best, parameter), ""),
+            )
+            for parameter in varied
+        ],
         charts=[
             pages.chart("Score of each trial", _history(study, best), "In order; the line is the best score so far."),
             *([pages.chart("Validation curves", _curves(study, best), "")] if any(t.curve for t in trials) else []),
@@ -92,6 +103,10 @@ def write_page(study: Study, best: Trial, config: Config, results: Mapping[str, 
         file.write_text(content, encoding="utf-8")
 
 
+def _metric(study: Study) -> str:
+    return metric_name(study.metric.lower())
+
+
 def _facts(study: Study, config: Config, results: Mapping[str, Any]) -> list[tuple[str, str]]:
     options = study.options
     pruner = "" if options.pruner == "none" else f", {options.pruner} pruner from epoch {max(1, options.prune_after)}"
@@ -100,7 +115,7 @@ def _facts(study: Study, config: Config, results: Mapping[str, Any]) -> list[tup
     return [
         ("Protocol", protocol_text(config)),
         ("Search", f"{options.algo}{pruner}, seed {study.seed}; {spent} in trials; ended: {study.ended}"),
-        ("Chosen by", f"{metric_name(study.metric.lower())} on the validation set; trials see no test data"),
+        ("Chosen by", f"{_metric(study)} on the validation set; trials see no test data"),
         *pages.provenance(results),
         ("Optuna", metadata.version("optuna")),
     ]
@@ -128,75 +143,82 @@ def importance(study: Study) -> dict[str, float]:
     return dict(package.get_param_importances(study.optuna, evaluator=evaluator, params=names))
 
 
-def groups_of(study: Study, name: str) -> list[Group]:
+def groups_of(study: Study, parameter: Parameter) -> list[Group]:
     """Return mean and spread of the score per value of a parameter, or per quarter of the trials in a range."""
     trials = [trial for trial in study.trials if trial.state in ("finished", "pruned")]
-    values = [trial.params[name] for trial in trials]
-    table = pd.DataFrame({"score": [trial.score for trial in trials], "state": [trial.state for trial in trials]})
-    if _is_ranged(study, name):
-        numbers = pd.Series(values, dtype=float)
-        table["group"] = pd.qcut(numbers, 4, labels=False, duplicates="drop")
-        ends = numbers.groupby(table["group"]).agg(["min", "max"])
-        labels = {key: f"{low:.4g} to {high:.4g}" for key, (low, high) in ends.iterrows()}
+    values = [trial.params[parameter.name] for trial in trials]
+    if _is_ranged(study, parameter):
+        place_of = pd.qcut(pd.Series(values, dtype=float), 4, labels=False, duplicates="drop").tolist()
     else:
-        order = _places(study, name)
-        table["group"] = [order[repr(value)] for value in values]
-        labels = {order[repr(value)]: str(value) for value in values}
+        shown = [repr(value) for value in _values(study, parameter)]
+        place_of = [shown.index(repr(value)) for value in values]
     groups = []
-    for key, part in table.groupby("group"):
-        scores = part.loc[part["state"] == "finished", "score"]
+    for place in sorted(set(place_of)):
+        inside = [number for number, other in enumerate(place_of) if other == place]
+        scores = pd.Series(
+            [trials[number].score for number in inside if trials[number].state == "finished"], dtype=float
+        )
         if len(scores):
             deviation = float(scores.std()) if len(scores) > 1 else None
-            best = scores.max() if study.bigger else scores.min()
-            pruned = len(part) - len(scores)
-            groups.append(Group(labels[key], len(scores), float(scores.mean()), deviation, float(best), pruned))
+            best = float(scores.max() if study.bigger else scores.min())
+            label = _label([values[number] for number in inside])
+            pruned = len(inside) - len(scores)
+            groups.append(Group(int(place), label, len(scores), float(scores.mean()), deviation, best, pruned))
     return groups
 
 
-def _is_ranged(study: Study, name: str) -> bool:
+def _label(values: Sequence[Any]) -> str:
+    if len({repr(value) for value in values}) == 1:
+        return str(values[0])
+    return f"{min(values):.4g} to {max(values):.4g}"
+
+
+def _is_ranged(study: Study, parameter: Parameter) -> bool:
     """Whether a parameter has too many values to show each."""
-    (parameter,) = [parameter for parameter in study.space if parameter.name == name]
-    return parameter.kind != "choice" and len({trial.params[name] for trial in study.trials}) > MOST_VALUES
+    many = len({repr(trial.params[parameter.name]) for trial in study.trials}) > MOST_VALUES
+    return math.isinf(parameter.size) or (parameter.kind != "choice" and many)
 
 
-def _places(study: Study, name: str) -> dict[str, int]:
-    """Order of a parameter's values on the page, by ``repr``: that of its options, or by size."""
-    (parameter,) = [parameter for parameter in study.space if parameter.name == name]
-    values = parameter.options or sorted({trial.params[name] for trial in study.trials})
-    return {repr(value): place for place, value in enumerate(values)}
+def _values(study: Study, parameter: Parameter) -> list[Any]:
+    """Values of a parameter as the page orders them: options as they were given, numbers by size."""
+    return list(parameter.options) or sorted({trial.params[parameter.name] for trial in study.trials})
 
 
 # ---- charts
 
 
-def _effect(study: Study, best: Trial, name: str) -> "go.Figure":
+def _effect(study: Study, best: Trial, parameter: Parameter) -> "go.Figure":
     """Plot the score against a parameter; where its values are few, with mean and standard deviation beside them."""
-    figure = pages.empty_figure(name, metric_name(study.metric.lower()))
-    if _is_ranged(study, name):
+    name = parameter.name
+    figure = pages.empty_figure(name, _metric(study))
+    if _is_ranged(study, parameter):
         _add_trials(figure, study.trials, best, lambda trial: trial.params[name])
-        (parameter,) = [parameter for parameter in study.space if parameter.name == name]
-        figure.update_xaxes(type="log" if "log" in parameter.kind else "linear")
+        if "log" in parameter.kind:
+            figure.update_xaxes(type="log", dtick="D2")  # ticks at 1, 2 and 5
         return figure
-    order = _places(study, name)
-    groups = {group.label: group for group in groups_of(study, name)}
-    shown = {str(value): order[repr(value)] for value in (trial.params[name] for trial in study.trials)}
-    _add_trials(figure, study.trials, best, lambda trial: order[repr(trial.params[name])] - 0.08)
+    values = _values(study, parameter)
+    place = {repr(value): number for number, value in enumerate(values)}
+    groups = groups_of(study, parameter)
+    _add_trials(figure, study.trials, best, lambda trial: place[repr(trial.params[name])] - 0.08)
     figure.add_scatter(
-        x=[shown[label] + 0.12 for label in groups],
-        y=[group.mean for group in groups.values()],
-        error_y={"array": [group.deviation or 0.0 for group in groups.values()], "thickness": 1, "width": 5},
+        x=[group.place + 0.12 for group in groups],
+        y=[group.mean for group in groups],
+        error_y={
+            "array": [group.deviation or 0.0 for group in groups],
+            **{"thickness": 1, "width": 5, "color": "#1d2430"},
+        },
         mode="markers",
         marker={"symbol": "line-ew", "size": 16, "line": {"width": 2, "color": "#1d2430"}},
         hovertemplate="mean %{y:.4f}<extra></extra>",
     )
-    ticks = [html.escape(label if len(label) <= 18 else f"{label[:17]}…") for label in shown]
-    figure.update_xaxes(tickvals=list(shown.values()), ticktext=ticks, range=[-0.5, len(order) - 0.5])
+    ticks = [html.escape(f"{value}" if len(str(value)) <= 18 else f"{value}"[:17] + "…") for value in values]
+    figure.update_xaxes(tickvals=list(range(len(values))), ticktext=ticks, range=[-0.5, len(values) - 0.5])
     return figure
 
 
 def _history(study: Study, best: Trial) -> "go.Figure":
     """Plot the score of every trial and the best so far."""
-    figure = pages.empty_figure("trial", metric_name(study.metric.lower()))
+    figure = pages.empty_figure("trial", _metric(study))
     finished = [trial for trial in study.trials if trial.state == "finished"]
     so_far = pd.Series([trial.score for trial in finished], [trial.number for trial in finished], dtype=float)
     so_far = so_far.cummax() if study.bigger else so_far.cummin()
@@ -206,7 +228,7 @@ def _history(study: Study, best: Trial) -> "go.Figure":
     return figure
 
 
-def _add_trials(figure: "go.Figure", trials: Sequence[Trial], best: Trial, x_of: Any) -> None:
+def _add_trials(figure: "go.Figure", trials: Sequence[Trial], best: Trial, x_of: Callable[[Trial], float]) -> None:
     """Add a point for every trial that has a score: the winner large, pruned trials hollow."""
     trials = [trial for trial in trials if trial.score is not None]
     colours = [_colour(trial, best) for trial in trials]
@@ -228,7 +250,7 @@ def _add_trials(figure: "go.Figure", trials: Sequence[Trial], best: Trial, x_of:
 
 def _curves(study: Study, best: Trial) -> "go.Figure":
     """Plot the validation score after each epoch, stages one after the other; the winner on top."""
-    figure = pages.empty_figure("validation", metric_name(study.metric.lower()))
+    figure = pages.empty_figure("validations so far", _metric(study))
     for trial in sorted(study.trials, key=lambda trial: trial.number == best.number):
         figure.add_scatter(
             x=list(range(1, len(trial.curve) + 1)),

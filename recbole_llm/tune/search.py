@@ -16,8 +16,8 @@ from recbole_llm.config.values import SECRETS, without_code_keys
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.files import whole
 from recbole_llm.run.evaluate import evaluate_run
-from recbole_llm.run.folder import DATA_STAMP, other_language_models, run_lock, same_data, stamp_data, write_settings
-from recbole_llm.run.identity import CIRCUMSTANCES, plain
+from recbole_llm.run.folder import other_language_models, run_lock, stamp_data, stamp_fits, write_settings
+from recbole_llm.run.identity import changed_settings, comparable_settings, plain
 from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
 from recbole_llm.run.results import read_json, read_results
@@ -37,7 +37,7 @@ from recbole_llm.tune.space import (
 from recbole_llm.tune.study import Study, StudyError, Trial, prune_rule
 from recbole_llm.tune.trial import SharedData, quiet_console, run_trial
 
-FORMAT = 3
+FORMAT = 4
 # Settings that best.yaml leaves to the user.
 LEFT_OUT = frozenset({"checkpoint_dir", "show_progress", "state", "save_state", "resume"})
 
@@ -218,8 +218,7 @@ def _finish(study: Study, model: str | type, base: Config, settings: Mapping[str
     if best is None:
         errors = [str(trial.details.get("error", "")) for trial in study.trials]
         raise StudyError(f"No trial of {study.folder} finished. The first error: {errors[0] if errors else 'none'}")
-    for trial in study.trials:  # a crash may have come between a note and this
-        study.tidy(trial, best)
+    study.tidy(study.trials)  # a crash may have come between a note and this
     if not study.is_tested(best):
         with quiet_console():
             evaluate_run(study.run_dir(best), model=model if isinstance(model, type) else None)
@@ -274,15 +273,13 @@ def _notes(
 ) -> dict[str, Any]:
     """Return the content of ``study.json``; studies with the same ``identity`` are the same."""
     searched = {parameter.name for parameter in space}
-    merged = {
-        key: value for key, value in base.merged.items() if key not in CIRCUMSTANCES | searched and value is not None
-    }
-    search: dict[str, str | None] = {"algo": options.algo}
-    if options.algo == "bayes":
-        search["random_trials"] = str(options.random_trials)
-    if options.pruner != "none":
-        search |= {key: str(value) for key, value in vars(options).items() if key.startswith("prune")}
     lines = [str(parameter) for parameter in space]
+    identity = {key: value for key, value in base.merged.items() if key not in searched}
+    identity |= {"the search space": lines, "algo": options.algo}
+    if options.algo == "bayes":
+        identity["random_trials"] = options.random_trials
+    if options.pruner != "none":
+        identity |= {key: value for key, value in vars(options).items() if key.startswith("prune")}
     return {
         "format": FORMAT,
         "model": base.merged["model"],
@@ -290,7 +287,7 @@ def _notes(
         "settings": plain({key: value for key, value in settings.items() if key not in SECRETS}),
         "space": lines,
         "options": {key: value for key, value in vars(options).items() if key not in ("study", "retry_failed")},
-        "identity": plain({"settings": merged, "space": {"the search space": lines}, "search": search}),
+        "identity": comparable_settings(identity),
     }
 
 
@@ -307,16 +304,11 @@ def _folder(base: Config, options: StudyOptions, identity: Mapping[str, Any]) ->
 def _write_notes(folder: Path, notes: dict[str, Any]) -> None:
     """Write ``study.json``, once it is certain that the folder contains no other study."""
     file = folder / "study.json"
-    if file.is_file():
-        old, new = _read_notes(folder)["identity"], notes["identity"]
-        changed = [
-            key for part in new for key in sorted({*old[part], *new[part]}) if old[part].get(key) != new[part].get(key)
-        ]
-        if changed:
-            raise CheckpointError(
-                f"{folder} holds a study with other settings ({', '.join(changed[:5])}). Continue it with "
-                f"`recbole-llm tune --resume={folder}`, or choose another --study=FOLDER."
-            )
+    if file.is_file() and (changed := changed_settings(_read_notes(folder)["identity"], notes["identity"])):
+        raise CheckpointError(
+            f"{folder} holds a study with other settings ({', '.join(changed[:5])}). Continue it with "
+            f"`recbole-llm tune --resume={folder}`, or choose another --study=FOLDER."
+        )
     with whole(file) as partial:
         partial.write_text(json.dumps(notes, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -327,7 +319,10 @@ def _read_notes(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a study: it has no study.json in it.")
     notes = read_json(file)
     if notes["format"] != FORMAT:
-        raise CheckpointError(f"{file} was written by another version (format {notes['format']}, not {FORMAT}).")
+        raise CheckpointError(
+            f"{file} was written by another version (format {notes['format']}, not {FORMAT}). Begin another study "
+            "with --study=FOLDER."
+        )
     return notes
 
 
@@ -337,11 +332,10 @@ def _check_data(study: Study, data: SharedData, base: Config) -> None:
         dataset, splits = data(base)
     if len(splits[1]) == 0:
         raise ConfigError(
-            f"eval_args.split={base['eval_args']['split']!r} leaves no validation data, which trials are compared on. "
-            "Use {LS: valid_and_test}, or shares such as {RS: [0.8, 0.1, 0.1]}."
+            f"eval_args.split={base['eval_args']['split']!r} leaves no validation data to compare trials on. Use "
+            "{LS: valid_and_test}, or shares such as {RS: [0.8, 0.1, 0.1]}."
         )
-    stamp = study.folder / DATA_STAMP
-    if stamp.is_file() and not same_data(read_json(stamp), base):
+    if not stamp_fits(study.folder, base):
         raise CheckpointError(
             f"The files in {base['data_path']} changed since {study.folder} began, so its trials could not be "
             "compared. Restore them, or begin another study with --study=FOLDER."

@@ -197,11 +197,8 @@ class Study:
     @property
     def best(self) -> Trial | None:
         """The finished trial with the best validation score; of equal ones the first."""
-        return self._best(self.trials)
-
-    def _best(self, trials: Sequence[Trial]) -> Trial | None:
         sign = 1 if self.bigger else -1
-        finished = [trial for trial in trials if trial.state == "finished"]
+        finished = [trial for trial in self.trials if trial.state == "finished"]
         return max(finished, key=lambda trial: sign * (trial.score or 0.0), default=None)
 
     def is_tested(self, trial: Trial) -> bool:
@@ -252,7 +249,7 @@ class Study:
         if self.options.algo == "exhaustive":
             number = self._proposed()
             return combination(self.space, number) if number < size else None
-        tried = {self._key(trial.params) for trial in trials}
+        tried = {repr(trial.params) for trial in trials}  # tells 1 from True
         place = optuna().trial.create_trial(state=optuna().trial.TrialState.RUNNING)
         for draw in range(DRAWS):
             seed = int(np.random.SeedSequence([self.seed, len(trials), draw]).generate_state(1)[0])
@@ -261,15 +258,14 @@ class Study:
                 name: sampler.sample_independent(self.optuna, place, name, distribution)
                 for name, distribution in self._distributions.items()
             }
-            if self._key(self._settings(sampled)) not in tried:
+            if repr(self._settings(sampled)) not in tried:
                 return sampled
         if math.isinf(size):
             return None
         # The next one that is left, from a random place on.
         start = random.Random(f"{self.seed} {len(trials)}").randrange(int(size))
         around = (combination(self.space, (start + step) % int(size)) for step in range(int(size)))
-        left = (sampled for sampled in around if self._key(self._settings(sampled)) not in tried)
-        return next(left, None)
+        return next((sampled for sampled in around if repr(self._settings(sampled)) not in tried), None)
 
     def _proposed(self) -> int:
         """Count the trials that do not repeat a failed one."""
@@ -277,10 +273,6 @@ class Study:
 
     def _settings(self, sampled: Mapping[str, Any]) -> dict[str, Any]:
         return {parameter.name: parameter.setting(sampled[parameter.name]) for parameter in self.space}
-
-    @staticmethod
-    def _key(settings: Mapping[str, Any]) -> str:
-        return repr(list(settings.values()))  # tells 1 from True
 
     def _start(self, trial: Trial) -> bool:
         """Note that a trial starts, unless it ended the process too often in the same epoch."""
@@ -298,7 +290,7 @@ class Study:
 
     def _why_over(self, trials: Sequence[Trial]) -> str:
         """Say which limit the study has reached; empty if none."""
-        options, best = self.options, self._best(trials)
+        options, best = self.options, self.best
         ended = [trial for trial in trials if trial.state != "started"]
         failed = [trial for trial in ended if trial.state == "failed"]
         if len(failed) >= FAILURES and len(failed) == len(ended):
@@ -331,18 +323,18 @@ class Study:
         state = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[outcome.state]
         self.optuna.tell(trial.number, outcome.score if state == states.COMPLETE else None, state)
         self._running.discard(trial.number)
-        trials = self.trials
-        best = self._best(trials)
-        for number in {trial.number} | ({previous.number} if previous else set()):
-            self.tidy(trials[number], best)
+        ended = self.trials[trial.number]
+        self.tidy([ended, previous] if previous else [ended])
         self.write_table()
-        return trials[trial.number]
+        return ended
 
-    def tidy(self, trial: Trial, best: Trial | None) -> None:
-        """Keep the parts of a finished trial's directory that ``keep_trials`` names."""
-        # A trial that was tested keeps its weights: its test metrics must stay reproducible.
-        is_best = self.is_tested(trial) or (best is not None and trial.number == best.number)
-        tidy(self.run_dir(trial), self.options.keep_trials, is_best)
+    def tidy(self, trials: Sequence[Trial]) -> None:
+        """Keep the parts of finished trials' directories that ``keep_trials`` names."""
+        best = self.best
+        for trial in trials:
+            # A trial that was tested keeps its weights: its test metrics must stay reproducible.
+            is_best = self.is_tested(trial) or (best is not None and trial.number == best.number)
+            tidy(self.run_dir(trial), self.options.keep_trials, is_best)
 
     def write_table(self) -> None:
         """Write ``study.csv``: one row per trial with settings, validation metrics and costs."""

@@ -252,7 +252,7 @@ def test_advice_is_possible(tmp_path, capsys):
 
 
 def test_missing(tmp_path):
-    with pytest.raises(DataError, match=r"there is no nothing\.inter; give the folder"):
+    with pytest.raises(DataError, match=r"there is no nothing\.inter; pass the folder"):
         check("nothing", tmp_path)
 
 

@@ -162,7 +162,7 @@ def test_bad_catalogues(tmp_path):
             "generic", log, tmp_path / "set", metadata=write(tmp_path / "items.csv", text), **COLUMNS, **options
         )
 
-    with pytest.raises(DataError, match=r"items\.csv, line 3: the id 'x1' is there twice"):
+    with pytest.raises(DataError, match=r"items\.csv, line 3: the id 'x1' occurs twice"):
         with_items("what,title\nx1,a\nx1,b\n")
     with pytest.raises(DataError, match=r"items\.csv: no column 'what'; the columns are id, title"):
         with_items("id,title\nx1,a\n")
@@ -223,7 +223,7 @@ def test_a_delimiter_of_several_characters(tmp_path, quote):
     log = write(tmp_path / "log.dat", f"who::what::when\nann::{quote}x,1{quote}::5\n")
     convert("generic", log, tmp_path / "set", delimiter="::", user_col="who", item_col="what", time_col="when")
     assert read_rows(tmp_path / "set/set.inter")[1] == [["ann", f"{quote}x,1{quote}", "5"]]
-    with pytest.raises(ConfigError, match="delimiter is '\"'; it must be some character other than a quote"):
+    with pytest.raises(ConfigError, match="delimiter is '\"'; it must not be empty"):
         convert("generic", log, tmp_path / "b", delimiter='"', user_col="who", item_col="what")
 
 

@@ -180,7 +180,7 @@ def test_wrong_header(tmp_path):
     archive = make_zip(
         tmp_path / "a.zip", {"ratings.csv": "user,movie\n1,2\n", "movies.csv": "movieId,title,genres\n"}
     )
-    with pytest.raises(DataError, match=r"ratings\.csv, line 1: the header is 'user,movie'; expected is"):
+    with pytest.raises(DataError, match=r"ratings\.csv, line 1: the header is 'user,movie'; expected 'userId"):
         convert("ml-20m", archive, tmp_path / "set")
 
 

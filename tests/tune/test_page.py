@@ -59,6 +59,11 @@ def made_up(folder, lines, score, algo="exhaustive", pruned=lambda params: False
     return study
 
 
+def groups(study, name):
+    (parameter,) = [parameter for parameter in study.space if parameter.name == name]
+    return groups_of(study, parameter)
+
+
 LINES = ["n_layers choice [1,2]", "loss_type choice ['CE','BPR']", "seed choice [1,2,3]"]
 
 
@@ -68,13 +73,13 @@ def score(params):
 
 def test_mean_spread_and_best_of_each_value(tmp_path):
     study = made_up(tmp_path, LINES, score, pruned=lambda params: params["loss_type"] == "BPR" and params["seed"] == 3)
-    one, two = groups_of(study, "n_layers")
+    one, two = groups(study, "n_layers")
     scores = [0.101, 0.101, 0.102, 0.102, 0.103]
     assert (one.label, one.trials, one.pruned, one.best) == ("1", 5, 1, pytest.approx(0.103))
     assert one.mean == pytest.approx(statistics.mean(scores))
     assert one.deviation == pytest.approx(statistics.stdev(scores))
     assert two.mean == pytest.approx(one.mean + 0.1)
-    assert [(group.label, group.trials, group.pruned) for group in groups_of(study, "loss_type")] == [
+    assert [(group.label, group.trials, group.pruned) for group in groups(study, "loss_type")] == [
         ("CE", 6, 0),
         ("BPR", 4, 2),
     ]
@@ -82,7 +87,7 @@ def test_mean_spread_and_best_of_each_value(tmp_path):
 
 def test_a_single_trial_has_no_spread_and_smaller_may_be_better(tmp_path):
     study = made_up(tmp_path, ["n_layers choice [2,1]"], lambda params: 5.0 - params["n_layers"], bigger=False)
-    assert [(group.label, group.best, group.deviation) for group in groups_of(study, "n_layers")] == [
+    assert [(group.label, group.best, group.deviation) for group in groups(study, "n_layers")] == [
         ("2", 3.0, None),
         ("1", 4.0, None),
     ]
@@ -97,11 +102,26 @@ def test_a_range_is_shown_in_quarters_of_the_trials(tmp_path):
         max_evals=40,
         early_stop=0,
     )
-    groups = groups_of(study, "learning_rate")
-    assert [group.trials for group in groups] == [10] * 4
+    quarters = groups(study, "learning_rate")
+    assert [group.trials for group in quarters] == [10] * 4
     values = sorted(trial.params["learning_rate"] for trial in study.trials)
-    assert groups[0].label == f"{values[0]:.4g} to {values[9]:.4g}"
-    assert groups[3].best == values[-1] and groups[1].mean == pytest.approx(statistics.mean(values[10:20]))
+    assert quarters[0].label == f"{values[0]:.4g} to {values[9]:.4g}"
+    assert quarters[3].best == values[-1] and quarters[1].mean == pytest.approx(statistics.mean(values[10:20]))
+
+
+def test_a_few_values_of_a_range_and_options_that_look_alike(tmp_path):
+    ranged, alike = tmp_path / "ranged", tmp_path / "alike"
+    ranged.mkdir(), alike.mkdir()
+    study = made_up(ranged, ["dropout uniform 0,0.5"], lambda params: 1.0, algo="random", max_evals=2)
+    assert [group.label for group in groups(study, "dropout")] == sorted(
+        str(t.params["dropout"]) for t in study.trials
+    )
+    study = made_up(alike, ["clip_grad_norm choice [1,1.0,True]"], lambda params: 1.0)
+    assert [(group.place, group.label) for group in groups(study, "clip_grad_norm")] == [
+        (0, "1"),
+        (1, "1.0"),
+        (2, "True"),
+    ]
 
 
 def test_importance_names_the_parameter_that_matters(tmp_path):

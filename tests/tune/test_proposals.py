@@ -49,6 +49,21 @@ def test_the_grid_has_every_combination_once(tmp_path):
     assert [tuple(params.values()) for params in tried] == list(itertools.product([1, 2, 3], ["CE", "BPR"]))
 
 
+def test_exhaustive_tries_every_multiple(tmp_path):
+    space = read_lines(["hidden_size quniform 16,48,16", "act choice ['a','b']"], "a.test")
+    tried = searched(study_of(tmp_path, space), lambda params: 0.0, 99)
+    assert [tuple(params.values()) for params in tried] == list(itertools.product([16, 32, 48], "ab"))
+    assert all(type(params["hidden_size"]) is int for params in tried)
+
+
+@pytest.mark.parametrize("algo", ["random", "bayes"])
+def test_a_space_of_multiples_ends_when_all_were_tried(algo, tmp_path):
+    study = study_of(tmp_path, read_lines(["hidden_size quniform 16,112,16"], "a.test"), algo=algo, early_stop=0)
+    tried = searched(study, lambda params: 1.0, 99)
+    assert sorted(params["hidden_size"] for params in tried) == list(range(16, 113, 16))
+    assert study.ended == "every setting has been tried"
+
+
 def test_a_range_has_no_grid():
     with pytest.raises(ConfigError, match="a.test, line 1: algo=exhaustive .* but learning_rate is loguniform"):
         decided(options_of({"algo": "exhaustive"}), RANGES)

@@ -1,4 +1,5 @@
 import ast
+import itertools
 import math
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from recbole_llm.config import Config
 from recbole_llm.config.registry import own_models, property_file, props_dir, stock_models
 from recbole_llm.errors import ConfigError
 from recbole_llm.tune import tune
-from recbole_llm.tune.space import check_space, find_space, read_lines, read_space, space_from_dict
+from recbole_llm.tune.space import (
+    check_space,
+    combination,
+    find_space,
+    read_lines,
+    read_space,
+    size_of,
+    space_from_dict,
+)
 from tests.properties import examples
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -55,6 +64,21 @@ def test_every_kind_of_line():
     assert [(p.name, p.kind, p.options, p.low, p.high, p.step, p.whole) for p in again] == [
         (p.name, p.kind, p.options, p.low, p.high, p.step, p.whole) for p in space
     ]
+
+
+def test_the_combinations_of_a_space_in_order():
+    space = parse("n_layers choice [1,2]", "hidden_size quniform 16,48,16", "dropout quniform 0,0.3,0.15")
+    assert [parameter.size for parameter in space] == [2, 3, 3] and size_of(space) == 18
+    made = [tuple(combination(space, index).values()) for index in range(18)]
+    assert made == list(itertools.product([1, 2], [16, 32, 48], [0.0, 0.15, 0.3]))
+    assert size_of(parse("width qloguniform 2.77,4.16,16")) == 4  # 16, 32, 48, 64
+    assert size_of(parse("n_layers choice [1,2]", "dropout uniform 0,0.3")) == math.inf
+
+
+def test_whole_numbers_are_not_rounded():
+    (parameter,) = parse("seed quniform 0,4294967295,1")
+    assert parameter.ends == (0, 4294967295) and parameter.setting(1234567891) == 1234567891
+    assert combination([parameter], 1234567891) == {"seed": 1234567891}
 
 
 # ---- as RecBole reads them
@@ -150,7 +174,11 @@ def test_any_range_gives_settings_inside_its_bounds(kind, low, width, step, seed
     distribution = parameter.distribution()
     sampler = optuna.samplers.RandomSampler(seed)
     place = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING)
-    value = parameter.setting(sampler.sample_independent(optuna.create_study(), place, "key", distribution))
+    study = optuna.create_study()
+    value = parameter.setting(sampler.sample_independent(study, place, "key", distribution))
+    if kind.startswith("q"):
+        every = [parameter.setting(parameter.value_at(number)) for number in range(int(parameter.size))]
+        assert value in every and len(set(every)) == len(every) and every[-1] == parameter.bounds()[1]
     bounds = (math.exp(low), math.exp(high)) if "log" in kind else (low, high)
     slack = 1e-5 * (1 + max(map(abs, bounds)))  # six digits
     assert bounds[0] - slack <= value <= bounds[1] + slack
