@@ -87,11 +87,12 @@ class GenerativeRecommender(LLMRecommender):
         # With codes in the place of texts nothing is read: a control of the text would change nothing.
         by_text = self.reads_item_text(config)
         self.item_text = item_text_of(dataset, config, for_prompt=True) if by_text else None
+        self.titles = self.item_text.names(dataset.field2id_token[dataset.iid_field]) if self.item_text else []
         index = build_item_index(
             settings.item_index,
             Histories.of(dataset),
             settings.item_index_seed,
-            self.item_text.texts if self.item_text else (),
+            self.titles,
             **self._index_options(settings),
         )
         if index.leak == "leaky":
@@ -175,7 +176,7 @@ class GenerativeRecommender(LLMRecommender):
     def _use_index(self, index: ItemIndex) -> None:
         self.index = index
         by_title = self.settings.item_repr == "title"
-        shown = self.item_text.texts if self.item_text and by_title else index.items
+        shown = self.titles if by_title else index.items
         mark = ("[", "]") if by_title else (self.settings.item_prefix or "", "")
         self.prompt_table = PromptTable(
             self.tokenizer,

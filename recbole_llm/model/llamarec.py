@@ -165,8 +165,7 @@ class LlamaRec(Reranker):
     def _build_prompts(self, config: Config, dataset: HistoryDataset) -> None:
         tokenizer = load_tokenizer(self.resolved)
         self.item_text = item_text_of(dataset, config, title_only=True)
-        tokens = dataset.field2id_token[dataset.iid_field]
-        titles = [text or f"Item {token}" for text, token in zip(self.item_text.texts, tokens, strict=True)]
+        titles = self.item_text.names(dataset.field2id_token[dataset.iid_field])
         words = label_words(self.settings.label_words, self.n_candidates)
         template = PromptTemplate.read(self.settings.prompt)
         limit, positions = self.settings.max_prompt_length, position_limit(self.resolved)

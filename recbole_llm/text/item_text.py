@@ -51,6 +51,10 @@ class ItemText:
     _render: Callable[[list[str], str], str] = field(repr=False, compare=False)
     _seq_separator: str = field(default=" ", repr=False)
 
+    def names(self, tokens: Sequence[str]) -> list[str]:
+        """Return what prompts call the items with these raw ids: their texts, or their ids; ``""`` for PAD."""
+        return ["", *(text or f"Item {token}" for text, token in zip(self.texts[1:], tokens[1:], strict=True))]
+
     def of(self, item: Mapping[str, Any], name: str) -> str:
         """Return the text of an item that is not in the file; ``""`` if the template's fields are empty.
 
@@ -210,9 +214,9 @@ def load_item_text(
         without_row = sum(token not in seen for token in missing)
         logger.warning(
             "%d of %d items have no text (%d have no line in %s, for %d the fields of the template are empty), e.g. "
-            "%s. They get %s.",
+            "%s. %s",
             *(len(missing), len(tokens) - 1, without_row, path, len(missing) - without_row, ", ".join(missing[:10])),
-            "their id as title" if title_only else "a zero vector",
+            "Prompts show their id or leave them out." if title_only or for_prompt else "They get a zero vector.",
         )
     return ItemText(texts, resolved, len(missing), missing[:10], fields, header, render, seq_separator)
 

@@ -198,6 +198,16 @@ def test_titles_in_the_prompt_and_codes_in_the_answer(settings):
     assert model.tokenizer.decode(model.codes[first][:-1]) == model.index.items[first]
 
 
+def test_items_without_a_title_are_shown_by_their_ids(settings, tmp_path, caplog):
+    file = tmp_path / "data" / "cycle" / "cycle.item"
+    head, first, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([head, first.split("\t")[0] + "\t" * head.count("\t"), *rest]) + "\n")
+    model, _, _ = build("POD", settings, item_repr="title")
+    assert "Prompts show their id" in caplog.text
+    token = first.split("\t")[0]
+    assert model.titles.count(f"Item {token}") == 1 and all(model.titles[1:])
+
+
 @pytest.mark.parametrize("name", ["P5", "POD", "LightLM"])
 def test_items_without_any_text_do_not_matter_where_only_codes_are_shown(name, settings, tmp_path, caplog):
     items = "".join(f"i{item}\t{item}\n" for item in range(30))

@@ -137,6 +137,7 @@ def test_missing_texts_are_warned_of_once(item_file, caplog):
     assert "3 of 5 items have no text" in message and "1 have no line" in message and "no-row" in message
     assert text.n_missing == 3 and text.missing_tokens == ["3", "4", "no-row"]
     assert text.texts == ["", "", "Animation Children's Comedy", "Comedy", "", ""]
+    assert text.names(["[PAD]", *"12345"]) == ["", "Item 1", *text.texts[2:4], "Item 4", "Item 5"]
 
 
 def test_duplicate_ids_keep_the_first_row(item_file, caplog):
