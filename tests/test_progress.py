@@ -110,6 +110,22 @@ def test_converters_show_what_they_read_and_write(isolated, monkeypatch):
     assert "log.inter" not in sys.stderr.getvalue()
 
 
+def test_converters_say_how_far_they_are_where_there_is_no_terminal(isolated):
+    rows = "".join(f"u{row % 50},i{row % 70},{row}\n" for row in range(40_000))
+    Path("log.csv").write_text(f"who,what,at\n{rows}")
+    arguments = ["generic", "--input", "log.csv", "--user_col=who", "--item_col=what", "--time_col=at"]
+    code = "import recbole_llm.progress as p; p.EVERY = 0.0; from recbole_llm.cli import main; "
+    for command in (["convert", *arguments, "--output=dataset/log"], ["check", "log"]):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{code}raise SystemExit(main({command!r}))"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert re.search(r"log\.\w+: .* (left|so far)", done.stderr), done.stderr
+        assert "so far" not in done.stdout
+
+
 def test_converters_do_without_torch():
     code = "import recbole_llm.convert.command, sys; assert not {'torch', 'recbole'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,6 +1,7 @@
 """``recbole-llm convert`` and ``recbole-llm check``."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,7 @@ def convert_main(argv: Sequence[str]) -> int:
     if arguments["workers"] is None and "workers" in source_options(name):
         arguments["workers"] = default_workers()
     arguments = {key: value for key, value in arguments.items() if value is not None and value is not False}
+    _show_progress()
     report = convert(name, inputs, progress=True, **arguments)
     _show(report.text())
     output = report.output
@@ -85,6 +87,7 @@ def check_main(argv: Sequence[str]) -> int:
             "`recbole-llm check DATASET` takes one dataset, a name or a folder"
             + (f", but got {', '.join(names)}." if names else "; `recbole-llm check --help` has examples.")
         )
+    _show_progress()
     report = check(dataset, data_path, settings, progress=True)
     _show(report.text())
     return int(report.failed)
@@ -137,6 +140,11 @@ def _listing() -> str:
         lines.append(f"  {recipe.name:<34} {recipe.source:<22} {recipe.filters.text()}")
         lines.append(f"      {recipe.paper}: {counts}")
     return "\n".join(lines)
+
+
+def _show_progress() -> None:
+    """Let the lines of progress appear where there is no terminal for a bar; run.logging would import RecBole."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
 
 
 def _show(text: str) -> None:
