@@ -114,7 +114,7 @@ def _model_of(frame: FrameType) -> Any:
     return first if is_model or (isinstance(first, type) and issubclass(first, SequentialRecommender)) else None
 
 
-def _hint(error: Exception, model: LLMRecommender, frames: list[FrameType]) -> str:
+def _hint(error: Exception, model: LLMRecommender | type[LLMRecommender], frames: list[FrameType]) -> str:
     if not isinstance(model, type) and "n_items" not in vars(model):
         return " Its constructor must call super().__init__(config, dataset) first."
     if not isinstance(error, KeyError):

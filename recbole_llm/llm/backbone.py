@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from recbole_llm.config import Config
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError, MissingExtraError, ModelNotFoundError
 from recbole_llm.llm.dtype import dtype_to_train, resolve_dtype
@@ -296,7 +295,7 @@ def checkpoint_activations(module: Any) -> None:
 
 
 def _load_weights(
-    resolved: ResolvedLLM, config: Config, dtype: torch.dtype, options: dict[str, Any], auto_class: Any = None
+    resolved: ResolvedLLM, config: ModelConfig, dtype: torch.dtype, options: dict[str, Any], auto_class: Any = None
 ) -> torch.nn.Module:
     try:
         with quiet_transformers():
@@ -326,7 +325,7 @@ def _load_weights(
     return module
 
 
-def _reshaped(config: Config, shape: Mapping[str, Any] | None, pretrained: bool, name: str) -> Any:
+def _reshaped(config: ModelConfig, shape: Mapping[str, Any] | None, pretrained: bool, name: str) -> ModelConfig:
     """Return the configuration with some of its entries replaced."""
     if not shape:
         return config
@@ -345,7 +344,7 @@ def _reshaped(config: Config, shape: Mapping[str, Any] | None, pretrained: bool,
     return type(config).from_dict({**entries, **both, **shape})
 
 
-def _set_dropout(config: Config, dropout: float, name: str) -> None:
+def _set_dropout(config: ModelConfig, dropout: float, name: str) -> None:
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ConfigError(f"invalid value for dropout: {dropout!r} (choose a number in [0, 1)).")
     keys = [key for key in _DROPOUT_KEYS if isinstance(getattr(config, key, None), (int, float))]

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from recbole_llm.config import Config
 from recbole_llm.errors import ModelNotFoundError
 from recbole_llm.typing import ModelConfig
 
@@ -16,7 +15,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recbole-llm"
 
 
-def family_of(config: Config) -> str:
+def family_of(config: ModelConfig) -> str:
     """Return "t5", "bert", "decoder" or "other": see :class:`recbole_llm.llm.spec.ResolvedLLM`."""
     from transformers.models.auto import modeling_auto as auto
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from recbole_llm.config import Config
 from recbole_llm.llm.backbone import hidden_size, transformer_layers
-from recbole_llm.typing import LanguageModel
+from recbole_llm.typing import LanguageModel, ModelConfig
 
 # Bytes of activations at a time on a CPU; a GPU takes this share of its memory. Constants of a machine, so that parts,
 # and with them rounding, are the same in every run on it.
@@ -127,7 +126,7 @@ def _layers_with_gradients(lm: LanguageModel) -> int:
     return len(layers) if any(outside) or not any(learns) else len(layers) - learns.index(True)
 
 
-def layer_bytes(config: Config, itemsize: int) -> tuple[float, float]:
+def layer_bytes(config: ModelConfig, itemsize: int) -> tuple[float, float]:
     """Estimate the bytes of activations that a layer keeps for each token, and of its input alone."""
     width = hidden_size(config)
     inner = getattr(config, "intermediate_size", None) or 4 * width

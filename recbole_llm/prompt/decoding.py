@@ -14,9 +14,8 @@ from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutput
 
-from recbole_llm.contract import LLMRecommender
 from recbole_llm.errors import ConfigError
-from recbole_llm.typing import Tokenizer
+from recbole_llm.typing import LanguageModel, Tokenizer
 
 # Scores at or below this belong to no sequence: generate() marks beams that could not be filled with -1e9.
 NOTHING = -1e8
@@ -194,7 +193,7 @@ class BeamCache(EncoderDecoderCache):  # type: ignore[misc]
     beams : int
     """
 
-    def __init__(self, model: LLMRecommender, encoder_hidden: torch.Tensor, beams: int) -> None:
+    def __init__(self, model: LanguageModel, encoder_hidden: torch.Tensor, beams: int) -> None:
         cross = DynamicCache()
         for number, block in enumerate(model.get_decoder().block):
             attention = block.layer[1].EncDecAttention
@@ -213,7 +212,7 @@ class BeamCache(EncoderDecoderCache):  # type: ignore[misc]
 
 @torch.no_grad()
 def beam_search(
-    model: LLMRecommender,
+    model: LanguageModel,
     encoder_hidden: torch.Tensor,
     attention_mask: torch.Tensor,
     trie: Trie,
@@ -273,7 +272,7 @@ def beam_search(
 
 
 def exact_scores(
-    model: LLMRecommender,
+    model: LanguageModel,
     encoder_hidden: torch.Tensor,
     attention_mask: torch.Tensor,
     codes: Sequence[Sequence[int]],

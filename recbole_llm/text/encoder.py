@@ -20,7 +20,7 @@ from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 from recbole_llm.progress import Progress
 from recbole_llm.text.cache import EmbeddingCache, text_digest
 from recbole_llm.text.pooling import pool_tokens, resolve_pooling, special_ids
-from recbole_llm.typing import Tokenizer
+from recbole_llm.typing import ModelConfig, Tokenizer
 
 MAX_TOKENS = 128
 ENCODING = "Encode item texts"  # name of the pass on the screen
@@ -374,7 +374,7 @@ def _pipeline_dim(pipeline: Any) -> int:
 
 def _position_limit(model: torch.nn.Module, tokenizer: Tokenizer) -> int:
     """Return how many tokens the model can read; T5 has no limit."""
-    config: Any = model.config
+    config: ModelConfig = model.config
     limits = [tokenizer.model_max_length]  # a huge number where the tokenizer does not say
     if config.model_type not in ("t5", "mt5", "umt5", "longt5") and isinstance(
         getattr(config, "max_position_embeddings", None), int

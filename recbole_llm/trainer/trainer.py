@@ -346,7 +346,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(
         self,
-        eval_data: EvaluationLoader,
+        eval_data: EvaluationLoader | None,
         load_best_model: bool = True,
         model_file: str | Path | None = None,
         show_progress: bool = False,
