@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from recbole_llm.config.schema import is_text, types_by_key
 from recbole_llm.config.types import members, unwrap
-from recbole_llm.config.values import parse_value
+from recbole_llm.config.values import parse_value, refuse_others
 from recbole_llm.errors import ConfigError
 
 SHORT = {"m": "model", "d": "dataset"}
@@ -29,7 +29,8 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, text: str, changeable: Iterable[str] = ()) -> None:
-        keys = ", ".join(changeable)
+        self.changeable = tuple(changeable)
+        keys = ", ".join(self.changeable)
         super().__init__(
             prog=f"recbole-llm {command}",
             description=text,
@@ -37,6 +38,16 @@ class CommandParser(argparse.ArgumentParser):
             epilog=f"Settings of the run that may be changed, as --key=value: {keys}." if keys else None,
             allow_abbrev=False,
         )
+
+    def parse_with_settings(
+        self, argv: Sequence[str], refusal: str, remedy: str
+    ) -> tuple[argparse.Namespace, dict[str, Any]]:
+        """Parse options and the settings that may be changed; for any other key, an error as :func:`refuse_others`."""
+        given, rest = self.parse_known_args(list(argv))
+        settings = parse_arguments(rest)
+        options = [name.removeprefix("--") for action in self._actions for name in action.option_strings]
+        refuse_others(settings, [*self.changeable, *options], refusal, remedy)
+        return given, settings
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of writing the usage and leaving the process."""

@@ -10,8 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_llm.config.arguments import CommandParser, parse_arguments
-from recbole_llm.config.values import refuse_others
+from recbole_llm.config.arguments import CommandParser
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
 from recbole_llm.progress import Progress
@@ -211,7 +210,7 @@ def _collected(batches: Iterable[tuple[list[str], Any]], names: list[str], bar: 
         yield vectors
 
 
-def _parser(command: str, text: str) -> argparse.ArgumentParser:
+def _parser(command: str, text: str) -> CommandParser:
     parser = CommandParser(command, text, SETTINGS)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
     parser.add_argument(
@@ -226,16 +225,10 @@ def _parser(command: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_with_settings(
-    parser: argparse.ArgumentParser, argv: Sequence[str]
-) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Parse options and the settings of a run that may be changed; ConfigError for any other."""
-    given, rest = parser.parse_known_args(list(argv))
-    settings = parse_arguments(rest)
-    options = [name.removeprefix("--") for action in parser._actions for name in action.option_strings]
+def parse_with_settings(parser: CommandParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse options and the settings of a run that may be changed when it serves; ConfigError for any other."""
     remedy = f"A run keeps the settings it was trained with; {parser.prog} --help lists the options."
-    refuse_others(settings, [*SETTINGS, *options], "is not an option here", remedy)
-    return given, settings
+    return parser.parse_with_settings(argv, "is not an option here", remedy)
 
 
 def _load(run_dir: str, settings: dict[str, Any]) -> Recommender:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from recbole_llm.config import Config
-from recbole_llm.config.arguments import CommandParser, parse_arguments
-from recbole_llm.config.values import refuse_others
+from recbole_llm.config.arguments import CommandParser
 from recbole_llm.data.controls import OF_TEXT, control_of
 from recbole_llm.data.loader import EvaluationLoader
 from recbole_llm.errors import CheckpointError, ConfigError
@@ -65,10 +64,8 @@ def evaluate_main(argv: Sequence[str]) -> int:
     parser = CommandParser("evaluate", HELP, SETTINGS)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run whose training has ended")
     parser.add_argument("--out", metavar="DIR", help="folder for results.json and test_ranks.npz")
-    given, rest = parser.parse_known_args(list(argv))
-    settings = parse_arguments(rest)
     remedy = "`recbole-llm evaluate --help` lists what can; train again for another value."
-    refuse_others(settings, [*SETTINGS, "out"], "cannot be changed by an evaluation", remedy)
+    given, settings = parser.parse_with_settings(argv, "cannot be changed by an evaluation", remedy)
     log_to_console()
     evaluate_run(given.run_dir, settings, out=given.out)
     return 0
