@@ -362,6 +362,12 @@ class Reranker(LLMRecommender):
     pools: int = 0
     """Number of retrieved items that training negatives are drawn from; 0: from the whole catalogue."""
 
+    trains_on_retrieved: bool = False
+    """Whether training candidates are these ``pools`` items, best first; rows whose target is missing are left out."""
+
+    shuffles_retrieved: bool = False
+    """Whether these are in random order, instead."""
+
     @property
     def reranks(self) -> int:
         """Number of candidates in the current stage; 0: the retriever itself is being trained."""

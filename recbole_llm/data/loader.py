@@ -19,11 +19,12 @@ from recbole_llm import distributed
 from recbole_llm.config import Config
 from recbole_llm.contract import Reranker
 from recbole_llm.data import mask
-from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, PrefixNegatives, every_item, ranked_negatives
+from recbole_llm.data.candidates import CANDIDATES, CandidateSampler, every_item, ranked_negatives
 from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import take
 from recbole_llm.data.shuffles import with_shuffled_histories, with_shuffled_ties, with_shuffled_training
+from recbole_llm.data.train_candidates import PrefixNegatives, RetrievedLists
 from recbole_llm.data.views import TrainRows, view_of
 from recbole_llm.errors import ConfigError
 
@@ -113,7 +114,7 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):  # type: ignore[misc]
         view, per_user = view_of(config, config.model_class), config["max_train_rows_per_user"]
         self.rows = TrainRows(dataset, view, config["seed"], per_user, config["windows"])
         self.sample_size = len(self.rows)
-        self.negatives: PrefixNegatives | None = None
+        self.negatives: PrefixNegatives | RetrievedLists | None = None
         if issubclass(config.model_class, Reranker) and config.model_class.draws_negatives:
             if config["shuffle_ties"]:
                 raise ConfigError(
@@ -141,6 +142,12 @@ class TrainLoader(_ArrayLoader, TrainDataLoader):  # type: ignore[misc]
             Maximum number of newest items of a history that count.
         """
         self._costs, self._recent = item_costs.cpu().long(), recent
+
+    def train_on(self, lists: RetrievedLists) -> None:
+        """Take the candidates of rows from a retriever's lists, and leave out rows whose target is not in theirs."""
+        self.negatives = lists
+        self.rows.keep(lists.has_target)
+        self.sample_size = len(self.rows)
 
     def __iter__(self) -> Iterator[Interaction]:
         # Seeds of worker processes come from this generator.

@@ -5,6 +5,7 @@ epoch are made at once, in the main process, from the seed and the epoch number 
 workers, and the same after a resume.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -101,6 +102,11 @@ class TrainRows:
     def __len__(self) -> int:
         """Rows per epoch."""
         return len(self._first) if self.view in ("segment", "p5") else len(self._position)
+
+    def keep(self, wanted: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Leave out rows of ``prefix``: ``wanted`` says of positions of targets, (rows,), which of them stay."""
+        kept = wanted(self._position)
+        self._position, self._length = self._position[kept], self._length[kept]
 
     def generator(self, epoch: int, purpose: Literal["rows", "ties"] = "rows") -> torch.Generator:
         """Random numbers of one epoch for a purpose: a function of the seed and the epoch only."""

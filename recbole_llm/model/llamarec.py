@@ -110,7 +110,10 @@ class LlamaRec(Reranker):
         self.n_candidates = self.settings.n_candidates
         self._build_prompts(config, dataset)
         self._build_retriever(config, dataset)
-        self.pools = self.settings.negative_pool if self.settings.train_negatives == "retriever" else 0
+        pools = {"random": 0, "retriever": self.settings.negative_pool, "retrieved": self.n_candidates}
+        self.pools = pools[self.settings.train_negatives]
+        self.trains_on_retrieved = self.settings.train_negatives == "retrieved"
+        self.shuffles_retrieved = self.settings.shuffle_candidates
 
     @classmethod
     def find_language_models(cls, config: Config, find: Callable[[Any, str, bool], object]) -> None:

@@ -2,6 +2,8 @@
 
 from recbole_llm.contract import LLMRecommender, Reranker
 from recbole_llm.data.loader import FullSortLoader, TrainLoader, train_loader
+from recbole_llm.data.train_candidates import PrefixNegatives, RetrievedLists
+from recbole_llm.errors import DataError
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.trainer.stage import Stage
 
@@ -12,7 +14,12 @@ def batches_of(
     """Return the loader that a stage trains from: the given one, set up for the model, or one of the stage's own.
 
     Rows of similar length come together where the model names their costs; a reranker with ``pools`` draws its
-    training negatives from what its retriever puts first.
+    training negatives from what its retriever puts first, or takes these lists as they are.
+
+    Raises
+    ------
+    DataError
+        If a reranker that trains on retrieved lists would have no row left.
     """
     if stage.own_settings:
         return train_loader(stage.settings, train_data.dataset)
@@ -26,6 +33,14 @@ def batches_of(
         split = FullSortLoader(evaluator.config, train_data.dataset, None)
         split.phase = "train"
         pool = evaluator.retrieve(reranker, split, reranker.pools, show_progress)
-        assert train_data.negatives is not None, "a model with pools draws negatives"
-        train_data.negatives.draw_from(pool.items)
+        if reranker.trains_on_retrieved:
+            train_data.train_on(RetrievedLists(train_data.dataset, pool.items, reranker.shuffles_retrieved))
+            if not train_data.sample_size:
+                raise DataError(
+                    "The retriever named none of the targets of the training rows, so that there is no list to learn "
+                    "from. Train it longer, or let the reranker train on sampled negatives."
+                )
+        else:
+            assert isinstance(train_data.negatives, PrefixNegatives), "a model with pools draws negatives"
+            train_data.negatives.draw_from(pool.items)
     return train_data

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_llm.data.candidates import CandidateSampler, PrefixNegatives, UnseenNegatives
+from recbole_llm.data.candidates import CandidateSampler, UnseenNegatives
 from recbole_llm.data.rows import POSITION
+from recbole_llm.data.train_candidates import PrefixNegatives
 from recbole_llm.errors import DataError
 from tests.properties import examples
 

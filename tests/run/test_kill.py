@@ -24,6 +24,8 @@ SETTINGS = [
     *("--use_gpu=False", "--show_progress=False", "--eval_updates=1"),
 ]
 
+SHORT = ["--max_history=2", "--max_title_tokens=4", "--max_train_rows_per_user=2", "--lora_dropout=0.5"]
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks")
 
 
@@ -116,6 +118,8 @@ def _isolated(isolated):
         ["--model=SASRec"],
         ["--model=LLM2SASRec", "--llm=tiny-random-bert", "--dim_reduction=none"],  # encodes texts first
         ["--model=MostPopular"],
+        # Two stages; updates of the second one are resumed inside its epoch.
+        ["--model=LlamaRec", "--llm=tiny-random-llama", "--retriever_epochs=1", "--n_candidates=4", *SHORT],
     ],
     ids=lambda arguments: arguments[0].removeprefix("--model="),
 )

@@ -209,7 +209,7 @@ class LlamaRec(LoRA):
     verbalizer: Literal["in_context", "original"]
     ranker_loss: Literal["letter_eos", "letter", "candidates"]
     loss_type: Literal["CE"]
-    train_negatives: Literal["random", "retriever"]
+    train_negatives: Literal["random", "retriever", "retrieved"]
     negative_pool: Positive
     length_bucketing: bool
     rank_batch_size: Positive

@@ -104,8 +104,10 @@ class Killed(BaseException):
     """Not an Exception: nothing may catch it."""
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, monkeypatch, caplog):
+@pytest.mark.parametrize("negatives", ["random", "retrieved"])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(negatives, settings, monkeypatch, caplog):
     """Killed in the first stage, between the two, and inside an epoch of the second one."""
+    settings = {**settings, "train_negatives": negatives, "n_candidates": 16 if negatives == "retrieved" else K}
     tries = {"retriever_epochs": 2, "epochs": 2, "eval_updates": 2, "train_batch_size": 16, "lora_dropout": 0.5}
     given = {**settings, **tries, "topk": [1, K], "valid_metric": f"NDCG@{K}", "save_state": True}
     whole = run("LlamaRec", "cycle", config_dict=given)

@@ -3,9 +3,12 @@
 import json
 import random
 
+import pytest
 import torch
 
 from recbole_llm.data.candidates import CANDIDATES
+from recbole_llm.data.train_candidates import RetrievedLists
+from recbole_llm.errors import DataError
 from recbole_llm.prompt import verbalizer
 from recbole_llm.quick_start import run
 from recbole_llm.trainer.batches import batches_of
@@ -103,6 +106,27 @@ def test_candidates_of_training_prompts(settings):
         for i in range(len(batch)):
             negatives = set(batch[CANDIDATES][i].tolist()) - {int(batch["item_id"][i])}
             assert len(negatives) == K - 1 and negatives <= set(pool[i].tolist()), first[i]
+
+    for shuffled in (False, True):
+        model, dataset, batches = draws(train_negatives="retrieved", shuffle_candidates=shuffled)
+        shown = best_first = 0
+        for batch in batches:
+            first = model._candidates(model.retriever_scores(batch), batch)
+            assert ((batch[CANDIDATES] == batch["item_id"][:, None]).sum(1) == 1).all()
+            assert torch.equal(batch[CANDIDATES].sort(1).values, first.sort(1).values)
+            best_first += int((batch[CANDIDATES] == first).all(1).sum())
+            shown += len(batch)
+        rows = dataset.inter_feat["history_position"]
+        assert 0 < shown < len(rows)  # some targets were not among them
+        assert (best_first == shown) is not shuffled
+
+
+def test_no_list_to_learn_from(settings, monkeypatch):
+    model, train, *_ = prepare(settings, train_negatives="retrieved")
+    trainer = RunTrainer(model.config, model, None, train.dataset.train_counts, finished=True)
+    monkeypatch.setattr(RetrievedLists, "has_target", lambda self, position: torch.zeros(len(position), dtype=bool))
+    with pytest.raises(DataError, match="named none of the targets"):
+        batches_of(trainer.stage, trainer.model, train, trainer.evaluator)
 
 
 def test_batches_of_similar_length_are_the_same_rows_in_the_same_order_each_time(settings):
