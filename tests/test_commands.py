@@ -40,9 +40,10 @@ ELSEWHERE = {
     "--check": "tests/compare/test_leaderboard.py",
     "--rebuild": "tests/compare/test_leaderboard.py",
     "--onnx": "tests/recommend/test_tower.py",
-    "--faiss": "tests/recommend/test_command.py",
+    "--faiss": "tests/recommend/test_index.py",
     "explore": "tests/recommend/test_explore.py",
     "serve_onnx.py": "tests/recommend/test_tower.py",
+    "ray_recommend.py": "tests/test_examples.py",
 }
 
 

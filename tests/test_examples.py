@@ -1,10 +1,13 @@
-"""The model of the documentation: run, compared, asked for lists, and put through the contract suite."""
+"""The model of the documentation: run, compared, asked for lists, put through the contract suite. Lists with Ray."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +16,10 @@ from recbole_llm.config import Config
 from recbole_llm.contract import LLMRecommender, Reranker
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
+from recbole_llm.quick_start import run
+from recbole_llm.recommend import Recommender
 from recbole_llm.testing import CHECKS, check_model, scores_of
+from tests.closeness import assert_same_list, pairs
 from tests.worlds import write_cycle, write_twins
 
 ROOT = Path(__file__).parents[1]
@@ -69,3 +75,35 @@ def test_the_check_list_is_true(tmp_path):
     assert set(outcomes.values()) == {"passed"}
     named = set(re.findall(r"`([a-z_]+)(?:\([a-z]*\))?`", page.partition("## 4.")[2].partition("## 5.")[0]))
     assert named <= {*vars(LLMRecommender), *vars(Reranker)}
+
+
+# ---- Ray
+
+
+def test_lists_of_ray_are_those_of_one_recommender(tmp_path):
+    """Two workers and several batches; one user is of no data set, one has no item that the run knows."""
+    try:
+        import ray.data  # noqa: F401
+    except Exception as error:  # each old version fails in a way of its own on today's packages
+        pytest.skip(f"Ray Data cannot be imported here ({type(error).__name__}: {error})")
+    write_cycle(tmp_path / "data")
+    settings = {"data_path": "data", "epochs": 2, "learning_rate": 0.01, "show_progress": False, "use_gpu": False}
+    run_dir = run("LRURec", "cycle", config_dict=settings)["run_dir"]
+    recommender = Recommender.load(run_dir)
+    histories = {user: recommender.history(user) for user in recommender.users}
+    histories |= {"somebody": ["i3", "unheard of", "i4"], "nobody": ["unheard of"]}
+    pd.DataFrame({"user_id": list(histories), "item_id": list(histories.values())}).to_parquet("histories.parquet")
+    command = [sys.executable, str(ROOT / "examples" / "ray_recommend.py"), run_dir, "histories.parquet", "lists"]
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--k=4", "--workers=2", "--batch=7"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lists = pd.read_parquet("lists")
+    assert list(lists.columns) == ["user_id", "item_id", "rank", "score"]
+    assert set(lists["user_id"]) == {*histories} - {"nobody"}
+    expected = recommender.recommend(list(histories.values()), k=4, unknown="skip")
+    for user, wanted in zip(histories, expected, strict=True):
+        found = lists[lists["user_id"] == user]
+        assert found["rank"].tolist() == list(range(1, len(wanted) + 1))
+        assert_same_list(pairs(found), wanted)

@@ -14,7 +14,7 @@ from recbole_llm.config.arguments import CommandParser
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import whole
 from recbole_llm.progress import Progress
-from recbole_llm.recommend import files, reading, tower
+from recbole_llm.recommend import files, index, reading, tower
 from recbole_llm.recommend.catalogue import UNKNOWN
 from recbole_llm.recommend.recommender import HISTORIES, Recommender
 from recbole_llm.run.identity import SERVING
@@ -37,12 +37,14 @@ _EXPORT_HELP = """\
 Export item and user vectors of a finished run as .npy with raw ids, for models that score by their products.
 
 DIR/item_vectors.npy and items.txt, user_vectors.npy and users.txt (row i belongs to line i), export.json and, with
---faiss, items.faiss: score of an item = inner product with the user's vector. With --onnx, user_tower.onnx gives the
-vector of any history of line numbers of items.txt; it is checked against the model, and runs without torch.
+--faiss, items.faiss: score of an item = inner product with the user's vector. How many of the exact ten best of up to
+1,000 users the index finds is said and stands in export.json. With --onnx, user_tower.onnx gives the vector of any
+history of line numbers of items.txt; it is checked against the model, and runs without torch.
 
 examples:
   recbole-llm export saved/LRURec-ml-100k-... --out=vectors
   recbole-llm export saved/LRURec-ml-100k-... --out=vectors --users=none --faiss
+  recbole-llm export saved/LRURec-ml-100k-... --out=vectors --faiss=IVF1024,Flat --faiss_search=nprobe=32
   recbole-llm export saved/LRURec-ml-100k-... --out=served --users=none --onnx
 """
 
@@ -154,12 +156,20 @@ def export_main(argv: Sequence[str]) -> int:
         metavar="FACTORY",
         help="also a FAISS index: Flat (exact, the default), HNSW32, IVF1024,Flat or any other index_factory string",
     )
+    add(
+        "--faiss_search",
+        default="",
+        metavar="PARAMETERS",
+        help="kept in the index, such as nprobe=32 (IVF) or efSearch=128 (HNSW); recall is measured with them",
+    )
     add("--onnx", action="store_true", help="also the user tower: user_tower.onnx, which runs without torch")
     given, settings = parse_with_settings(parser, argv)
     if not given.out:
         raise ConfigError("--out is blank: name the folder to write to, or . for this one.")
+    if given.faiss_search and not given.faiss:
+        raise ConfigError(f"--faiss_search={given.faiss_search} is for an index: add --faiss=IVF1024,Flat or another.")
     if given.faiss:
-        files.check_faiss()
+        index.check_faiss()
     if given.onnx:
         tower.check_onnx()
         settings["use_gpu"] = False
@@ -180,8 +190,9 @@ def export_main(argv: Sequence[str]) -> int:
         with Progress(count, "Export", "users") as bar:
             files.write_matrix(_collected(batches, names, bar), (count, width), out / "user_vectors.npy")
         files.write_ids(names, out / "users.txt")
+    made = None
     if given.faiss:
-        files.write_faiss(vectors, given.faiss, out / "items.faiss")
+        made = index.write_index(recommender, given.faiss, given.faiss_search, given.history, out / "items.faiss")
     graph = tower.write_tower(recommender, out / "user_tower.onnx") if given.onnx else None
     description = {
         "run_dir": str(given.run_dir),
@@ -194,7 +205,7 @@ def export_main(argv: Sequence[str]) -> int:
         "items": len(items),
         "users": count,
         "history": given.history if count else None,
-        "faiss": given.faiss,
+        "faiss": made,
         "user_tower": graph,
     }
     with whole(out / "export.json") as partial:

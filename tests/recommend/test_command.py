@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from recbole_llm.cli import main
-from recbole_llm.errors import ConfigError, DataError, MissingExtraError
+from recbole_llm.errors import DataError
 from recbole_llm.quick_start import run
-from recbole_llm.recommend import Recommender, files, reading
+from recbole_llm.recommend import Recommender, reading
 from tests.closeness import assert_same_list, pairs
 from tests.worlds import write_cycle
 
@@ -199,8 +199,6 @@ def test_missing_packages_are_named(monkeypatch, trained, capsys):
     assert main(["export", str(trained), "--out=vectors", "--faiss"]) == 2
     assert "pip install 'recbole-llm[faiss]'" in capsys.readouterr().err
     assert not Path("vectors").exists()
-    with pytest.raises(MissingExtraError):
-        files.write_faiss(np.zeros((2, 2), np.float32), "Flat", Path("x"))
 
 
 # ---- vectors
@@ -231,24 +229,3 @@ def test_export_of_items_alone_and_of_some_users(trained, capsys):
     assert main(["export", str(trained), "--out=b", "--users=u5,u2", "--history=test"]) == 0
     assert Path("b/users.txt").read_text(encoding="utf-8") == "u5\nu2\n"
     assert np.load("b/user_vectors.npy").shape == (2, 65)
-
-
-@pytest.mark.parametrize("factory", ["--faiss", "--faiss=HNSW32"])
-def test_a_faiss_index_finds_the_lists_of_the_run(factory, trained):
-    faiss = pytest.importorskip("faiss", exc_type=ImportError)
-    assert main(["export", str(trained), "--out=vectors", factory]) == 0
-    index = faiss.read_index("vectors/items.faiss")
-    items = Path("vectors/items.txt").read_text(encoding="utf-8").splitlines()
-    users = Path("vectors/users.txt").read_text(encoding="utf-8").splitlines()
-    scores, rows = index.search(np.load("vectors/user_vectors.npy"), 6)
-    frame = pd.concat(Recommender.load(trained).recommend_users(k=6, mask_history=False))
-    assert sorted(users) == sorted(set(frame["user_id"]))
-    for user, row, found in zip(users, rows, scores.tolist(), strict=True):
-        expected = pairs(frame[frame["user_id"] == user])
-        assert_same_list([(items[i], score) for i, score in zip(row, found, strict=True)], expected)
-
-
-def test_an_index_that_faiss_cannot_build():
-    pytest.importorskip("faiss", exc_type=ImportError)
-    with pytest.raises(ConfigError, match="faiss='Nonsense' cannot be built for 3 vectors"):
-        files.write_faiss(np.zeros((3, 4), np.float32), "Nonsense", Path("x.faiss"))
