@@ -24,8 +24,7 @@ from recbole_llm.data.mask import Pairs, remove_history
 from recbole_llm.errors import ConfigError
 from recbole_llm.evaluator import metrics
 from recbole_llm.evaluator.checked import checked_predictions, checked_scores
-from recbole_llm.evaluator.evaluation import Evaluation, Metrics
-from recbole_llm.evaluator.ranks import RankCollector, Ranks
+from recbole_llm.evaluator.ranks import Evaluation, Metrics, RankCollector, Ranks
 from recbole_llm.evaluator.retrieval import Retrieved, summary
 from recbole_llm.evaluator.topk import top_items
 from recbole_llm.precision import autocast_dtype

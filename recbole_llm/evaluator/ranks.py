@@ -1,11 +1,14 @@
-"""From scores to ranks: one pass gives the rank of every target with and without the history mask."""
+"""From scores to ranks and an evaluation: one pass ranks every target with and without the history mask."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.mask import Pairs, remove_history
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.evaluator.topk import top_items
@@ -196,3 +199,40 @@ def _places(
         parts.append((rank, equal.sum(1), part.amax(1).isnan()))
     rank, equal, broken = (torch.cat(values) for values in zip(*parts, strict=True))
     return rank, equal, broken
+
+
+Metrics = OrderedDict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass over the rows of a split.
+
+    Attributes
+    ----------
+    masked, unmasked : OrderedDict
+        Metrics, unrounded, with the users' whole history excluded from the lists, and included.
+    ranks : Ranks, optional
+        Of every row; None on processes other than the main one.
+    report : dict, optional
+        The model's own figures, such as shares of invalid answers.
+    retrieval : dict, optional
+        Figures of a two-step model's retriever.
+    dataset : HistoryDataset
+        The split.
+    mask_history : bool
+        Which of the two metrics the run goes by.
+    """
+
+    masked: Metrics
+    unmasked: Metrics
+    ranks: Ranks | None
+    report: Mapping[str, Any] | None
+    retrieval: Mapping[str, Any] | None
+    dataset: HistoryDataset
+    mask_history: bool
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics that the run goes by, under ``mask_history``."""
+        return self.masked if self.mask_history else self.unmasked

@@ -39,8 +39,7 @@ from recbole_llm.prompt.decoding import (
     exact_scores,
     item_scores,
 )
-from recbole_llm.prompt.item_codes import labels_of, pack, unpack
-from recbole_llm.prompt.item_index import Histories, ItemIndex, build_item_index
+from recbole_llm.prompt.item_index import Histories, ItemIndex, build_item_index, labels_of, pack, unpack
 from recbole_llm.prompt.p5 import PromptTable, WordPrompts
 from recbole_llm.prompt.templates import Templates
 from recbole_llm.text.item_text import item_text_of

@@ -39,8 +39,7 @@ from recbole_llm.llm.lora import (
 from recbole_llm.llm.micro_batches import MicroBatches
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
-from recbole_llm.prompt.answer_counts import answer_rates
-from recbole_llm.prompt.answers import AnswerReader
+from recbole_llm.prompt.answers import AnswerReader, answer_rates
 from recbole_llm.prompt.chat import ChatPrompt, TitlePrompts, prompt_limit
 from recbole_llm.prompt.decoding import LineEnd, Trie, item_scores
 from recbole_llm.prompt.item_names import ItemNames, normalised
@@ -362,7 +361,7 @@ class LLMSeqPrompt(LLMRecommender):
         return {**self.counts, "tokens": self.writer.tokens}
 
     def evaluation_report(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Rates of :func:`recbole_llm.prompt.answer_counts.answer_rates`."""
+        """Rates of :func:`recbole_llm.prompt.answers.answer_rates`."""
         return answer_rates(counts, self.variant in ("classify", "rank"))
 
     # ---- what a run keeps

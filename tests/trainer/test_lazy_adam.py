@@ -14,7 +14,7 @@ from recbole_llm.layer.gathering import gather_rows
 from recbole_llm.layer.item_loss import ItemLoss, distinct_items
 from recbole_llm.quick_start import run
 from recbole_llm.trainer.gradients import clip_gradients, gradient_values
-from recbole_llm.trainer.lazy_adam import LazyAdam, LazyAdamW
+from recbole_llm.trainer.optimizer import LazyAdam, LazyAdamW
 from recbole_llm.trainer.trainer import RunTrainer
 from tests.worlds import write_cycle
 
