@@ -98,6 +98,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def cache_root() -> Path:
+    """Return ``$XDG_CACHE_HOME/recbole-llm``, with ``~/.cache`` where the variable is not set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recbole-llm"
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 (hex) of a file, computed once per process, size and modification time."""
     stat = path.stat()
@@ -106,6 +111,11 @@ def file_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=32)
 def _file_sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    return content_sha256(path)
+
+
+def content_sha256(path: Path) -> str:
+    """Return the SHA-256 (hex) of what is in a file now, whatever its size and modification time say."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -5,13 +5,17 @@ is a position in one flat, sorted array; ``item_id_list`` and its siblings are g
 Field names, dtypes, padding side and values are RecBole's.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import recbole.data.dataset
 import torch
 from recbole.data.dataset import Dataset
 
+from recbole_llm import distributed
 from recbole_llm.config import Config
+from recbole_llm.data import stored
 from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items, without_cold
 from recbole_llm.data.evaluable import check_evaluated
 from recbole_llm.data.ready_made import lay_out
@@ -58,6 +62,7 @@ class HistoryDataset(RowDataset):
     sessions: SessionSplit | None = None
     cold: ColdItems | None = None
     read_histories: tuple[np.ndarray, np.ndarray]
+    _entry: Path | None = None  # of the cache of prepared data
     row_parts: np.ndarray  # of files split beforehand: which part each row belongs to
 
     def __init__(self, config: Config) -> None:
@@ -69,6 +74,14 @@ class HistoryDataset(RowDataset):
         super().__init__(config)
 
     # ---- histories
+
+    def _from_scratch(self) -> None:
+        # The others of a machine find what its first process downloads and stores.
+        with distributed.main_of_machine_first():
+            if type(self) is HistoryDataset:
+                self._entry = stored.prepare(self, super()._from_scratch)
+            else:
+                super()._from_scratch()
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         super()._load_inter_feat(token, dataset_path)
@@ -88,9 +101,11 @@ class HistoryDataset(RowDataset):
         self._aug_presets()
         times = self._order_times()
         users = self.inter_feat[self.uid_field].numpy()
-        order = history_order(users, times)
+        order, notices = stored.order(
+            self._entry, str(self.config["time_order"]), self.config, lambda: self._ordered(users, times)
+        )
         self._exact_time = None
-        self._notice(examine_times(users[order], times[order]).notices(self.time_field))
+        self._notice(notices)
         self._set_histories(take(self.inter_feat, torch.from_numpy(order)).interaction)
         times = self._settled(times[order])
         if self.config["shuffle_ties"]:
@@ -106,6 +121,10 @@ class HistoryDataset(RowDataset):
         if len(rows) == 0:
             raise DataError(f"No user of {self.dataset_name!r} has two interactions: there is nothing to predict.")
         self._set_rows(rows, depth[rows])
+
+    def _ordered(self, users: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        order = history_order(users, times)
+        return order, examine_times(users[order], times[order]).notices(self.time_field)
 
     def _settled(self, times: np.ndarray) -> np.ndarray:
         """Change :attr:`histories` after sorting (a hook); takes and returns the time of each interaction."""

@@ -35,7 +35,7 @@ class RowDataset(TableDataset):
     def _normalize(self) -> None:
         # RecBole rounds to float32 when it makes tensors; sorting needs the times as they were written.
         if self.time_field in self.inter_feat:
-            self._exact_time = self.inter_feat[self.time_field].to_numpy(np.float64, copy=True)
+            self._exact_time = self.inter_feat[self.time_field].to_numpy(np.float64)
         super()._normalize()
 
     def _set_histories(self, columns: dict[str, torch.Tensor], starts: torch.Tensor | None = None) -> None:

@@ -2,8 +2,14 @@
 
 from typing import Any, Protocol
 
+import numpy as np
+import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
+from recbole.utils.enum_type import FeatureType
+from torch.nn.utils.rnn import pad_sequence
+
+from recbole_llm.errors import DataError
 
 # Column of `inter_feat` that says where in the flat array a row's target stands. It travels with the rows through
 # RecBole's sorting, splitting and copying, and never reaches a model.
@@ -31,6 +37,25 @@ def take(interaction: Interaction, index: Any) -> Interaction:
     else:
         columns = {field: values[index] for field, values in interaction.interaction.items()}
     return HistoryRows(columns, interaction.dataset) if isinstance(interaction, HistoryRows) else Interaction(columns)
+
+
+def as_tensor(column: pd.Series, ftype: FeatureType, width: int | None) -> torch.Tensor:
+    """Return a column of ids (int64), numbers (float32), or sequences of them: (rows, width), right padded with 0.
+
+    Raises
+    ------
+    DataError
+        For a number that float32 cannot hold.
+    """
+    if ftype == FeatureType.TOKEN:
+        return torch.from_numpy(column.to_numpy(np.int64, copy=True))
+    if ftype == FeatureType.FLOAT:
+        values = column.to_numpy(np.float64)
+        if max(values.max(initial=0), -values.min(initial=0)) > np.finfo(np.float32).max:
+            raise DataError(f"{column.name!r} has numbers beyond 3.4e38, which 32 bits cannot hold: scale them.")
+        return torch.from_numpy(values.astype(np.float32))
+    dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float32
+    return pad_sequence([torch.from_numpy(np.array(row[:width], dtype=dtype)) for row in column], batch_first=True)
 
 
 class HistoryRows(Interaction):  # type: ignore[misc]

@@ -6,13 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils.enum_type import FeatureSource, FeatureType
-from torch.nn.utils.rnn import pad_sequence
 
-from recbole_llm import distributed
 from recbole_llm.config import Config
 from recbole_llm.data import benchmark
 from recbole_llm.data.atomic import AtomicFormat, read_table, read_types
@@ -27,6 +24,7 @@ from recbole_llm.data.fields import (
     source_name,
 )
 from recbole_llm.data.filters import factorize, first_users, k_core, parse_intervals, within, without_repeated_pairs
+from recbole_llm.data.rows import as_tensor
 from recbole_llm.errors import ConfigError, DataError
 
 
@@ -44,6 +42,8 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
     source_files : list of pathlib.Path
         The atomic files that were read.
     inter_feat, user_feat, item_feat : pandas.DataFrame
+    noticed, warned : list of str
+        What was said while they were read: to print after the results, and at once.
     newest_time : float
         Newest time in the file, before any filter.
 
@@ -61,16 +61,23 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
 
     def __init__(self, config: Config) -> None:
         self.source_files: list[Path] = []
+        self.noticed: list[str] = []
+        self.warned: list[str] = []
         super().__init__(config)
 
     def _notice(self, texts: Iterable[str]) -> None:
         """Add a notice to print after the results of a run."""
+        texts = list(texts)
+        self.noticed += texts
         self.config.notices += [text for text in texts if text not in self.config.notices]
 
+    def _warn(self, text: str) -> None:
+        self.warned.append(text)
+        self.logger.warning(text)
+
     def _load_data(self, token: str, dataset_path: str) -> None:
-        with distributed.main_of_machine_first():
-            if not Path(dataset_path).exists():
-                self._download()
+        if not Path(dataset_path).exists():
+            self._download()
         super()._load_data(token, dataset_path)
         if self.parts is not None:  # nothing else is filtered
             self._filter_nan_user_or_item()
@@ -121,7 +128,7 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
         check_columns(self.config, path, source_name(source), header, load_col, unload_col, self._needed(source))
         names = [field for field in header if (load_col is None or field in load_col) and field not in unload_col]
         if not names:
-            self.logger.warning(f"No field of {path} is loaded.")
+            self._warn(f"No field of {path} is loaded.")
             return None
         shared = self._needed(source).values()
         check_unshared(path, [field for field in names if self.field2source.get(field, source) != source], shared)
@@ -207,7 +214,7 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
             ids = [field] if field else [self.uid_field, self.iid_field]
             missing = feat[ids].isna().any(axis=1)
             if missing.any():
-                self.logger.warning(
+                self._warn(
                     f"{int(missing.sum())} lines of the .{name} file have no {' or '.join(ids)} and are left out."
                 )
                 setattr(self, f"{name}_feat", feat[~missing].reset_index(drop=True))
@@ -349,7 +356,7 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
                 values = feat[field].to_numpy(np.float64) if parts is None else _concatenate(parts)
                 low, high = (values.min(), values.max()) if len(values) else (0, 0)
                 if low == high:
-                    self.logger.warning(f"All values of {field!r} are the same; normalised, they are 1.")
+                    self._warn(f"All values of {field!r} are the same; normalised, they are 1.")
                 scaled = (values - low) / (high - low) if low < high else np.ones(len(values))
                 if parts is not None:
                     ends = np.cumsum([len(part) for part in parts])[:-1]
@@ -371,25 +378,11 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
             self._preloaded_weight[id_field] = matrix
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
-        tensors = {}
-        for field in data:
-            ftype = self.field2type[field]
-            plain = field not in self.config["numerical_features"]
-            if ftype == FeatureType.TOKEN:
-                tensors[field] = torch.from_numpy(data[field].to_numpy(np.int64, copy=True))
-            elif ftype == FeatureType.FLOAT and plain:
-                values = data[field].to_numpy(np.float64)
-                if (np.abs(values) > np.finfo(np.float32).max).any():
-                    raise DataError(f"{field!r} has numbers beyond 3.4e38, which 32 bits cannot hold: scale them.")
-                tensors[field] = torch.from_numpy(values.astype(np.float32))
-            elif plain:
-                width = self.field2seqlen[field]
-                dtype = np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float32
-                rows = [torch.from_numpy(np.array(row[:width], dtype=dtype)) for row in data[field]]
-                tensors[field] = pad_sequence(rows, batch_first=True)
-            else:
-                return super()._dataframe_to_interaction(data)
-        return Interaction(tensors)
+        if any(field in self.config["numerical_features"] for field in data):
+            return super()._dataframe_to_interaction(data)
+        return Interaction(
+            {field: as_tensor(data[field], self.field2type[field], self.field2seqlen.get(field)) for field in data}
+        )
 
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:

@@ -17,8 +17,8 @@ from filelock import FileLock
 
 from recbole_llm.errors import MissingExtraError, ModelNotFoundError
 from recbole_llm.extras import optional
-from recbole_llm.files import file_sha256
-from recbole_llm.llm.hf import cache_root, first_line, quiet_transformers
+from recbole_llm.files import cache_root, file_sha256
+from recbole_llm.llm.hf import first_line, quiet_transformers
 
 SMOLLM2 = "smollm2"
 SMOLLM2_NAME = "SmolLM2-135M-Instruct"

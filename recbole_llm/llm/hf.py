@@ -1,6 +1,5 @@
 """Small helpers around transformers that both finding and loading a model need."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -8,11 +7,6 @@ from pathlib import Path
 
 from recbole_llm.errors import ModelNotFoundError
 from recbole_llm.typing import ModelConfig
-
-
-def cache_root() -> Path:
-    """Return ``$XDG_CACHE_HOME/recbole-llm``, with ``~/.cache`` where the variable is not set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "recbole-llm"
 
 
 def family_of(config: ModelConfig) -> str:

@@ -19,6 +19,7 @@ CIRCUMSTANCES = frozenset(
     {"resume", "checkpoint_dir", "show_progress", "state", "gpu_id", "use_gpu", "worker", "data_path", "save_state"}
     | {"embedding_cache_dir", "llm_cache_dir", "rec_llm_cache_dir", "log_wandb", "wandb_project", "smoke_settings"}
     | {"nproc", "world_size", "group_offset", "offset", "ip", "port", "distributed_timeout", "find_unused_parameters"}
+    | {"data_cache_mb"}
     | SECRETS
     | CODE_KEYS
 )

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from recbole_llm.llm.hf import cache_root
+from recbole_llm.files import cache_root
 
 FORMAT = "recbole-llm.embeddings.1"
 MAX_SEGMENTS = 8  # one more, and they are merged into one

@@ -15,6 +15,7 @@ import torch
 
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
+from recbole_llm.data.stored import RecordedConfig
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.run import experiment
 from recbole_llm.run.folder import RESULTS, TRAINED, create_run_dir, store_settings
@@ -43,25 +44,6 @@ class Pruned(Exception):
     """Ends a trial early; carries the reason."""
 
 
-class _Recorder:
-    """A configuration that records which keys are read."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.read: dict[str, Any] = {}
-
-    def __getitem__(self, key: str) -> Any:
-        self.read[key] = value = self.config[key]
-        return value
-
-    def __contains__(self, key: str) -> bool:
-        self[key]
-        return key in self.config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.config, name)
-
-
 class SharedData:
     """Dataset and splits of the last trial, for the next one where it reads the same settings.
 
@@ -76,7 +58,7 @@ class SharedData:
         """Dataset and splits for a configuration."""
         if self._made is None or any(config[key] != value for key, value in self._read.items()):
             self._made = None  # the old one makes room first
-            recorder = _Recorder(config)
+            recorder = RecordedConfig(config)
             dataset = HistoryDataset(cast(Config, recorder))
             self._made, self._read = (dataset, dataset.build()), recorder.read
         dataset, splits = self._made

@@ -51,6 +51,7 @@ class Data(Section):
     """Data files, item texts and training rows."""
 
     encoding: Name | None
+    data_cache_mb: Count
     cold_items: Annotated[float, Bounds(ge=0, lt=1)]
     cold_items_seed: Seed
     cold_items_in_history: bool
