@@ -43,18 +43,7 @@ model then needs the same data files. --with_data adds them, where their licence
 
 
 def card_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm card``.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after the command.
-
-    Returns
-    -------
-    int
-        0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
-    """
+    """Run ``recbole-llm card`` with the arguments that follow the command; return the exit status."""
     parser = CommandParser("card", HELP)
     add = parser.add_argument
     add("run_dir", metavar="RUN_DIR", help="directory of a finished run")

@@ -50,18 +50,7 @@ examples:
 
 
 def recommend_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm recommend``.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after the command.
-
-    Returns
-    -------
-    int
-        0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
-    """
+    """Run ``recbole-llm recommend`` with the arguments that follow the command; return the exit status."""
     parser = _parser("recommend", _RECOMMEND_HELP)
     add = parser.add_argument
     add(
@@ -139,7 +128,7 @@ def _of_histories(recommender: Recommender, file: str, options: dict[str, Any]) 
 
 
 def export_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm export``; as :func:`recommend_main`."""
+    """Run ``recbole-llm export`` with the arguments that follow the command; return the exit status."""
     parser = _parser("export", _EXPORT_HELP)
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="folder to write to")

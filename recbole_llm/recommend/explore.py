@@ -39,19 +39,7 @@ def show(explorer: Explorer) -> Path:
 
 
 def explore_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm explore``.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after the command.
-
-    Returns
-    -------
-    int
-        0, once the user has ended it. Errors that a user can act on are raised as
-        :class:`~recbole_llm.errors.RecBoleLLMError`.
-    """
+    """Run ``recbole-llm explore`` with the arguments that follow the command; return the exit status."""
     parser = CommandParser("explore", HELP, SETTINGS)
     add = parser.add_argument
     add("run_dir", metavar="RUN_DIR", help="directory of a finished run")

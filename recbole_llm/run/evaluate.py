@@ -49,18 +49,7 @@ examples:
 
 
 def evaluate_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm evaluate``.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments behind the command.
-
-    Returns
-    -------
-    int
-        0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
-    """
+    """Run ``recbole-llm evaluate`` with the arguments that follow the command; return the exit status."""
     parser = CommandParser("evaluate", HELP, SETTINGS)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run whose training has ended")
     parser.add_argument("--out", metavar="DIR", help="folder for results.json and test_ranks.npz")

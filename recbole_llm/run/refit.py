@@ -30,18 +30,7 @@ examples:
 
 
 def refit_main(argv: Sequence[str]) -> int:
-    """Run ``recbole-llm refit``.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after the command.
-
-    Returns
-    -------
-    int
-        0. Errors that a user can act on are raised as :class:`~recbole_llm.errors.RecBoleLLMError`.
-    """
+    """Run ``recbole-llm refit`` with the arguments that follow the command; return the exit status."""
     parser = CommandParser("refit", HELP, SETTINGS)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of a finished run")
     given, rest = parser.parse_known_args(list(argv))
