@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from functools import cache
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 from recbole_llm.errors import CheckpointError
-from recbole_llm.files import file_sha256
+from recbole_llm.files import file_sha256, json_text
 
 SUMS = "SHA256SUMS"
 
@@ -43,6 +44,12 @@ def recorded(file: Path) -> Iterator[Path]:
             _write_sums(file.parent, {**sums, file.name: new})
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON as :func:`recorded` does."""
+    with recorded(file) as temporary:
+        temporary.write_text(json_text(content), encoding="utf-8")
 
 
 def _write_sums(folder: Path, sums: Mapping[str, Sequence[str]]) -> None:

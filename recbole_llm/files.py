@@ -5,6 +5,7 @@ ends: what nobody holds is a left-over, and the next one who writes the same fil
 """
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -45,6 +47,22 @@ def whole(file: Path) -> Iterator[Path]:
             os.replace(partial, file)
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error}.") from error
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file as :func:`whole` does: UTF-8, line breaks as they are."""
+    with whole(file) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def json_text(content: Any) -> str:
+    """Return JSON as this package writes it: one entry a line, characters as they are."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file as :func:`whole` does."""
+    write_text(file, json_text(content))
 
 
 @contextmanager

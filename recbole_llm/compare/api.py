@@ -6,7 +6,6 @@ does what ``python run_recbole_llm.py --model=LLMSeqSim,SASRec --dataset=ml-100k
 """
 
 import os
-import shlex
 import sys
 import time
 import webbrowser
@@ -31,12 +30,13 @@ from recbole_llm.compare.runs import (
     split_by_language_models,
 )
 from recbole_llm.config.registry import dataset_folder, property_file, props_dir
-from recbole_llm.config.values import SECRETS, refuse_others
+from recbole_llm.config.values import refuse_others
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
+from recbole_llm.files import write_text
 from recbole_llm.run.folder import run_lock
 from recbole_llm.run.logging import log_to_console
-from recbole_llm.run.provenance import git_state, package_version
-from recbole_llm.text.item_text import load_item_text
+from recbole_llm.run.provenance import command_line, git_state, package_version
+from recbole_llm.text.item_text import format_of, load_item_text
 
 
 class NothingToCompareError(RecBoleLLMError, RuntimeError):
@@ -208,13 +208,7 @@ def _text_lengths(runs: Sequence[FinishedRun], data_path: str | None = None) -> 
     template = run.results["language_models"]["item_text"] if reading else settings.get("item_text")
     try:
         texts = load_item_text(
-            file,
-            ["[PAD]", *tokens],
-            item_field=settings["ITEM_ID_FIELD"],
-            template=template,
-            field_separator=settings["field_separator"],
-            seq_separator=settings["seq_separator"],
-            encoding=settings.get("encoding") or "utf-8",
+            file, ["[PAD]", *tokens], template=template, **format_of({"encoding": None, **settings})
         ).texts[1:]
     except (ConfigError, DataError) as error:
         getLogger().warning(f"No breakdown by text length: {error}")
@@ -234,25 +228,16 @@ def _make(directory: Path) -> None:
 
 def _write(comparison: Comparison) -> None:
     """Write all files, each atomically."""
-    folder = comparison.directory
-
-    def text(name: str, content: str) -> None:
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(content, encoding="utf-8", newline="\n")
-        os.replace(temporary, folder / name)
-
-    text("table.txt", tables.as_text(comparison))
-    text("table.md", tables.as_markdown(comparison))
-    text("table.tex", tables.as_latex(comparison))
-    text("table.csv", tables.as_csv(comparison))
-    text("runs.csv", tables.runs_as_csv(comparison))
-    text("report.html", report.render(comparison, _command(), time.strftime("%Y-%m-%d %H:%M")))
-
-
-def _command() -> str:
-    hidden = [f"--{key}=" for key in SECRETS]
-    words = [next((f"{key}(hidden)" for key in hidden if word.startswith(key)), word) for word in sys.argv]
-    return shlex.join(words)
+    contents = {
+        "table.txt": tables.as_text(comparison),
+        "table.md": tables.as_markdown(comparison),
+        "table.tex": tables.as_latex(comparison),
+        "table.csv": tables.as_csv(comparison),
+        "runs.csv": tables.runs_as_csv(comparison),
+        "report.html": report.render(comparison, command_line(sys.argv), time.strftime("%Y-%m-%d %H:%M")),
+    }
+    for name, content in contents.items():
+        write_text(comparison.directory / name, content)
 
 
 def _show(comparison: Comparison) -> None:

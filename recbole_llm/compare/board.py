@@ -75,10 +75,6 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _table(heads: Sequence[str], grid: Sequence[Sequence[str]], left: int = 1) -> str:
-    return markdown_table([[*map(escape_markdown, line[:left]), *line[left:]] for line in grid], heads, left)
-
-
 def _headline(comparison: RecordedComparison, rows: Sequence[Row]) -> list[str]:
     """Say in a sentence what reading text is worth: the best row that does, against the best baseline."""
     version, metric = comparison.versions[0], comparison.headline
@@ -143,7 +139,10 @@ def _ranking(comparison: RecordedComparison, rows: Sequence[Row], board: str) ->
             ]
             for row in rows
         ]
-        parts += [f"## Test, history {'masked' if version == 'masked' else 'not masked'}", _table(heads, grid, 2)]
+        parts += [
+            f"## Test, history {'masked' if version == 'masked' else 'not masked'}",
+            markdown_table(grid, heads, 2),
+        ]
         if first:
             parts.append(
                 f"Best in bold. \\* {comparison.test_description}. ± is the standard deviation over seeds. CPU s: "
@@ -204,7 +203,7 @@ def _against_baseline(comparison: RecordedComparison, rows: Sequence[Row]) -> li
             ]
         )
     heads = ["model", "best baseline", "metric", "difference [95 %]", "relative", "p (Holm)"]
-    return ["## Against the best baseline", _table(heads, grid, 2)]
+    return ["## Against the best baseline", markdown_table(grid, heads, 2)]
 
 
 def _controls(comparison: RecordedComparison) -> list[str]:
@@ -228,7 +227,7 @@ def _controls(comparison: RecordedComparison) -> list[str]:
         "## Is it the text?",
         "A twin is the same network trained in the same way, without text. A control has the vectors of other items' "
         "texts (shuffled_text) or none at all (random_vectors). Differences are paired over users, not corrected.",
-        _table(heads, grid),
+        markdown_table(grid, heads),
     ]
 
 
@@ -264,7 +263,7 @@ def _lists(comparison: RecordedComparison, rows: Sequence[Row]) -> list[str]:
         "## Beyond accuracy",
         "Share of the catalogue in anyone's list, hits that popularity would not have had, and mean self-information "
         "of the items (arXiv 2402.01339).",
-        _table(["model", *map(metric_name, shown)], grid),
+        markdown_table(grid, ["model", *map(metric_name, shown)]),
     ]
 
 

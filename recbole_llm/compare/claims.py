@@ -123,7 +123,7 @@ def claims_page(boards: Mapping[str, RecordedComparison], command: str) -> str:
     for paper, claims in read_claims():
         grid = [_line(claim, boards) for claim in claims]
         heads = ["claim", "where", "test", "verdict", "effect [95 %]"]
-        parts += [f"## {paper}", markdown_table(grid, heads, len(heads))]
+        parts += [f"## {paper}", markdown_table(grid, heads, 2, len(heads))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -131,7 +131,7 @@ def _line(claim: Claim, boards: Mapping[str, RecordedComparison]) -> list[str]:
     found = [(test, pair) for test in claim.tests for pair in [_pair_of(test, boards)] if pair is not None]
     effects = "; ".join(_effect(test, pair, boards[test.board]) for test, pair in found)
     verdict = _overall(claim, [test.verdict(pair) for test, pair in found])
-    return [escape_markdown(claim.text), escape_markdown(claim.source), f"`{claim.command}`", verdict, effects]
+    return [claim.text, claim.source, f"`{claim.command}`", verdict, effects]
 
 
 def _pair_of(test: ClaimTest, boards: Mapping[str, RecordedComparison]) -> Pair | None:

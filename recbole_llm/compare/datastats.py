@@ -1,6 +1,5 @@
 """Statistics of a leaderboard's data: what its figures depend on besides the models."""
 
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,8 @@ import numpy as np
 
 from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.text.item_text import load_item_text
-
-_SILENT = logging.Logger("silent")  # what it would warn of is what the statistics say
-_SILENT.addHandler(logging.NullHandler())
+from recbole_llm.run.logging import SILENT
+from recbole_llm.text.item_text import item_text_of
 
 
 @dataclass(frozen=True)
@@ -98,20 +95,9 @@ def _seen_before(user: np.ndarray, item: np.ndarray) -> np.ndarray:
 
 
 def _of_texts(config: Config, dataset: HistoryDataset) -> dict[str, Any]:
-    name = config["dataset"]
-    file = Path(config["data_path"]) / f"{name}.item"
-    if not file.is_file():
+    if not (Path(config["data_path"]) / f"{config['dataset']}.item").is_file():
         return {}
-    read = load_item_text(
-        file,
-        dataset.field2id_token[dataset.iid_field],
-        item_field=config["ITEM_ID_FIELD"],
-        template=config["item_text"],
-        field_separator=config["field_separator"],
-        seq_separator=config["seq_separator"],
-        encoding=config["encoding"] or "utf-8",
-        logger=_SILENT,
-    )
+    read = item_text_of(dataset, config, logger=SILENT)  # what it would warn of is what the statistics say
     texts = [text for text in read.texts[1:] if text]
     items = len(read.texts) - 1
     return {

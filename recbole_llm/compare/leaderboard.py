@@ -31,13 +31,13 @@ from recbole_llm.compare.records import (
     record_of,
     stored_pairs,
     tests_of,
-    write_json,
 )
 from recbole_llm.compare.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines
 from recbole_llm.config.arguments import split_arguments
 from recbole_llm.config.registry import props_dir
 from recbole_llm.config.values import nearest, refuse_others
 from recbole_llm.errors import ConfigError
+from recbole_llm.files import write_json
 from recbole_llm.run.folder import run_lock
 from recbole_llm.run.identity import CIRCUMSTANCES
 from recbole_llm.run.logging import log_to_console

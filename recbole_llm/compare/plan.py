@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from recbole_llm.config.values import load_yaml, nearest
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.run.identity import comparable_settings, plain
+from recbole_llm.run.logging import only_errors
 from recbole_llm.run.protocol import FILTERS
 
 # Rows that differ in one of these are not evaluated alike.
@@ -264,17 +263,6 @@ def _share_out(dotted: Mapping[str, Any], entries: Sequence[_Entry]) -> None:
 # ---- settings
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Notices of a configuration are collected, not logged: the run itself will log them."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def _config(
     entry: _Entry,
     dataset: str,
@@ -285,7 +273,7 @@ def _config(
 ) -> Config:
     typed = {**arguments, **entry.arguments, **({} if seed is None else {"seed": seed})}
     levels = [{**files, **entry.file_settings}], {**given, **entry.given}, typed
-    with _quiet():
+    with only_errors():  # the run itself will log its notices
         try:
             return Config(entry.model, dataset, *levels)
         except ConfigError as error:

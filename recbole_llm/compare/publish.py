@@ -16,11 +16,11 @@ from recbole_llm.compare import report, tables
 from recbole_llm.compare.board import kind_of, page_of
 from recbole_llm.compare.claims import PAGE, claims_page
 from recbole_llm.compare.records import BOARD, RecordedComparison
-from recbole_llm.compare.tables import PLACES, escape_markdown, markdown_table
+from recbole_llm.compare.tables import PLACES, markdown_table
 from recbole_llm.config.metrics import metric_name
 from recbole_llm.config.values import nearest
 from recbole_llm.errors import ConfigError
-from recbole_llm.files import whole
+from recbole_llm.files import write_text
 
 BLOCK = re.compile(
     r"(?P<head><!-- leaderboard (?P<board>[\w.-]+): (?P<rows>.*?) -->\n).*?(?P<end><!-- end of leaderboard -->)",
@@ -68,7 +68,7 @@ def _table(page: Path, board: str, comparison: RecordedComparison, labels: list[
         cells = [comparison.cells[version, label, metric] for metric in metrics]
         grid.append(
             [
-                escape_markdown(label),
+                label,
                 kind_of(rows[label]),
                 *(
                     f"{cell.mean:.{PLACES}f}" + (f" ±{cell.deviation:.{PLACES}f}" if cell.deviation else "")
@@ -123,8 +123,7 @@ def write_pages(results: str | Path) -> None:
     """Write every page again that its records change."""
     for file, content in all_pages(results).items():
         if _differs(file, content):
-            with whole(file) as partial:
-                partial.write_text(content, encoding="utf-8", newline="\n")
+            write_text(file, content)
 
 
 def check(results: str | Path) -> list[Path]:

@@ -19,7 +19,6 @@ from recbole_llm.compare.analysis import Comparison, Test
 from recbole_llm.compare.pairs import Pair
 from recbole_llm.compare.runs import FinishedRun, Row, mark_baselines
 from recbole_llm.errors import CheckpointError
-from recbole_llm.files import whole
 from recbole_llm.run.identity import CIRCUMSTANCES, plain
 
 FORMAT = 2
@@ -68,12 +67,6 @@ def record_name(label: str, seed: int) -> str:
     name = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")
     mark = "" if name == label else "-" + hashlib.sha256(label.encode()).hexdigest()[:6]
     return f"{name}{mark}-seed{seed}.json"
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON atomically and in a reproducible form."""
-    with whole(file) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -166,14 +166,13 @@ def as_markdown(comparison: Comparison) -> str:
     heads = metric_heads(comparison)
     parts = []
     for version in comparison.versions:
-        grid = [[escape_markdown(label), *cells] for label, *cells in metric_grid(comparison, version, show)]
+        grid = metric_grid(comparison, version, show)
         parts += [caption(comparison, version) + ".", "", markdown_table(grid, heads), ""]
     parts += [f"Best in bold, second best in italics. \\* {comparison.test_description}.", ""]
-    costs = [[escape_markdown(label), *cells] for label, *cells in cost_grid(comparison)]
-    parts += [markdown_table(costs, cost_heads(comparison)), ""]
+    parts += [markdown_table(cost_grid(comparison), cost_heads(comparison)), ""]
     if comparison.timed:
-        ladder = [[escape_markdown(label), *cells] for label, *cells in ladder_grid(comparison)]
-        parts += [ladder_caption(comparison) + ".", "", markdown_table(ladder, ladder_heads(comparison)), ""]
+        ladder = markdown_table(ladder_grid(comparison), ladder_heads(comparison))
+        parts += [ladder_caption(comparison) + ".", "", ladder, ""]
     parts += [f"* {escape_markdown(warning)}" for warning in comparison.warnings]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -185,9 +184,15 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def markdown_table(grid: Sequence[Sequence[str]], heads: Sequence[str], left: int = 1) -> str:
-    """Return a table of GitHub's Markdown with its first ``left`` columns aligned to the left."""
-    lines = [heads, [*["---"] * left, *["---:"] * (len(heads) - left)], *grid]
+def markdown_table(grid: Sequence[Sequence[str]], heads: Sequence[str], names: int = 1, left: int = 0) -> str:
+    """Return a table of GitHub's Markdown.
+
+    Its first ``names`` columns are text without markup, which is escaped; they are aligned to the left, like all of
+    the first ``left`` columns.
+    """
+    left = max(names, left)
+    lines = [heads, [*["---"] * left, *["---:"] * (len(heads) - left)]]
+    lines += [[*map(escape_markdown, line[:names]), *line[names:]] for line in grid]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

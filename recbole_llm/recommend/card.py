@@ -1,6 +1,5 @@
 """``recbole-llm card``: a model card, in a folder that can be uploaded to the Hugging Face hub as it is."""
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from recbole_llm.checksums import recorded
+from recbole_llm.checksums import recorded, write_json
 from recbole_llm.config import Config
 from recbole_llm.config.arguments import CommandParser
 from recbole_llm.config.reference import paper_of
@@ -146,10 +145,7 @@ def _copy(run_dir: Path, folder: Path, results: Mapping[str, Any], config: Confi
     kept = {key: value for key, value in results["settings"].items() if key not in LEFT_OUT}
     with recorded(folder / "config.yaml") as file:
         write_settings(file, kept)
-    with recorded(folder / RESULTS) as file:
-        shown = {key: value for key, value in results.items() if key not in ("command", "notices")}
-        content = {**shown, "settings": kept, "notices": [], "command": None}
-        file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / RESULTS, {**results, "settings": kept, "notices": [], "command": None})
     with recorded(folder / checkpoint.WEIGHTS) as file:
         shutil.copyfile(run_dir / checkpoint.WEIGHTS, file)
     if (run_dir / "adapter").is_dir():

@@ -1,7 +1,6 @@
 """``recbole-llm recommend`` and ``recbole-llm export``."""
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ import pandas as pd
 
 from recbole_llm.config.arguments import CommandParser
 from recbole_llm.errors import ConfigError
-from recbole_llm.files import whole
+from recbole_llm.files import write_json
 from recbole_llm.progress import Progress
 from recbole_llm.recommend import files, index, reading, tower
 from recbole_llm.recommend.catalogue import UNKNOWN
@@ -197,8 +196,7 @@ def export_main(argv: Sequence[str]) -> int:
         "faiss": made,
         "user_tower": graph,
     }
-    with whole(out / "export.json") as partial:
-        partial.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / "export.json", description)
     logging.getLogger().info(f"{len(items)} item vectors and {count} user vectors of width {width} written to {out}")
     return 0
 

@@ -12,7 +12,7 @@ import scipy.sparse
 from recbole_llm.errors import ConfigError, DataError, UnsupportedError
 from recbole_llm.recommend.recommender import Recommendation, Recommender
 from recbole_llm.run.protocol import protocol_text
-from recbole_llm.text.item_text import load_item_text
+from recbole_llm.text.item_text import format_of, load_item_text
 
 BY_VECTORS = "cosine of the model's item vectors"
 BY_USERS = "cosine of the users that two items share, since the model has no item vectors"
@@ -194,13 +194,7 @@ def _titles(recommender: Recommender) -> tuple[dict[str, str], str]:
     if not file.is_file():
         return {}, f"{file} does not exist"
     try:
-        text = load_item_text(
-            *(file, tokens, dataset.iid_field),
-            field_separator=config["field_separator"],
-            seq_separator=config["seq_separator"],
-            encoding=config["encoding"] or "utf-8",
-            title_only=True,
-        )
+        text = load_item_text(file, tokens, **format_of(config), title_only=True)
     except (ConfigError, DataError) as error:
         return {}, str(error)
     return dict(zip(tokens, text.texts, strict=True)), ""

@@ -19,6 +19,7 @@ from recbole_llm.files import whole
 from recbole_llm.layer.packing import static_shapes
 from recbole_llm.recommend.products import Products
 from recbole_llm.recommend.recommender import Recommender
+from recbole_llm.run.logging import only_errors
 
 INPUTS, OUTPUT = ("item_id_list", "item_length"), "user_vector"
 # Batches of these sizes must give the original's vectors.
@@ -132,11 +133,6 @@ def _check(session: Any, tower: nn.Module, batch: tuple[torch.Tensor, torch.Tens
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the exporter's notes on its progress and on packages that are not needed."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    with only_errors(), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -124,8 +124,7 @@ def is_running(run_dir: Path) -> bool:
 def stamp_data(run_dir: Path, config: Config, dataset: HistoryDataset) -> None:
     """Store the hashes of the data files, so that a run is not continued on other data."""
     hashes = {path.name: file_sha256(path) for path in files_read(dataset, config.model_class)}
-    with checksums.recorded(run_dir / DATA_STAMP) as file:
-        file.write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+    checksums.write_json(run_dir / DATA_STAMP, hashes)
 
 
 def changed_files(hashes: Mapping[str, str], config: Config) -> list[str]:
@@ -148,8 +147,7 @@ def stamp_fits(run_dir: Path, config: Config) -> bool:
 def stamp_language_models(run_dir: Path, chosen: list[dict[str, Any]]) -> None:
     """Store what ``auto`` resolved to, so that a run is not continued with another language model."""
     if chosen and not (run_dir / AUTO).is_file():
-        with checksums.recorded(run_dir / AUTO) as file:
-            file.write_text(json.dumps(chosen, indent=1), encoding="utf-8")
+        checksums.write_json(run_dir / AUTO, chosen)
 
 
 def other_language_models(run_dir: Path, config: Config) -> list[str]:

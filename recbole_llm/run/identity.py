@@ -1,6 +1,5 @@
 """Whether two runs are the same experiment."""
 
-import logging
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -13,6 +12,7 @@ from recbole_llm.config.values import CODE_KEYS, SECRETS
 from recbole_llm.errors import RecBoleLLMError
 from recbole_llm.llm.resolve import resolve_causal_lm, resolve_llm
 from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
+from recbole_llm.run.logging import SILENT
 
 # Where and how a run is executed, not what it computes: two runs that differ only here are the same experiment.
 CIRCUMSTANCES = frozenset(
@@ -73,10 +73,8 @@ def changed_language_models(recorded: Iterable[Mapping[str, Any]], config: Confi
 
 @lru_cache(maxsize=32)
 def _resolved(spec: LLMSpec, causal: bool, weights: bool) -> ResolvedLLM | None:
-    silent = logging.Logger("silent")
-    silent.addHandler(logging.NullHandler())
     try:
-        return (resolve_causal_lm if causal else resolve_llm)(spec, silent, weights)
+        return (resolve_causal_lm if causal else resolve_llm)(spec, SILENT, weights)
     except RecBoleLLMError:
         return None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from logging import CRITICAL, Logger, getLogger
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from recbole_llm.errors import CheckpointError
 from recbole_llm.own_code import explain_own_code
 from recbole_llm.run import submodel
 from recbole_llm.run.folder import changed_files
+from recbole_llm.run.logging import SILENT
 from recbole_llm.run.results import read_results, read_training_record
 from recbole_llm.text.item_text import item_text_of
 from recbole_llm.trainer.trainer import RunTrainer
@@ -155,8 +156,7 @@ def _digests(config: Config, dataset: HistoryDataset) -> np.ndarray | None:
         return None
     title_only = "item_title" in config.model_keys
     # What is wrong with the texts is said where the model reads them.
-    silent = Logger("silent", CRITICAL)
-    return text_digests(item_text_of(dataset, config, title_only, logger=silent).texts)
+    return text_digests(item_text_of(dataset, config, title_only, logger=SILENT).texts)
 
 
 def _say_changed_texts(config: Config, dataset: HistoryDataset, trained: TrainedData, run_dir: Path) -> None:

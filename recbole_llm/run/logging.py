@@ -10,6 +10,9 @@ from pathlib import Path
 
 from recbole_llm import distributed
 
+# For what is said elsewhere, or asked again without anybody reading the answer.
+SILENT = logging.Logger("silent", logging.CRITICAL)
+
 
 class _Plain(logging.Formatter):
     """Formatter that strips RecBole's colour codes for files and pipes."""
@@ -53,6 +56,17 @@ def log_to_console(level: str = "INFO") -> None:
             logging.getLogger(noisy).setLevel(logging.WARNING)
     if any(isinstance(handler, Console) for handler in root.handlers):
         root.setLevel(level.upper())
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Log nothing below errors while the body runs."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 @contextmanager

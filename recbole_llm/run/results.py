@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_llm.checksums import recorded
+from recbole_llm.checksums import recorded, write_json
 from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS
 from recbole_llm.data.controls import control_of, label
@@ -162,7 +162,7 @@ def test_figures(
 
 def write_training_record(run_dir: Path, record: Mapping[str, Any]) -> None:
     """Write ``trained.json``, from which results can later be computed without training."""
-    _write_json(run_dir / TRAINED, {**record, "weights": _weights_of(run_dir)})
+    write_json(run_dir / TRAINED, {**record, "weights": _weights_of(run_dir)})
 
 
 def read_training_record(run_dir: Path) -> dict[str, Any]:
@@ -195,11 +195,6 @@ def save_arrays(file: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with recorded(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True), encoding="utf-8")
-
-
 class _Record(dict[str, Any]):
     """An object of a JSON file that was written whole: reading a key that is missing is a CheckpointError."""
 
@@ -230,7 +225,7 @@ def write_results(run_dir: Path, results: Mapping[str, Any], trainer: RunTrainer
     """Write ``test_ranks.npz`` and then ``results.json``, whose presence marks a finished run."""
     write_ranks(run_dir, results, trainer)
     trainer.model.save_adapter(run_dir / "adapter")
-    _write_json(run_dir / RESULTS, {**results, "weights": _weights_of(run_dir)})
+    write_json(run_dir / RESULTS, {**results, "weights": _weights_of(run_dir)})
     remove_unfinished(run_dir)
 
 
@@ -239,7 +234,7 @@ def write_evaluation(folder: Path, results: Mapping[str, Any], trainer: RunTrain
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_ranks(folder, results, trainer)
-        _write_json(folder / RESULTS, results)
+        write_json(folder / RESULTS, results)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}. Name another folder with --out.") from error
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -221,6 +221,25 @@ def load_item_text(
     return ItemText(texts, resolved, len(missing), missing[:10], fields, header, render, seq_separator)
 
 
+class FileFormat(TypedDict):
+    """How an ``.item`` file is written: arguments of :func:`load_item_text`."""
+
+    item_field: str
+    field_separator: str
+    seq_separator: str
+    encoding: str
+
+
+def format_of(settings: Settings) -> FileFormat:
+    """Return how the files of a run are written."""
+    return {
+        "item_field": settings["ITEM_ID_FIELD"],
+        "field_separator": settings["field_separator"],
+        "seq_separator": settings["seq_separator"],
+        "encoding": settings["encoding"] or "utf-8",
+    }
+
+
 def item_text_of(
     dataset: HistoryDataset,
     config: Settings,
@@ -249,11 +268,8 @@ def item_text_of(
     text = load_item_text(
         Path(dataset.dataset_path) / f"{dataset.dataset_name}.item",
         dataset.field2id_token[dataset.iid_field],
-        item_field=dataset.iid_field,
         template=config["item_title"] if title_only else config["item_text"],
-        field_separator=config["field_separator"],
-        seq_separator=config["seq_separator"],
-        encoding=config["encoding"] or "utf-8",
+        **format_of(config),
         logger=logger or dataset.logger,
         title_only=title_only,
         for_prompt=for_prompt,

@@ -15,7 +15,7 @@ import pandas as pd
 from recbole_llm import pages
 from recbole_llm.config import Config
 from recbole_llm.config.metrics import metric_name
-from recbole_llm.files import whole
+from recbole_llm.files import write_text
 from recbole_llm.run.protocol import protocol_text
 from recbole_llm.tune import report
 from recbole_llm.tune.options import optuna
@@ -99,8 +99,7 @@ def write_page(study: Study, best: Trial, config: Config, results: Mapping[str, 
         colours={"winner": WINNER, "finished": OTHER, "pruned": PRUNED},
         places=config["metric_decimal_place"],
     )
-    with whole(study.folder / "study.html") as file:
-        file.write_text(content, encoding="utf-8")
+    write_text(study.folder / "study.html", content)
 
 
 def _metric(study: Study) -> str:

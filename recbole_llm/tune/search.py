@@ -14,7 +14,7 @@ from recbole_llm.config import Config
 from recbole_llm.config.schema import StudyOptions
 from recbole_llm.config.values import SECRETS, without_code_keys
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.files import whole
+from recbole_llm.files import whole, write_json
 from recbole_llm.run.evaluate import evaluate_run
 from recbole_llm.run.folder import other_language_models, run_lock, stamp_data, stamp_fits, write_settings
 from recbole_llm.run.identity import changed_settings, comparable_settings, plain
@@ -309,8 +309,7 @@ def _write_notes(folder: Path, notes: dict[str, Any]) -> None:
             f"{folder} holds a study with other settings ({', '.join(changed[:5])}). Continue it with "
             f"`recbole-llm tune --resume={folder}`, or choose another --study=FOLDER."
         )
-    with whole(file) as partial:
-        partial.write_text(json.dumps(notes, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(file, notes)
 
 
 def _read_notes(folder: Path) -> dict[str, Any]:
