@@ -187,6 +187,8 @@ def _first(problems: Iterable[str | None]) -> str | None:
 
 def _is_instance(value: Any, kind: Any) -> bool:
     origin = get_origin(kind)
+    if len(members(kind)) > 1:
+        return any(_is_instance(value, unwrap(member)[0]) for member in members(kind))
     if kind in (None, NoneType):
         return value is None
     if origin is Literal:

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm.config.given import check_value
 from recbole_llm.config.registry import recbole_root
+from recbole_llm.config.schema import types_of
 from recbole_llm.convert.atomic_file import AtomicFile, are_numbers
 from recbole_llm.convert.interactions import interner
 from recbole_llm.convert.report import CheckReport, Finding, Findings
 from recbole_llm.convert.values import Catalogue
 from recbole_llm.data.times import are_ranks, examine_times, history_order
-from recbole_llm.errors import ConfigError, DataError
+from recbole_llm.errors import DataError
 
 #: Settings of a run that say how its files are written, with RecBole's defaults.
 SETTINGS: dict[str, Any] = {
@@ -80,8 +82,7 @@ def check(
         key: value for key, value in (settings or {}).items() if key in SETTINGS and value is not None
     }
     for key, value in chosen.items():
-        if not isinstance(value, type(SETTINGS[key])) or not value:
-            raise ConfigError(f"{key}={value!r} is not a valid value; the default is {SETTINGS[key]!r}.")
+        check_value(key, value, types_of(None))
     folder = _folder(dataset, data_path)
     name = folder.name
     findings = Findings()

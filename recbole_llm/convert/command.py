@@ -4,13 +4,15 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Literal, get_args, get_origin
 
 from recbole_llm.config.arguments import CommandParser, split_arguments
 from recbole_llm.config.registry import listed_files
-from recbole_llm.config.values import load_yaml, nearest
+from recbole_llm.config.types import Positive
+from recbole_llm.config.values import load_yaml, refuse_others
 from recbole_llm.convert.check import SETTINGS, check
 from recbole_llm.convert.conversion import convert, source_names, source_options
-from recbole_llm.convert.options import OPTIONS, OWN_FILES
+from recbole_llm.convert.options import OPTIONS, OWN_FILES, Names
 from recbole_llm.convert.reading import default_workers
 from recbole_llm.convert.report import all_recipes
 from recbole_llm.errors import ConfigError
@@ -76,9 +78,8 @@ def check_main(argv: Sequence[str]) -> int:
         return 0
     given, names = split_arguments(argv)
     files = listed_files(given.pop("config_files", None))
-    for key in given:
-        if key not in (*SETTINGS, "dataset", "data_path"):
-            raise ConfigError(f"`recbole-llm check` has no setting {key!r}.{nearest(key, SETTINGS)}")
+    remedy = "`recbole-llm check --help` lists the settings that describe the files."
+    refuse_others(given, [*SETTINGS, "dataset", "data_path"], "is not a setting of the check", remedy)
     settings = {key: value for content in (*map(load_yaml, files), given) for key, value in content.items()}
     dataset = names[0] if names else settings.get("dataset")
     data_path = settings.get("data_path") or "dataset"
@@ -120,14 +121,14 @@ def _convert_parser() -> argparse.ArgumentParser:
     own = parser.add_argument_group("sessions and generic: columns of your own files")
     for key, (kind, text) in OPTIONS.items():
         group = own if key in OWN_FILES and key != "columns" else sources
-        if kind == "flag":
+        if kind is bool:
             group.add_argument(f"--{key}", action="store_true", help=text)
-        elif kind == "count":
+        elif kind is Positive:
             group.add_argument(f"--{key}", type=int, metavar="N", help=text)
-        elif isinstance(kind, tuple):
-            group.add_argument(f"--{key}", choices=kind, help=text)
+        elif get_origin(kind) is Literal:
+            group.add_argument(f"--{key}", choices=get_args(kind), help=text)
         else:
-            group.add_argument(f"--{key}", metavar="A,B" if kind == "names" else "X", help=text)
+            group.add_argument(f"--{key}", metavar="A,B" if kind is Names else "X", help=text)
     return parser
 
 

@@ -8,14 +8,16 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import chain, compress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from recbole_llm.config.given import check_value
+from recbole_llm.config.types import Name, Rule
 from recbole_llm.convert import amazon, generic, movielens, steam
 from recbole_llm.convert.interactions import Filters, Interactions, Selection
-from recbole_llm.convert.options import OWN_FILES, check_choice, check_kind, check_option, is_path, names
+from recbole_llm.convert.options import OPTIONS, OWN_FILES, FilePath, Names, names
 from recbole_llm.convert.output import Output, check_target, hidden_folder
 from recbole_llm.convert.reading import Reading, Request
 from recbole_llm.convert.report import Recipe, Report, get_recipe, recipes_for
@@ -26,6 +28,17 @@ from recbole_llm.files import file_sha256
 from recbole_llm.progress import Progress
 
 PathLike = str | Path
+_Paths = FilePath | Annotated[list[FilePath], Rule(bool, "a list of paths")]
+# Types of the arguments of `convert` that neither filters nor sources have.
+_ARGUMENTS = {
+    "input": _Paths,
+    "metadata": _Paths,
+    "output": FilePath | None,
+    "recipe": Name | None,
+    "text_fields": Names | None,
+    "items": Literal["auto", "all", "rated"],
+    "ids": Literal["exact", "recbole"],
+}
 
 
 def source_names() -> list[str]:
@@ -128,16 +141,15 @@ def convert(
     read, lists_all, known = _reader(str(name))
     inputs = _paths("input", input)
     text_files = _paths("metadata", metadata) if metadata is not None else None
-    if not isinstance(recipe, str | None) or not (output is None or is_path(output)):
-        raise ConfigError(f"recipe is {recipe!r} and output {output!r}; they must be a name and a path.")
+    check_value("recipe", recipe, _ARGUMENTS)
+    check_value("output", output, _ARGUMENTS)
     chosen = get_recipe(recipe, name) if recipe else None
     filters = _filters(chosen, order, min_rating=min_rating, untitled=untitled, dedup=dedup, k_core=k_core)
     options = _options(name, known, chosen, options)
-    if text_fields is not None:
-        check_kind("text_fields", text_fields, "names")
+    check_value("text_fields", text_fields, _ARGUMENTS)
     kept_fields = names(text_fields)
-    check_choice("items", items, ("auto", "all", "rated"))
-    check_choice("ids", ids, ("exact", "recbole"))
+    check_value("items", items, _ARGUMENTS)
+    check_value("ids", ids, _ARGUMENTS)
     listed = items if items != "auto" else "all" if lists_all and not filters.drops else "rated"
     target = _target(output, name)
     check_target(target, overwrite)
@@ -264,10 +276,8 @@ def _in_use(ids: dict[str, int], occur: npt.NDArray[np.bool_]) -> dict[str, None
 
 
 def _paths(key: str, given: PathLike | Sequence[PathLike]) -> list[PathLike]:
-    paths = [given] if isinstance(given, str | Path) else given
-    if not isinstance(paths, list | tuple) or not paths or not all(map(is_path, paths)):
-        raise ConfigError(f"{key} is {given!r}; it must be a path, or a list of paths.")
-    return list(paths)
+    check_value(key, given, _ARGUMENTS)
+    return [given] if isinstance(given, str | Path) else list(given)
 
 
 def _options(name: str, known: frozenset[str], recipe: Recipe | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -277,7 +287,7 @@ def _options(name: str, known: frozenset[str], recipe: Recipe | None, given: dic
     for key, value in options.items():
         if key not in known:
             raise ConfigError(f"{name} has no option {key!r}; it has {', '.join(sorted(known)) or 'none'}.")
-        check_option(key, value)
+        check_value(key, value, {key: OPTIONS[key][0]})
     return options
 
 

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from recbole_llm.convert.options import check_choice
+from recbole_llm.config.given import check_value
+from recbole_llm.config.types import Count
 from recbole_llm.convert.values import check_ids
 from recbole_llm.data.times import DATES_FROM, UNIT_GAP, TimeReport
 from recbole_llm.errors import ConfigError, DataError
@@ -51,20 +52,15 @@ class Filters:
     """
 
     min_rating: float | None = None
-    untitled: str = "keep"
-    dedup: str = "none"
-    k_core: int = 0
-    order: str = "time"
+    untitled: Literal["keep", "drop"] = "keep"
+    dedup: Literal["none", "first", "last"] = "none"
+    k_core: Count = 0
+    order: Literal["time", "input"] = "time"
 
     def __post_init__(self) -> None:
-        check_choice("untitled", self.untitled, ("keep", "drop"))
-        check_choice("dedup", self.dedup, ("none", "first", "last"))
-        check_choice("order", self.order, ("time", "input"))
-        if type(self.k_core) is not int or self.k_core < 0:
-            raise ConfigError(f"k_core is {self.k_core!r}; it must be a non-negative integer (0: no k-core filter).")
-        rating = self.min_rating
-        if rating is not None and (type(rating) not in (int, float) or not np.isfinite(rating)):
-            raise ConfigError(f"min_rating is {rating!r}; it must be a finite number.")
+        types = get_type_hints(type(self), include_extras=True)
+        for key, value in vars(self).items():
+            check_value(key, value, types)
 
     @property
     def drops(self) -> bool:

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NoReturn, cast
+from typing import IO, Literal, NoReturn, cast
 
 from tqdm.utils import CallbackIOWrapper
 
-from recbole_llm.convert.options import check_choice
+from recbole_llm.config.given import check_value
 from recbole_llm.convert.values import KnownGap, LineError
 from recbole_llm.errors import DataError
 from recbole_llm.progress import Progress
@@ -42,7 +42,7 @@ class Skips:
     place: str = ""
 
     def __post_init__(self) -> None:
-        check_choice("on_error", self.on_error, ("stop", "skip"))
+        check_value("on_error", self.on_error, {"on_error": Literal["stop", "skip"]})
 
     def count(self, reason: str) -> None:
         """Count something about the current line."""

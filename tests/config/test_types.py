@@ -86,6 +86,11 @@ def test_values_of_a_type(value, kind):
         ("5,inf", Interval, "an interval such as"),
         ("[1,2", Interval, "an interval such as"),
         ([], Annotated[list[int], Rule(bool, "one at least")], "(give one at least)"),
+        (
+            [],
+            Annotated[str | list[int], Rule(bool, "text or numbers")] | None,
+            "(give text or a list, each entry a whole number)",
+        ),
         ("BPR", Annotated[Literal["CE"], Note("see loss")], "(choose from 'CE'); see loss"),
         (2**32, Seed, "below 4294967296"),
     ],

@@ -221,11 +221,11 @@ def test_settings_of_a_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["shop", "--USER_FIELD=x"], "no setting 'USER_FIELD'. Did you mean 'USER_ID_FIELD'"),
+        (["shop", "--USER_FIELD=x"], "--USER_FIELD is not a setting of the check. Did you mean 'USER_ID_FIELD'"),
         (["shop", "--encoding=klingon"], "encoding='klingon' is not a text encoding"),
         (["shop", "--TIME_FIELD=when"], "no_time"),
         (["shop", "--ITEM_ID_FIELD=sku"], r"no field 'sku' \(ITEM_ID_FIELD\); the fields are user_id, item_id"),
-        (["shop", "--MAX_ITEM_LIST_LENGTH=many"], "MAX_ITEM_LIST_LENGTH='many' is not a valid value"),
+        (["shop", "--MAX_ITEM_LIST_LENGTH=many"], "invalid value for MAX_ITEM_LIST_LENGTH: 'many'"),
         (["shop", "--config_files=nothing.yaml"], "nothing.yaml"),
         (["shop", "two"], "takes one dataset, a name or a folder, but got shop, two"),
         ([], "takes one dataset"),
