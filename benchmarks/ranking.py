@@ -223,7 +223,7 @@ class Ranker:
     def rank(self, rows: int) -> None:
         """Letters of the first rows."""
         self.model.eval()
-        self.model._letter_logits(self.history[:rows], self.length[:rows], self.candidates[:rows])
+        self.model._letter_logits(self.history[:rows], self.length[:rows], [self.candidates[:rows]])
 
     @torch.no_grad()
     def generate(self, prompts: Prompts, rows: int, tokens: int) -> None:

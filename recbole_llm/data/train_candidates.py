@@ -1,10 +1,19 @@
 """Candidates of a reranker's training rows: its target among random items, or a retriever's list."""
 
+import copy
+
 import torch
 
 from recbole_llm.data.candidates import repeated
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.data.rows import POSITION
+from recbole_llm.data.rows import POSITION, take
+
+
+def rows_at(dataset: HistoryDataset, position: torch.Tensor) -> HistoryDataset:
+    """Return the split with only the rows whose targets stand at some positions of the flat array, in their order."""
+    some = copy.copy(dataset)
+    some.inter_feat = take(dataset.inter_feat, row_of_position(dataset)[position])
+    return some
 
 
 def row_of_position(dataset: HistoryDataset) -> torch.Tensor:
@@ -20,9 +29,9 @@ class RetrievedLists:
     Parameters
     ----------
     dataset : HistoryDataset
-        The training split.
+        Rows of the training split.
     items : torch.Tensor, shape (rows, C)
-        First items of every row of the split, best first; 0 at the end where there are fewer.
+        First items of each of them, best first; 0 at the end where there are fewer.
     shuffled : bool
         In random order, drawn anew each time.
     """
@@ -66,11 +75,10 @@ class PrefixNegatives:
         # Where each pair of user and item occurs first: positions count up with time.
         self._had, self._since = pair[begins], order[begins]
         self._pool: torch.Tensor | None = None
-        self._row = row_of_position(dataset)
 
-    def draw_from(self, pool: torch.Tensor) -> None:
-        """Draw from these items of every row of the split, shape (rows, P), 0 is none, instead of the catalogue."""
-        self._pool = pool
+    def draw_from(self, dataset: HistoryDataset, pool: torch.Tensor) -> None:
+        """Draw from these items of rows of the split, (rows, P), 0 is none, instead of the catalogue."""
+        self._pool, self._row = pool, row_of_position(dataset)
 
     def draw(self, position: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Target and distinct negatives in random order, 0 at the end where there are fewer.

@@ -103,6 +103,10 @@ class TrainRows:
         """Rows per epoch."""
         return len(self._first) if self.view in ("segment", "p5") else len(self._position)
 
+    def positions(self) -> torch.Tensor:
+        """Return where the targets of the rows of ``prefix`` stand in the flat array."""
+        return self._position
+
     def keep(self, wanted: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Leave out rows of ``prefix``: ``wanted`` says of positions of targets, (rows,), which of them stay."""
         kept = wanted(self._position)

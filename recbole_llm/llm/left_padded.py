@@ -3,10 +3,13 @@
 import torch
 from torch.nn import functional
 
+from recbole_llm.llm.kept import Kept, arguments
 from recbole_llm.typing import LanguageModel
 
 
-def last_logits(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, last: int) -> torch.Tensor:
+def last_logits(
+    lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, last: int, kept: Kept | None = None
+) -> torch.Tensor:
     """Return the logits behind the last positions of texts, and of no other position.
 
     Parameters
@@ -15,14 +18,14 @@ def last_logits(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, last: 
     ids, mask : torch.LongTensor, shape (B, W)
     last : int
         Number of positions.
+    kept : Kept, optional
+        Beginnings of the texts that have been read; None: there are none.
 
     Returns
     -------
     torch.FloatTensor, shape (B, last, vocabulary)
     """
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    output = lm(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=last, use_cache=False)
-    return output.logits.float()
+    return lm(input_ids=ids, logits_to_keep=last, **arguments(lm, mask, kept)).logits.float()
 
 
 def summed_answer_loss(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ Trained on prompts with the next item among 19 random ones, by cross-entropy on 
 ``retriever`` (skipped if a finished run is given) and ``ranker``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -305,13 +305,14 @@ class LlamaRec(Reranker):
         if self.reader.needs_bias:
             self.reader.calibrate(self.ranker, self._calibration_prompts(), self.settings.rank_batch_size)
         here = candidates > 0
-        orders, weight = self.settings.permutations, self.settings.retriever_weight
+        weight = self.settings.retriever_weight
         total = torch.zeros(candidates.shape, device=candidates.device)
-        for number in range(orders):
-            order = self._order(number, history, candidates)
-            logits = self.reader.unbiased(self._letter_logits(history, length, candidates.gather(1, order)))
-            total.scatter_add_(1, order, functional.log_softmax(logits, dim=1).masked_fill(~here, 0.0))
-        total = (total / orders).masked_fill(~here, -torch.inf)
+        orders = [self._order(number, history, candidates) for number in range(self.settings.permutations)]
+        shown = [candidates.gather(1, order) for order in orders]
+        for order, logits in zip(orders, self._letter_logits(history, length, shown), strict=True):
+            known = functional.log_softmax(self.reader.unbiased(logits), dim=1)
+            total.scatter_add_(1, order, known.masked_fill(~here, 0.0))
+        total = (total / len(orders)).masked_fill(~here, -torch.inf)
         if weight:
             known = functional.log_softmax(retrieved.masked_fill(~here, -torch.inf), dim=1)
             total = ((1 - weight) * total + weight * known).masked_fill(~here, -torch.inf)
@@ -329,12 +330,14 @@ class LlamaRec(Reranker):
             return torch.arange(candidates.shape[1], device=candidates.device).expand_as(candidates)
         return shuffled(candidates, history, int(self.config["seed"]) * 1_000_003 + number)
 
-    def _letter_logits(self, history: torch.Tensor, length: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """Logits of the letters, (B, C); ``-inf`` where there is no candidate. Prompts are batched by length."""
-        prompts = self.composer(history, length, candidates)
-        self.tokens_read += int(prompts.length.sum())
-        logits = self.reader.by_length(self.ranker, prompts, candidates.shape[1], self.settings.rank_batch_size)
-        return logits.masked_fill(candidates == 0, -torch.inf)
+    def _letter_logits(
+        self, history: torch.Tensor, length: torch.Tensor, orders: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Logits of the letters for each order of candidates, (B, C); ``-inf`` where there is no candidate."""
+        prompts = [self.composer(history, length, candidates) for candidates in orders]
+        self.tokens_read += sum(int(each.length.sum()) for each in prompts)
+        logits = self.reader.by_length(self.ranker, prompts, orders[0].shape[1], self.settings.rank_batch_size)
+        return [each.masked_fill(order == 0, -torch.inf) for each, order in zip(logits, orders, strict=True)]
 
     def _calibration_prompts(self) -> list[Prompts]:
         """Prompts that say what letters have by themselves: without content, or with shuffled candidates."""

@@ -1,6 +1,6 @@
 """Letters behind a prompt: their logits, the loss of the right one, and what each has whatever the prompt says."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -8,7 +8,9 @@ from torch.nn import functional
 
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.head import float32_logits
+from recbole_llm.llm.kept import Kept
 from recbole_llm.llm.left_padded import last_logits
+from recbole_llm.prompt.beginnings import SharedBeginnings
 from recbole_llm.prompt.letters import PromptComposer, PromptTemplate
 from recbole_llm.prompt.pieces import Prompts
 from recbole_llm.prompt.verbalizer import ids_alone, ids_in_context, only_logits_of
@@ -78,21 +80,34 @@ class LetterReader(nn.Module):
 
     # ---- logits
 
-    def letters(self, lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, count: int) -> torch.Tensor:
+    def letters(
+        self, lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, count: int, kept: Kept | None = None
+    ) -> torch.Tensor:
         """Logits of the first letters behind left-padded texts, (B, count); of no other word."""
         of = only_logits_of if torch.is_grad_enabled() else float32_logits
         with of(lm, self.letter_ids[:count]):
-            return last_logits(lm, ids, mask, 1)[:, -1]
+            return last_logits(lm, ids, mask, 1, kept)[:, -1]
 
-    def by_length(self, lm: LanguageModel, prompts: Prompts, count: int, batch: int) -> torch.Tensor:
-        """As :meth:`letters`, ``batch`` prompts of similar length at a time."""
-        result = torch.empty(len(prompts.ids), count, device=prompts.ids.device)
-        order = prompts.length.argsort()
-        widths = prompts.length[order].tolist()
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            width = widths[start + len(rows) - 1]
-            result[rows] = self.letters(lm, prompts.ids[rows, -width:], prompts.mask[rows, -width:], count)
+    @torch.no_grad()
+    def by_length(self, lm: LanguageModel, orders: Sequence[Prompts], count: int, batch: int) -> torch.Tensor:
+        """As :meth:`letters`, ``batch`` prompts of similar length at a time; what they share is read once.
+
+        Parameters
+        ----------
+        lm : transformers causal language model
+        orders : sequence of Prompts
+            Those of B rows, as many times as there are orders of the candidates.
+        count, batch : int
+
+        Returns
+        -------
+        torch.FloatTensor, shape (orders, B, count)
+        """
+        result = torch.empty(len(orders), len(orders[0].ids), count, device=orders[0].ids.device)
+        beginnings = SharedBeginnings(lm, orders)
+        for rows in orders[0].length.argsort().split(batch):
+            for number, (ids, mask, kept) in enumerate(beginnings.rests(rows)):
+                result[number, rows] = self.letters(lm, ids, mask, count, kept)
         return result
 
     # ---- loss
@@ -148,7 +163,7 @@ class LetterReader(nn.Module):
     @torch.no_grad()
     def calibrate(self, lm: LanguageModel, prompts: Iterable[Prompts], batch: int) -> None:
         """Take the mean log-probability of each letter over prompts with all letters as its bias."""
-        logits = [self.by_length(lm, part, len(self.letter_ids), batch) for part in prompts]
+        logits = [self.by_length(lm, [part], len(self.letter_ids), batch)[0] for part in prompts]
         self.bias.copy_(functional.log_softmax(torch.cat(logits), dim=1).mean(0))
 
     def unbiased(self, logits: torch.Tensor) -> torch.Tensor:

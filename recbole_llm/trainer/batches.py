@@ -2,7 +2,7 @@
 
 from recbole_llm.contract import LLMRecommender, Reranker
 from recbole_llm.data.loader import FullSortLoader, TrainLoader, train_loader
-from recbole_llm.data.train_candidates import PrefixNegatives, RetrievedLists
+from recbole_llm.data.train_candidates import PrefixNegatives, RetrievedLists, rows_at
 from recbole_llm.errors import DataError
 from recbole_llm.evaluator.evaluator import Evaluator
 from recbole_llm.trainer.stage import Stage
@@ -30,11 +30,12 @@ def batches_of(
     if costs is not None:
         train_data.bucket(*costs)
     if reranker is not None and reranker.pools:
-        split = FullSortLoader(evaluator.config, train_data.dataset, None)
+        rows = rows_at(train_data.dataset, train_data.rows.positions())
+        split = FullSortLoader(evaluator.config, rows, None)
         split.phase = "train"
         pool = evaluator.retrieve(reranker, split, reranker.pools, show_progress)
         if reranker.trains_on_retrieved:
-            train_data.train_on(RetrievedLists(train_data.dataset, pool.items, reranker.shuffles_retrieved))
+            train_data.train_on(RetrievedLists(rows, pool.items, reranker.shuffles_retrieved))
             if not train_data.sample_size:
                 raise DataError(
                     "The retriever named none of the targets of the training rows, so that there is no list to learn "
@@ -42,5 +43,5 @@ def batches_of(
                 )
         else:
             assert isinstance(train_data.negatives, PrefixNegatives), "a model with pools draws negatives"
-            train_data.negatives.draw_from(pool.items)
+            train_data.negatives.draw_from(rows, pool.items)
     return train_data

@@ -40,7 +40,7 @@ def test_letters_of_a_language_model_of_16_bits_do_not_tie(more, folder):  # noq
     interaction, *_ = next(iter(made.test_data))
     candidates = made.model._candidates(made.model.retriever_scores(interaction), interaction)
     with torch.no_grad(), made.trainer.evaluator.precision(made.model):
-        letters = made.model._letter_logits(interaction["item_id_list"], interaction["item_length"], candidates)
+        (letters,) = made.model._letter_logits(interaction["item_id_list"], interaction["item_length"], [candidates])
     for row, items in zip(letters, candidates, strict=True):
         assert len(row[items > 0].unique()) == int((items > 0).sum())
 

@@ -37,7 +37,7 @@ def letters():
     for dtype in ("float32", "bfloat16"):
         lm = load_causal_lm(resolved, True, dtype)
         with torch.no_grad():
-            found[dtype] = reader.by_length(lm, prompts, CANDIDATES, 3)
+            found[dtype] = reader.by_length(lm, [prompts], CANDIDATES, 3)[0]
     return found
 
 

@@ -20,8 +20,8 @@ def test_calibration_takes_off_what_a_letter_has_by_itself(settings, calibration
     assert model.reader.bias.exp().sum() <= 1 + 1e-5
     original = type(model.reader).letters
 
-    def leaning(self, lm, ids, mask, count):
-        return original(self, lm, ids, mask, count) + torch.linspace(3, -3, K)[:count]
+    def leaning(self, lm, ids, mask, count, kept=None):
+        return original(self, lm, ids, mask, count, kept) + torch.linspace(3, -3, K)[:count]
 
     monkeypatch.setattr(type(model.reader), "letters", leaning)
     assert not torch.equal(plain.full_sort_predict(batch).argsort(1), uncalibrated.argsort(1))

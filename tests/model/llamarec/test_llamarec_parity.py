@@ -68,11 +68,11 @@ def test_golden_llamarec_prompt_model(golden, golden_llm, tmp_path, settings):
 
     test = batch(golden["test_examples"])
     model.eval()
-    logits = model._letter_logits(test["item_id_list"], test["item_length"], test[CANDIDATES])
+    (logits,) = model._letter_logits(test["item_id_list"], test["item_length"], [test[CANDIDATES]])
     trained = [int(i) for i in golden["verbalizer"]["ids_trained_in_context"]]
     torch.testing.assert_close(
         logits, torch.from_numpy(arrays["test_last_position_logits"])[:, trained], rtol=0, atol=1e-4
     )
     model.reader.letter_ids = torch.tensor(golden["verbalizer"]["ids_read_at_evaluation"])
-    logits = model._letter_logits(test["item_id_list"], test["item_length"], test[CANDIDATES])
+    (logits,) = model._letter_logits(test["item_id_list"], test["item_length"], [test[CANDIDATES]])
     torch.testing.assert_close(logits, torch.from_numpy(arrays["test_letter_scores"]), rtol=0, atol=1e-4)

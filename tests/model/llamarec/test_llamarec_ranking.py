@@ -37,7 +37,7 @@ def test_an_oracle_reaches_the_recall_of_the_retriever(settings, llama, mask_his
 
 def test_the_order_of_the_retriever_gives_its_metrics_to_the_last_digit(settings, llama):
     def identity(model):
-        model._letter_logits = lambda history, length, candidates: -torch.arange(K).float().expand(len(history), K)
+        model._letter_logits = lambda history, length, orders: -torch.arange(K).float().expand(1, len(history), K)
 
     masked, unmasked, rows = evaluated(settings, identity, llm=llama)
     assert masked == rows["retriever_masked"]
@@ -64,10 +64,10 @@ def test_scores_do_not_depend_on_the_batch(settings, llama):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(together, backwards, rtol=1e-5, atol=1e-6)
     candidates = model._candidates(model.retriever_scores(batch), batch)
-    arguments = batch["item_id_list"], batch["item_length"], candidates
-    logits = model._letter_logits(*arguments)
+    arguments = batch["item_id_list"], batch["item_length"], [candidates]
+    (logits,) = model._letter_logits(*arguments)
     model.settings = replace(model.settings, rank_batch_size=1)
-    torch.testing.assert_close(model._letter_logits(*arguments), logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model._letter_logits(*arguments)[0], logits, rtol=1e-4, atol=1e-5)
 
 
 def test_the_side_of_the_padding_does_not_matter(settings, llama):
@@ -100,7 +100,7 @@ def test_permutations_average_over_orders_of_the_same_candidates(settings, llama
     assert (orders[1][0, 4:] >= 4).all()  # what is no candidate stays behind
     single = []
     for order in orders:
-        logits = model._letter_logits(*arguments, candidates.gather(1, order)).log_softmax(1)
+        logits = model._letter_logits(*arguments, [candidates.gather(1, order)])[0].log_softmax(1)
         single.append(logits.gather(1, order.argsort(1)))
     average = model.rank(*arguments, candidates, scores.gather(1, candidates))
     torch.testing.assert_close(average, sum(single) / 3)
@@ -115,9 +115,9 @@ def test_the_weight_of_the_retriever(settings, llama):
     batch = batch_of(test)
     candidates = model._candidates(model.retriever_scores(batch), batch)
     retrieved = torch.randn(candidates.shape)
-    arguments = batch["item_id_list"], batch["item_length"], candidates
-    mixed = model.rank(*arguments, retrieved)
-    expected = 0.7 * model._letter_logits(*arguments).log_softmax(1) + 0.3 * retrieved.log_softmax(1)
+    arguments = batch["item_id_list"], batch["item_length"]
+    mixed = model.rank(*arguments, candidates, retrieved)
+    expected = 0.7 * model._letter_logits(*arguments, [candidates])[0].log_softmax(1) + 0.3 * retrieved.log_softmax(1)
     torch.testing.assert_close(mixed, expected)
 
 

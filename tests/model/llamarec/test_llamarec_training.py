@@ -209,7 +209,7 @@ def test_sixteen_bits(settings, llama):
         model, train, _, test = prepare(settings, llm=llama, llm_dtype=dtype, lora_dropout=0.0)
         batch = batch_of(test)
         candidates = model._candidates(model.retriever_scores(batch), batch)
-        logits = model._letter_logits(batch["item_id_list"], batch["item_length"], candidates)
+        (logits,) = model._letter_logits(batch["item_id_list"], batch["item_length"], [candidates])
         loss = model.calculate_loss(batch_of(train))
         loss.backward()
         assert {p.dtype for p in model.ranker.parameters() if p.requires_grad} == {torch.float32} == {loss.dtype}
