@@ -39,8 +39,8 @@ def room_of(name):
 
 
 def faces(name):
-    """Whether a module only hands on names of its package."""
-    return MODULES[name].name == "__init__.py"
+    """Whether a module only hands on names of its package, or is the door that ``python -m`` opens."""
+    return MODULES[name].name in ("__init__.py", "__main__.py")
 
 
 def floors(graph):

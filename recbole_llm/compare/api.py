@@ -29,6 +29,7 @@ from recbole_llm.compare.runs import (
     rows_from,
     split_by_language_models,
 )
+from recbole_llm.compare.searches import with_settings_found
 from recbole_llm.config.registry import dataset_folder, property_file, props_dir
 from recbole_llm.config.values import refuse_others
 from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
@@ -86,7 +87,9 @@ def compare(
             "Start a comparison once, without torchrun: it runs one model after the other, and --nproc=N "
             "trains each with N processes."
         )
-    plan = planning.make_plan(models, dataset, config_file_list, config_dict, arguments)
+    plan, _ = with_settings_found(
+        lambda found: planning.make_plan(models, dataset, config_file_list, config_dict, arguments, found)
+    )
     _make(plan.directory)
     with run_lock(plan.directory):
         comparison, text_lengths = None, None

@@ -44,6 +44,7 @@ def page_of(comparison: RecordedComparison, board: str, command: str) -> str:
         *_against_baseline(comparison, ranked),
         *_controls(comparison),
         *_lists(comparison, ranked),
+        *_studies(comparison),
         *_missing(comparison),
         *_notes(comparison),
         "## Provenance",
@@ -264,6 +265,34 @@ def _lists(comparison: RecordedComparison, rows: Sequence[Row]) -> list[str]:
         "Share of the catalogue in anyone's list, hits that popularity would not have had, and mean self-information "
         "of the items (arXiv 2402.01339).",
         markdown_table(grid, ["model", *map(metric_name, shown)]),
+    ]
+
+
+def _studies(comparison: RecordedComparison) -> list[str]:
+    """Say what was searched for which row, with what budget, and what was found."""
+    studies = comparison.board.get("studies") or {}
+    if not studies:
+        return []
+    grid = [
+        [
+            label,
+            "<br>".join(f"`{line}`" for line in study["space"]),
+            "<br>".join(f"`{key}: {value}`" for key, value in study["best_params"].items()),
+            f"{study['best_valid_score']:.{PLACES}f}",
+            str(study["trials"]),
+            f"{study['seconds'] / 60:.1f}",
+        ]
+        for label, study in studies.items()
+    ]
+    first = next(iter(studies.values()))
+    limits = ", ".join(f"{key}={value}" for key, value in first["options"].items() if value not in (None, 0, "none"))
+    return [
+        "## Tuning",
+        f"Before its seeds were run, each of these rows had a study of its own on validation {first['metric']} "
+        f"({limits}; seed {first['seed']}). Settings of other rows, and those not listed, are the plan's.",
+        markdown_table(
+            grid, ["model", "search space", "found", f"validation {first['metric']}", "trials", "minutes"], left=3
+        ),
     ]
 
 

@@ -33,6 +33,7 @@ from recbole_llm.compare.records import (
     tests_of,
 )
 from recbole_llm.compare.runs import FinishedRun, Row, check_same_test, load_finished, mark_baselines
+from recbole_llm.compare.searches import with_settings_found
 from recbole_llm.config.arguments import split_arguments
 from recbole_llm.config.registry import props_dir
 from recbole_llm.config.values import nearest, refuse_others
@@ -157,13 +158,18 @@ def leaderboard(
     plan_file, results, given = Path(plan_file), Path(results), dict(circumstances or {})
     what = f"belongs in the plan {plan_file}, which defines the leaderboard"
     refuse_others(given, CIRCUMSTANCES, what, f"Allowed here: {', '.join(sorted(CIRCUMSTANCES))}.")
-    plan = make_plan(config_file_list=[plan_file], arguments=given)
-    wanted = _wanted(plan, rows, seeds)
+    wanted = _wanted(make_plan(config_file_list=[plan_file], arguments=given), rows, seeds)
     folder = results / "records" / plan_file.stem
     folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
+        plan, studies = with_settings_found(
+            lambda found: make_plan(config_file_list=[plan_file], arguments=given, found=found),
+            _old_board(folder).get("studies"),
+            {label for label, _ in wanted},
+        )
+        untuned = plan.searches.keys() - studies.keys()
         # A run on this machine comes first: only with its ranks can rows be tested against each other.
-        known = {(job.label, job.seed): _known(job, folder) for job in plan.jobs}
+        known = {(job.label, job.seed): None if job.label in untuned else _known(job, folder) for job in plan.jobs}
         missing = [job for job in plan.jobs if known[job.label, job.seed] is None]
         chosen = [job for job in missing if (job.label, job.seed) in wanted]
         logging.getLogger().info(
@@ -174,7 +180,7 @@ def leaderboard(
 
         def write(outcomes: Sequence[Outcome]) -> None:
             if any(known.values()) or any(outcome.run_dir for outcome in outcomes):
-                _write_board(plan, folder, known, outcomes, data)
+                _write_board(plan, folder, known, outcomes, data, studies)
                 write_pages(results)
 
         write(execute(replace(plan, jobs=chosen), write))
@@ -212,6 +218,7 @@ def _write_board(
     known: Mapping[tuple[str, int], FinishedRun | None],
     outcomes: Sequence[Outcome],
     data: Mapping[str, object],
+    studies: Mapping[str, Mapping[str, object]],
 ) -> None:
     """Write the records of all runs and the file that lists them; remove records of rows no longer in the plan."""
     rows = _rows_of(plan, known, outcomes)
@@ -235,6 +242,7 @@ def _write_board(
         "warnings": plan.warnings,
         "seeds": list(dict.fromkeys(job.seed for job in plan.jobs)),
         "data": data,
+        "studies": studies,
         "ranks": hashes,
         **_tests(plan, rows, hashes, folder),
     }
@@ -274,6 +282,11 @@ def _tests(plan: Plan, rows: Sequence[Row], hashes: Mapping[str, list[str]], fol
         metrics = dict.fromkeys([*TESTED, *(test.metric for test in claimed)])
         pairs = pairs_of(comparison, wanted, list(metrics))
         return {"tests": tests_of(comparison), "pairs": stored_pairs(pairs)}
-    old = read_json(folder / BOARD) if (folder / BOARD).is_file() else {}
+    old = _old_board(folder)
     same = old.get("ranks") == hashes
     return {key: old[key] if same else [] for key in ("tests", "pairs")}
+
+
+def _old_board(folder: Path) -> dict[str, Any]:
+    """Return the board of an earlier call; empty if there is none."""
+    return read_json(folder / BOARD) if (folder / BOARD).is_file() else {}

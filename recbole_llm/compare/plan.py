@@ -60,6 +60,7 @@ class Plan:
     options : the keys of ``props/compare.yaml``.
     directory : where tables and report go.
     warnings : what was odd about the settings.
+    searches : by label, the space of a row that is tuned before it is run.
     """
 
     dataset: str
@@ -68,6 +69,7 @@ class Plan:
     options: dict[str, Any]
     directory: Path
     warnings: list[str]
+    searches: dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -79,6 +81,7 @@ class _Entry:
     file_settings: dict[str, Any] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
 
 
 def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,8 +115,11 @@ def make_plan(
     config_file_list: Sequence[str | Path] | None = None,
     config_dict: Mapping[str, Any] | None = None,
     arguments: Mapping[str, Any] | None = None,
+    found: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Resolve everything before anything runs. Parameters are those of :func:`recbole_llm.compare.compare`.
+
+    ``found`` has, by label, the settings that the search of a row has ended with.
 
     Raises
     ------
@@ -128,6 +134,8 @@ def make_plan(
     everything = {**files, **given, **arguments}
     options = options_of(everything)
     entries = _entries(models, files, given, arguments)
+    for entry in entries:
+        entry.file_settings |= (found or {}).get(entry.label, {})
     dataset = dataset or everything.get("dataset") or _dataset_of(entries)
     if dataset is None:
         raise ConfigError("No dataset is given: add --dataset=NAME (ml-100k comes with RecBole).")
@@ -167,7 +175,8 @@ def make_plan(
     labels = [entry.label for entry in entries]
     _check_protocol(jobs)
     check_baselines(options["baselines"], labels)
-    return Plan(dataset, labels, jobs, options, _directory(options, dataset, jobs), warnings)
+    searches = {entry.label: entry.search for entry in entries if entry.search}
+    return Plan(dataset, labels, jobs, options, _directory(options, dataset, jobs), warnings, searches)
 
 
 def check_baselines(baselines: Sequence[str] | None, labels: Sequence[str]) -> None:
@@ -233,9 +242,24 @@ def _entry(item: Any, from_file: bool) -> _Entry:
     name = str(label) if label is not None else _short(model)
     if label is None and settings.get("control") not in (None, "none"):
         name += f" [{settings['control']}]"
+    search = _search_of(name, settings)
     if from_file:
-        return _Entry(name, model, file_settings={**presets, **settings})
-    return _Entry(name, model, file_settings=presets, given=settings)
+        return _Entry(name, model, file_settings={**presets, **settings}, search=search)
+    return _Entry(name, model, file_settings=presets, given=settings, search=search)
+
+
+def _search_of(label: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Take the search space out of a row's settings."""
+    search = settings.pop("search", None) or {}
+    if not isinstance(search, Mapping) or not all(isinstance(values, (list, str)) for values in search.values()):
+        raise ConfigError(
+            f"{label}: search={search!r} must map settings to lists of options, or to ranges such as "
+            "'loguniform -9.2,-4.6'."
+        )
+    for key in search:
+        if key in settings:
+            raise ConfigError(f"{label}: {key} is searched, but {key}={settings[key]!r} is given as well; drop one.")
+    return dict(search)
 
 
 def _dataset_of(entries: Sequence[_Entry]) -> str | None:

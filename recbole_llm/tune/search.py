@@ -1,10 +1,7 @@
 """The search itself: trials one after the other or under Ray, continued after a crash, the winner tested once."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +9,22 @@ from recbole.utils import set_color
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import StudyOptions
-from recbole_llm.config.values import SECRETS, without_code_keys
+from recbole_llm.config.values import without_code_keys
 from recbole_llm.errors import CheckpointError, ConfigError
-from recbole_llm.files import whole, write_json
+from recbole_llm.files import whole
 from recbole_llm.run.evaluate import evaluate_run
 from recbole_llm.run.folder import other_language_models, run_lock, stamp_data, stamp_fits, write_settings
-from recbole_llm.run.identity import changed_settings, comparable_settings, plain
 from recbole_llm.run.logging import log_to_console, logging_into
 from recbole_llm.run.protocol import protocol_text
-from recbole_llm.run.results import read_json, read_results
+from recbole_llm.run.results import read_results
 from recbole_llm.tune import page, report
 from recbole_llm.tune.options import REPLACED, options_of, optuna
+from recbole_llm.tune.planning import PlannedStudy, complete, number_of, plan_study, read_notes, write_notes
 from recbole_llm.tune.ray_trials import run_with_ray
-from recbole_llm.tune.space import (
-    Parameter,
-    check_countable,
-    check_space,
-    find_space,
-    read_lines,
-    read_space,
-    size_of,
-    space_from_dict,
-)
+from recbole_llm.tune.space import Parameter, check_space, find_space, read_lines, read_space, size_of, space_from_dict
 from recbole_llm.tune.study import Study, StudyError, Trial, prune_rule
 from recbole_llm.tune.trial import SharedData, quiet_console, run_trial
 
-FORMAT = 4
 # Settings that best.yaml leaves to the user.
 LEFT_OUT = frozenset({"checkpoint_dir", "show_progress", "state", "save_state", "resume"})
 
@@ -90,13 +77,13 @@ def tune(
     (['learning_rate'], 2)
     """
     log_to_console()
-    chosen = options_of(options)
-    base = Config(model, dataset, config_file_list, config_dict, arguments)
-    log_to_console(base["state"])
-    named: str | type = model if isinstance(model, type) else base.merged["model"]
-    space = space_from_dict(params_dict) if params_dict else read_space(find_space(base.model, params_file))
-    check_space(space, base, {**dict(config_dict or {}), **dict(arguments or {})})
-    return _study(named, base, space, chosen)
+
+    def space(base: Config) -> list[Parameter]:
+        return space_from_dict(params_dict) if params_dict else read_space(find_space(base.model, params_file))
+
+    study = plan_study(space, model, dataset, config_file_list, config_dict, arguments, options)
+    log_to_console(study.base["state"])
+    return run_study(study)
 
 
 def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
@@ -111,7 +98,7 @@ def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
     """
     log_to_console()
     folder = Path(folder)
-    notes = _read_notes(folder)
+    notes = read_notes(folder)
     dropped: list[str] = []
     settings = without_code_keys(notes["settings"], dropped)
     for key in dict.fromkeys(dropped):
@@ -123,20 +110,19 @@ def resume_study(folder: str | Path, **options: Any) -> dict[str, Any]:
     base = Config(notes["model"], notes["dataset"], None, None, settings)
     space = read_lines(notes["space"], str(folder / "study.json"))
     check_space(space, base, {})
-    return _study(notes["model"], base, space, chosen)
+    return run_study(complete(notes["model"], base, space, chosen))
 
 
-def _study(model: str | type, base: Config, space: list[Parameter], options: StudyOptions) -> dict[str, Any]:
+def run_study(planned: PlannedStudy) -> dict[str, Any]:
+    """Run a study, or what is left of it; return what :func:`tune` does."""
     optuna()  # fail before creating anything if it is missing
-    settings = fixed_settings(base, space)
-    options = decided(options, space)
-    notes = _notes(base, settings, space, options)
-    folder = _folder(base, options, notes["identity"])
+    model, base, settings, folder = planned.model, planned.base, planned.settings, planned.folder
     folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
-        _write_notes(folder, notes)
+        write_notes(folder, planned.notes)
         with logging_into(folder, "study.log"):
-            study = Study(folder, space, options, base["valid_metric"], base["valid_metric_bigger"], base["seed"])
+            measure = base["valid_metric"], base["valid_metric_bigger"]
+            study = Study(folder, planned.space, planned.options, *measure, base["seed"])
             try:
                 _announce(study, base)
                 _search(study, model, base, settings)
@@ -148,38 +134,6 @@ def _study(model: str | type, base: Config, space: list[Parameter], options: Stu
                 raise
 
 
-def decided(options: StudyOptions, space: Sequence[Parameter]) -> StudyOptions:
-    """Complete the options with the algorithm and the limits that the size of the space suggests.
-
-    Raises
-    ------
-    ConfigError
-        For an algorithm that does not suit the space.
-    """
-    size = size_of(space)
-    algo = options.algo or ("exhaustive" if size <= (options.max_evals or 100) else "bayes")
-    exhaustive = algo == "exhaustive"
-    if exhaustive:
-        check_countable(space)
-        if options.max_evals is not None and options.max_evals < size:
-            raise ConfigError(
-                f"algo=exhaustive tries all {size:,} combinations, but max_evals={options.max_evals}. Use "
-                f"--algo=random or --algo=bayes for a part of them, or --max_evals={size}."
-            )
-    if options.algo is None:
-        logging.getLogger().info(f"algo={algo}: the space has {_number(size)} settings.")
-    return replace(
-        options,
-        algo=algo,
-        max_evals=options.max_evals if exhaustive or options.max_evals else 100,
-        early_stop=(0 if exhaustive else 20) if options.early_stop is None else options.early_stop,
-    )
-
-
-def _number(size: float) -> str:
-    return "infinitely many" if size == float("inf") else f"{size:,}"
-
-
 def _announce(study: Study, base: Config) -> None:
     states = [trial.state for trial in study.trials]
     ended = [f"{states.count(state)} {state}" for state in ("finished", "pruned", "failed") if state in states]
@@ -188,7 +142,7 @@ def _announce(study: Study, base: Config) -> None:
     options = study.options
     lines = [
         f"{set_color('Study', 'pink')}: {study.folder}{continued}; "
-        f"algo={options.algo}, at most {options.max_evals or _number(size_of(study.space))} trials, "
+        f"algo={options.algo}, at most {options.max_evals or number_of(size_of(study.space))} trials, "
         f"pruner={options.pruner}",
         *(f"  {parameter}" for parameter in study.space),
     ]
@@ -253,76 +207,6 @@ def _write_winner(study: Study, best: Trial, base: Config, settings: Mapping[str
     with whole(file) as partial:
         write_settings(partial, {"model": base.merged["model"], "dataset": base.dataset, **winner}, comment)
     return file
-
-
-def fixed_settings(base: Config, space: Sequence[Parameter]) -> dict[str, Any]:
-    """Collect the settings shared by all trials, once, so that editing a file changes no later trial."""
-    searched = {parameter.name for parameter in space}
-    given = set(base.external_config_dict)
-    if base.merged.get("smoke"):
-        given |= {*base.internal_config_dict["smoke_settings"], "smoke_settings"}
-    given -= searched | {"model", "dataset", "resume", "config_files"}
-    return {key: base.merged[key] for key in sorted(given) if key in base.merged}
-
-
-# ---- study.json
-
-
-def _notes(
-    base: Config, settings: Mapping[str, Any], space: Sequence[Parameter], options: StudyOptions
-) -> dict[str, Any]:
-    """Return the content of ``study.json``; studies with the same ``identity`` are the same."""
-    searched = {parameter.name for parameter in space}
-    lines = [str(parameter) for parameter in space]
-    identity = {key: value for key, value in base.merged.items() if key not in searched}
-    identity |= {"the search space": lines, "algo": options.algo}
-    if options.algo == "bayes":
-        identity["random_trials"] = options.random_trials
-    if options.pruner != "none":
-        identity |= {key: value for key, value in vars(options).items() if key.startswith("prune")}
-    return {
-        "format": FORMAT,
-        "model": base.merged["model"],
-        "dataset": base.dataset,
-        "settings": plain({key: value for key, value in settings.items() if key not in SECRETS}),
-        "space": lines,
-        "options": {key: value for key, value in vars(options).items() if key not in ("study", "retry_failed")},
-        "identity": comparable_settings(identity),
-    }
-
-
-def _folder(base: Config, options: StudyOptions, identity: Mapping[str, Any]) -> Path:
-    parent = Path(base["checkpoint_dir"])
-    if options.study is not None:
-        given = Path(str(options.study))
-        return given if len(given.parts) > 1 or given.is_absolute() else parent / given
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    smoke = "-smoke" if base["smoke"] else ""
-    return parent / f"study-{base.model}-{base.dataset}{smoke}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _write_notes(folder: Path, notes: dict[str, Any]) -> None:
-    """Write ``study.json``, once it is certain that the folder contains no other study."""
-    file = folder / "study.json"
-    if file.is_file() and (changed := changed_settings(_read_notes(folder)["identity"], notes["identity"])):
-        raise CheckpointError(
-            f"{folder} holds a study with other settings ({', '.join(changed[:5])}). Continue it with "
-            f"`recbole-llm tune --resume={folder}`, or choose another --study=FOLDER."
-        )
-    write_json(file, notes)
-
-
-def _read_notes(folder: Path) -> dict[str, Any]:
-    file = folder / "study.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder} is not a study: it has no study.json in it.")
-    notes = read_json(file)
-    if notes["format"] != FORMAT:
-        raise CheckpointError(
-            f"{file} was written by another version (format {notes['format']}, not {FORMAT}). Begin another study "
-            "with --study=FOLDER."
-        )
-    return notes
 
 
 def _check_data(study: Study, data: SharedData, base: Config) -> None:

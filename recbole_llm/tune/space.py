@@ -230,19 +230,22 @@ def _refuse_code(parameter: Parameter) -> None:
         )
 
 
-def space_from_dict(params: Mapping[str, Mapping[str, Any]]) -> list[Parameter]:
-    """RecBole's ``params_dict``: ``{"choice": {"n_layers": [1, 2]}, "loguniform": {"learning_rate": [-8, 0]}}``."""
+def space_from_dict(params: Mapping[str, Mapping[str, Any]], source: str = "params_dict") -> list[Parameter]:
+    """RecBole's ``params_dict``: ``{"choice": {"n_layers": [1, 2]}, "loguniform": {"learning_rate": [-8, 0]}}``.
+
+    ``source`` appears in messages.
+    """
     space: list[Parameter] = []
     for kind, entries in params.items():
         for name, values in entries.items():
-            where = f"params_dict, {name}"
+            where = f"{source}, {name}"
             if kind == "choice":
                 _add(space, _choice(name, values, where))
             else:
                 text = ",".join(str(value) for value in (values if isinstance(values, (list, tuple)) else [values]))
                 _add(space, _parse(name, kind, text, where))
     if not space:
-        raise ConfigError("params_dict holds no parameter, such as {'choice': {'n_layers': [1, 2]}}.")
+        raise ConfigError(f"{source} holds no parameter, such as {{'choice': {{'n_layers': [1, 2]}}}}.")
     return space
 
 

@@ -12,7 +12,7 @@ import pytest
 from recbole_llm.tune import resume_study, tune
 from recbole_llm.tune.options import options_of
 from recbole_llm.tune.page import groups_of, importance
-from recbole_llm.tune.search import decided
+from recbole_llm.tune.planning import decided
 from recbole_llm.tune.space import read_lines
 from recbole_llm.tune.study import Study, prune_rule
 from recbole_llm.tune.trial import Outcome

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recbole_llm.errors import ConfigError, MissingExtraError
 from recbole_llm.tune import tune
 from recbole_llm.tune.options import options_of, pruner_of, sampler_of
-from recbole_llm.tune.search import decided
+from recbole_llm.tune.planning import decided
 from recbole_llm.tune.space import read_lines
 from recbole_llm.tune.study import STAGE, Study, prune_rule
 from recbole_llm.tune.trial import Outcome

@@ -22,11 +22,11 @@ def test_a_stored_study_cannot_switch_code_on(inside, shop, tiny, monkeypatch):
     file.write_text(json.dumps(notes), encoding="utf-8")
     seen = []
 
-    def stop(model, base, *_):
-        seen.append(base)
+    def stop(planned):
+        seen.append(planned.base)
         return {}
 
-    monkeypatch.setattr(search, "_study", stop)
+    monkeypatch.setattr(search, "run_study", stop)
     resume_study("saved/mine")
     assert not LLMSpec.from_config(seen[0]).trust_remote_code
     assert "True" not in str(seen[0].merged.get("retriever_settings"))

@@ -140,6 +140,7 @@ class Comparison(Section):
     baselines: Name | list[Name] | None
     significance_test: Literal["t-test", "permutation", "wilcoxon"]
     significance_level: Annotated[float, Bounds(gt=0, lt=1)]
+    tune: dict[str, Any] | None
     reuse: bool
     comparison_dir: TextName | None
     open: bool
