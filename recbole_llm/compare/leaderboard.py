@@ -102,7 +102,7 @@ def _names(value: Any) -> list[Any] | None:
     """Return what a list on the command line names; None if it was not given."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
-    return value if value is None or isinstance(value, list) else [value]
+    return None if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def plans() -> list[Path]:

@@ -187,3 +187,10 @@ def test_a_plan_for_every_data_set_of_the_results():
     assert names <= {plan.stem for plan in plans()}
     with pytest.raises(ConfigError, match="Did you mean 'ml-100k'"):
         find_plan("ml-10k")
+
+
+@pytest.mark.parametrize("seeds", ["1,2", "1, 2", "[1, 2]"])
+def test_seeds_and_rows_on_the_command_line(seeds, here):
+    given = ["--models=MostPopular,LRURec", f"--seeds={seeds}", "--data_path=data", "--use_gpu=False"]
+    assert main(["leaderboard", "toy.yaml", *given]) == 0
+    assert sorted(here) == [("LRURec", 1), ("LRURec", 2), ("MostPopular", 1), ("MostPopular", 2)]
