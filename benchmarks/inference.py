@@ -41,9 +41,14 @@ from recbole_llm.evaluator.timing import USERS, inference_times
 from recbole_llm.prompt.decoding import item_scores
 from recbole_llm.run.provenance import environment
 
+# Causal attention packs short histories into the rows of one pass.
+ONE_PASS = {"rec_llm_attention": "causal", "seq_pool": "last"}
 # label, model, settings
 ROWS = [
     ("LiteLLM4Rec (T5-small shape)", "LiteLLM4Rec", {"MAX_ITEM_LIST_LENGTH": 20}),
+    ("LiteLLM4Rec, causal", "LiteLLM4Rec", {"MAX_ITEM_LIST_LENGTH": 20, **ONE_PASS}),
+    ("LiteLLM4Rec, length 50", "LiteLLM4Rec", {"MAX_ITEM_LIST_LENGTH": 50}),
+    ("LiteLLM4Rec, causal, length 50", "LiteLLM4Rec", {"MAX_ITEM_LIST_LENGTH": 50, **ONE_PASS}),
     ("SASRec", "SASRec", {"MAX_ITEM_LIST_LENGTH": 20}),
     ("SASRec, length 50", "SASRec", {"MAX_ITEM_LIST_LENGTH": 50}),
     ("BERT4Rec", "BERT4Rec", {"MAX_ITEM_LIST_LENGTH": 20}),
