@@ -341,6 +341,13 @@ class Evaluator:
             self._retrieved[data.phase, key] = known
         return self._retrieved[data.phase, key]
 
+    def ranked_rows(self, model: LLMRecommender, data: EvaluationLoader) -> int:
+        """Return how many rows of a split a model ranks; a reranker may leave some to its retriever."""
+        if not (isinstance(model, Reranker) and model.reranks and model.reranks_retrieved_only(data.phase)):
+            return len(data.dataset)
+        ranks = self.retrieve(model, data, model.reranks).ranks(self.config["mask_history"])
+        return int((ranks <= model.reranks).sum())
+
     @torch.no_grad()
     def with_candidates(self, model: LLMRecommender, batch: tuple[Any, ...], phase: str) -> Interaction:
         """Rows of a full-sort batch, with the candidates that :meth:`evaluate` hands to a reranker."""

@@ -69,7 +69,7 @@ def _training(steps: Steps, train_data: TrainLoader) -> str:
 
 
 def _validation(model: LLMRecommender, evaluator: Evaluator, valid_data: EvaluationLoader) -> str:
-    users = len(valid_data.dataset)
+    users = evaluator.ranked_rows(model, valid_data)
     batch = next(iter(valid_data))[0][: TIMED + 1]
     model.eval()
     _seconds(lambda: evaluator.scores(model, batch[:1], valid_data.dataset), evaluator.device)

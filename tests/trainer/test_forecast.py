@@ -92,3 +92,11 @@ def test_says_what_there_is(trainer_of):
     trainer, train, valid = trainer_of("LlamaRec")
     trainer.model.reads_prompts = False
     assert forecast(trainer.steps, trainer.evaluator, train, valid) is None
+
+
+def test_users_that_are_left_to_the_retriever_cost_nothing(trainer_of):
+    trainer, train, valid = trainer_of("LlamaRec", epochs=0, skip_users_without_target="valid")
+    line = forecast(trainer.steps, trainer.evaluator, train, valid)
+    trainer.evaluator.evaluate(trainer.model, valid)
+    ranked = int((valid.retrieved > 0).any(1).sum())
+    assert 0 < ranked < len(valid.dataset) and f"to rank {ranked} users" in line
