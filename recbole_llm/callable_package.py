@@ -1,4 +1,4 @@
-"""Packages that are also the function they are named after.
+"""Packages that import their parts on first use, and those that are also the function they are named after.
 
 ``recbole_llm.compare`` is a package of modules, and ``from recbole_llm import compare`` is what a user types to
 compare models. Python lets a module's class be replaced, so the package can be called as well.
@@ -6,8 +6,20 @@ compare models. Python lets a module's class be replaced, so the package can be 
 
 import importlib
 import sys
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
+
+
+def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return ``__getattr__`` of a package that imports what is asked for, by name and full name of its module."""
+
+    def attribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return attribute
 
 
 class CallablePackage(ModuleType):

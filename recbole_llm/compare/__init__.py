@@ -6,9 +6,9 @@
 does what ``recbole-llm compare --model=LLMSeqSim,SASRec --dataset=ml-100k --seeds=1,2,3`` does.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from recbole_llm.callable_package import make_callable
+from recbole_llm.callable_package import lazy, make_callable
 
 if TYPE_CHECKING:
     from recbole_llm.compare.analysis import Comparison
@@ -17,13 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "NothingToCompareError", "compare", "compare_runs"]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the parts when they are used: the process of a single run (``worker``) needs neither plots nor tables."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from recbole_llm.compare import analysis, api
-
-    return getattr(analysis if name == "Comparison" else api, name)
-
-
+# The process of a single run (``worker``) needs neither plots nor tables.
+_API = dict.fromkeys(("NothingToCompareError", "compare", "compare_runs"), "recbole_llm.compare.api")
+__getattr__ = lazy(__name__, {"Comparison": "recbole_llm.compare.analysis", **_API})
 make_callable(__name__, "recbole_llm.compare.api", "compare")

@@ -1,6 +1,5 @@
 """Statistics of a leaderboard's data: what its figures depend on besides the models."""
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +9,6 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.run.logging import SILENT
 from recbole_llm.text.item_text import item_text_of
-
-
-@dataclass(frozen=True)
-class DataStatistics:
-    """Statistics of a data set after the filters of a run.
-
-    Attributes
-    ----------
-    users, items, interactions : counts.
-    mean_history, median_history, longest_history : interactions of a user.
-    repeats : share of the interactions whose user had the item before.
-    targets_in_history : share of the users whose test item is in their history.
-    tied_times : share of a user's adjacent interactions that have equal times.
-    tied_targets : share of the users whose last two interactions have equal times: which one is the test item is
-        decided by the order of the file.
-    with_text : share of the items that have text; None without an ``.item`` file.
-    distinct_text : distinct texts as a share of the items.
-    mean_words : words of a text.
-    template : what the texts are made of.
-    """
-
-    users: int
-    items: int
-    interactions: int
-    mean_history: float
-    median_history: float
-    longest_history: int
-    repeats: float
-    targets_in_history: float
-    tied_times: float
-    tied_targets: float
-    with_text: float | None = None
-    distinct_text: float | None = None
-    mean_words: float | None = None
-    template: str | None = None
 
 
 class _TimedDataset(HistoryDataset):
@@ -58,7 +22,23 @@ class _TimedDataset(HistoryDataset):
 
 
 def statistics_of(config: Config) -> dict[str, object]:
-    """Read the data set of a run and return its :class:`DataStatistics` as a dictionary."""
+    """Read the data set of a run, after its filters, and return its statistics.
+
+    Returns
+    -------
+    dict
+        ``users``, ``items``, ``interactions`` : counts.
+        ``mean_history``, ``median_history``, ``longest_history`` : interactions of a user.
+        ``repeats`` : share of the interactions whose user had the item before.
+        ``targets_in_history`` : share of the users whose test item is in their history.
+        ``tied_times`` : share of a user's adjacent interactions that have equal times.
+        ``tied_targets`` : share of the users whose last two interactions have equal times: which one is the test item
+        is decided by the order of the file.
+        ``with_text`` : share of the items that have text; None without an ``.item`` file, as are the next three.
+        ``distinct_text`` : distinct texts as a share of the items.
+        ``mean_words`` : words of a text.
+        ``template`` : what the texts are made of.
+    """
     dataset = _TimedDataset(config)
     dataset.build()
     user, item = (dataset.flat[field].numpy() for field in (dataset.uid_field, dataset.iid_field))
@@ -69,21 +49,19 @@ def statistics_of(config: Config) -> dict[str, object]:
     follows[starts] = False
     repeated = _seen_before(user, item)
     several = ends[lengths > 1]
-    return asdict(
-        DataStatistics(
-            users=len(starts),
-            items=dataset.item_num - 1,
-            interactions=len(user),
-            mean_history=float(lengths.mean()),
-            median_history=float(np.median(lengths)),
-            longest_history=int(lengths.max()),
-            repeats=float(repeated.mean()),
-            targets_in_history=float(repeated[several].mean()),
-            tied_times=float(dataset.tied[follows].mean()),
-            tied_targets=float(dataset.tied[several].mean()),
-            **_of_texts(config, dataset),
-        )
-    )
+    return {
+        "users": len(starts),
+        "items": dataset.item_num - 1,
+        "interactions": len(user),
+        "mean_history": float(lengths.mean()),
+        "median_history": float(np.median(lengths)),
+        "longest_history": int(lengths.max()),
+        "repeats": float(repeated.mean()),
+        "targets_in_history": float(repeated[several].mean()),
+        "tied_times": float(dataset.tied[follows].mean()),
+        "tied_targets": float(dataset.tied[several].mean()),
+        **_of_texts(config, dataset),
+    }
 
 
 def _seen_before(user: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -96,7 +74,7 @@ def _seen_before(user: np.ndarray, item: np.ndarray) -> np.ndarray:
 
 def _of_texts(config: Config, dataset: HistoryDataset) -> dict[str, Any]:
     if not (Path(config["data_path"]) / f"{config['dataset']}.item").is_file():
-        return {}
+        return dict.fromkeys(("with_text", "distinct_text", "mean_words", "template"))
     read = item_text_of(dataset, config, logger=SILENT)  # what it would warn of is what the statistics say
     texts = [text for text in read.texts[1:] if text]
     items = len(read.texts) - 1

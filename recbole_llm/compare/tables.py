@@ -10,6 +10,7 @@ from tabulate import tabulate
 from recbole_llm.compare.analysis import MASKED, Cell, Comparison
 from recbole_llm.compare.runs import Row
 from recbole_llm.config.metrics import metric_name
+from recbole_llm.run.protocol import history_text
 
 PLACES = 4
 LEGEND = "¹ best, ² second best, * significant: "
@@ -17,7 +18,7 @@ LEGEND = "¹ best, ² second best, * significant: "
 
 def history(version: str) -> str:
     """``masked`` -> ``history masked``."""
-    return "history masked" if version == MASKED else "history not masked"
+    return history_text(version == MASKED)
 
 
 def caption(comparison: Comparison, version: str) -> str:

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import numpy as np
-
 from recbole_llm.config import Config
 from recbole_llm.data.cold import ColdItems
-from recbole_llm.evaluator.metrics import RANK_METRICS
+from recbole_llm.evaluator.metrics import of_ranks
 from recbole_llm.evaluator.ranks import Ranks
 
 
@@ -42,11 +40,5 @@ def cold_report(config: Config, ranks: Ranks, cold: ColdItems) -> dict[str, Any]
             kinds["among_cold"] = ranks.among
         report[name] = {"targets": int(rows.sum())}
         if rows.any():
-            report[name] |= {kind: rank_metrics(config, rank[rows]) for kind, rank in kinds.items()}
+            report[name] |= {kind: of_ranks(config, rank[rows]) for kind, rank in kinds.items()}
     return report
-
-
-def rank_metrics(config: Config, rank: np.ndarray) -> dict[str, float]:
-    """Means of the configured metrics that a target's rank (rows,) says."""
-    names = [metric.lower() for metric in config["metrics"] if metric.lower() in RANK_METRICS]
-    return {f"{name}@{k}": float(RANK_METRICS[name](rank, k).mean()) for name in names for k in config["topk"]}

@@ -46,6 +46,14 @@ RANK_METRICS: dict[str, RankMetric] = {
     "map": mrr,
     "precision": precision,
 }
+
+
+def of_ranks(config: Settings, rank: np.ndarray) -> dict[str, float]:
+    """Means over rows, at least one, of the configured metrics that the target's rank (rows,) says."""
+    names = [metric.lower() for metric in config["metrics"] if metric.lower() in RANK_METRICS]
+    return {f"{name}@{k}": float(RANK_METRICS[name](rank, k).mean()) for name in names for k in config["topk"]}
+
+
 # RecBole's metrics over the lists themselves; they need the recommended items, not the targets.
 LIST_METRICS = sorted(name for name, needs in metric_information.items() if "rec.items" in needs)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from recbole_llm.config import Config
 from recbole_llm.errors import CheckpointError
-from recbole_llm.evaluator import metrics
+from recbole_llm.evaluator.metrics import of_ranks
 from recbole_llm.evaluator.ranks import Ranks
 
 FOLDER = "candidates"
@@ -82,15 +82,13 @@ def summary(config: Config, retrieved: Retrieved, ranks: Ranks, reranked: int) -
     reranked : int
         How many rows were re-ranked.
     """
-    known = [metric for metric in config["metrics"] if metric.lower() in metrics.RANK_METRICS]
-    rows = {"metrics": known, "topk": config["topk"]}
     k = retrieved.items.shape[1]
     first = retrieved.ranks(config["mask_history"])
     found = first <= k
     final = ranks.masked if config["mask_history"] else ranks.unmasked
 
     def means(rank: np.ndarray) -> Mapping[str, float] | None:
-        return metrics.compute(rows, rank, None, None) if len(rank) else None
+        return of_ranks(config, rank) if len(rank) else None
 
     return {
         "candidates": k,

@@ -33,13 +33,12 @@ class Member:
     Parameters
     ----------
     source : str, path or mapping
-        Run directory; name of a model that needs no training; or its settings, with the name in ``model``.
+        Run directory; name of a model that needs no training; or its settings, with the name in ``model``, by default
+        LLMSeqSim.
     config : Config
         Of the hybrid's run.
     dataset : HistoryDataset
         Its training split.
-    default_model : str
-        Model of a mapping without ``model``.
 
     Raises
     ------
@@ -49,9 +48,9 @@ class Member:
         For a run on other data, with another split or with other items; hashes of differing files are named.
     """
 
-    def __init__(self, source: Any, config: Config, dataset: HistoryDataset, default_model: str = "LLMSeqSim") -> None:
+    def __init__(self, source: Any, config: Config, dataset: HistoryDataset) -> None:
         settings = dict(source) if isinstance(source, Mapping) else {}
-        name = str(settings.pop("model", default_model) if isinstance(source, Mapping) else source)
+        name = str(settings.pop("model", "LLMSeqSim") if isinstance(source, Mapping) else source)
         self.run_dir = Path(name) if (Path(name) / "config.yaml").is_file() else None
         self.settings = settings
         self.digest: str | None = None

@@ -10,17 +10,15 @@ import re
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.backbone import position_limit
 from recbole_llm.llm.spec import ResolvedLLM
 from recbole_llm.prompt.lists import ListPrompts, ListStyle, ListText
 from recbole_llm.prompt.pieces import NONE, PieceMaker, Prompts
-from recbole_llm.prompt.templates import check_placeholders
+from recbole_llm.prompt.templates import check_placeholders, read_prompt
 from recbole_llm.typing import Tokenizer
 
 HISTORY, CANDIDATES, LIST_LENGTH = "{history}", "{candidates}", "{list_length}"
@@ -51,12 +49,7 @@ class ChatPrompt:
         ConfigError
             There is no such file, or it lacks the user's section or a field, or has one twice or inside a line.
         """
-        ours, path = props_dir() / "prompt" / f"{name}.txt", Path(name).expanduser()
-        file = ours if ours.is_file() and path.name == name else path
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"prompt={name!r} is neither one of ours nor a text file: {error}.") from error
+        file, text = read_prompt(name)
         parts = re.split(r"^\[(system|user)\][ \t]*\n", text, flags=re.MULTILINE)
         sections = {title: body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
         if parts[0].strip() or parts[1::2] not in (["user"], ["system", "user"]):

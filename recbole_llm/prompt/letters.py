@@ -8,13 +8,11 @@ answer is read from.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
 from recbole_llm.prompt.lists import ListPrompts, ListStyle, ListText
 from recbole_llm.prompt.pieces import cut_titles
-from recbole_llm.prompt.templates import check_placeholders
+from recbole_llm.prompt.templates import check_placeholders, read_prompt
 from recbole_llm.typing import Tokenizer
 
 JOINER = " \n "
@@ -39,14 +37,7 @@ class PromptTemplate:
         ConfigError
             If there is no such file, or it does not hold ``{history}`` and then ``{candidates}``.
         """
-        ours = props_dir() / "prompt" / f"{name}.txt"
-        path = Path(name).expanduser()
-        file = ours if ours.is_file() and path.name == name else path
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            known = ", ".join(sorted(path.stem for path in (props_dir() / "prompt").glob("*.txt")))
-            raise ConfigError(f"prompt={name!r} is neither one of ours ({known}) nor a text file: {error}.") from error
+        file, text = read_prompt(name)
         parts = re.split("|".join(map(re.escape, _FIELDS)), text)
         if re.findall("|".join(map(re.escape, _FIELDS)), text) != [*_FIELDS]:
             raise ConfigError(f"prompt={name!r}: {file} must hold {_FIELDS[0]} once and, after it, {_FIELDS[1]} once.")

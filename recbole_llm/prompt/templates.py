@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from recbole_llm.config.registry import props_dir
 from recbole_llm.errors import ConfigError
 
 FIELDS = ("user", "history", "candidates", "item")
@@ -20,6 +22,24 @@ MAY_HOLD = {
     "choice_templates": (("user", "history", "candidates"), "candidates"),
     "yes_no_templates": (("user", "history", "item"), "item"),
 }
+
+
+def read_prompt(name: str) -> tuple[Path, str]:
+    """Return file and text of ``props/prompt/<name>.txt``, or of any file by its path.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    """
+    folder, path = props_dir() / "prompt", Path(name).expanduser()
+    ours = folder / f"{name}.txt"
+    file = ours if ours.is_file() and path.name == name else path
+    try:
+        return file, file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.txt")))
+        raise ConfigError(f"prompt={name!r} is neither one of ours ({known}) nor a text file: {error}.") from error
 
 
 def check_placeholders(text: str, known: Sequence[str], where: str) -> None:

@@ -22,6 +22,7 @@ from recbole_llm.recommend.recommender import Recommender
 from recbole_llm.run.folder import RESULTS, write_settings
 from recbole_llm.run.identity import CIRCUMSTANCES
 from recbole_llm.run.logging import log_to_console
+from recbole_llm.run.protocol import history_text
 from recbole_llm.run.results import read_results
 from recbole_llm.trainer import checkpoint
 from recbole_llm.version import __version__
@@ -226,7 +227,7 @@ def _figures(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 def _eval_results(results: Mapping[str, Any]) -> list[EvalResult] | None:
     """Test metrics in the hub's form; None where there are none."""
-    masked = "history masked" if results["protocol"]["mask_history"] else "history not masked"
+    masked = history_text(results["protocol"]["mask_history"])
     return [
         EvalResult(
             task_type="recommendation",

@@ -9,9 +9,14 @@ FILTERS = (
 )
 
 
+def history_text(masked: bool) -> str:
+    """Return what tables call the history of an evaluation: ``history masked`` or ``history not masked``."""
+    return "history masked" if masked else "history not masked"
+
+
 def protocol_text(config: Config) -> str:
     """Return one line that describes the protocol of a run."""
-    masked = "history masked" if config["mask_history"] else "history not masked"
+    masked = history_text(config["mask_history"])
     stamp = "SMOKE RUN, " if config["smoke"] else ""
     if control_of(config) != "none":
         stamp += f"CONTROL {control_of(config)} (seed {config['control_seed']}), "

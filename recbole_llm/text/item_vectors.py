@@ -17,7 +17,7 @@ from recbole_llm.files import file_sha256
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
 from recbole_llm.text.encoder import encode_items
-from recbole_llm.text.item_text import ItemText, item_text_of
+from recbole_llm.text.item_text import ItemText, format_of, item_text_of
 from recbole_llm.text.pooling import pooling_of
 from recbole_llm.text.reduction import Transform
 from recbole_llm.text.vector_file import read_item_vectors
@@ -139,11 +139,8 @@ def _from_file(dataset: HistoryDataset, config: Config, logger: logging.Logger) 
     vectors, info = read_item_vectors(
         config["item_vectors"],
         tokens,
-        item_field=dataset.iid_field,
         missing=config["item_vectors_missing"],
-        field_separator=config["field_separator"],
-        seq_separator=config["seq_separator"],
-        encoding=config["encoding"] or "utf-8",
+        **format_of(config),
         logger=logger,
     )
     if control_of(config) == "shuffled_text":

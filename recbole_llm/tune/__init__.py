@@ -6,10 +6,9 @@
 does what ``recbole-llm tune --model=LRURec --dataset=ml-100k --algo=random --max_evals=20`` does.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from recbole_llm.callable_package import make_callable
+from recbole_llm.callable_package import lazy, make_callable
 
 if TYPE_CHECKING:
     from recbole_llm.tune.search import resume_study, tune
@@ -18,19 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StudyError", "objective_function", "resume_study", "tune"]
 
-_HOMES = {
-    "StudyError": "study",
-    "objective_function": "trial",
-    "resume_study": "search",
-    "tune": "search",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for: ``recbole-llm tune --help`` needs neither torch nor Optuna."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
+# ``recbole-llm tune --help`` needs neither torch nor Optuna.
+_HOMES = {"StudyError": "study", "objective_function": "trial", "resume_study": "search", "tune": "search"}
+__getattr__ = lazy(__name__, {name: f"{__name__}.{module}" for name, module in _HOMES.items()})
 make_callable(__name__, "recbole_llm.tune.search", "tune")

@@ -10,7 +10,7 @@ from recbole.utils import set_color
 from tabulate import tabulate
 
 from recbole_llm.config import Config
-from recbole_llm.run.protocol import protocol_text
+from recbole_llm.run.protocol import history_text, protocol_text
 from recbole_llm.tune.study import Study, Trial
 
 # Rows of the table at the end.
@@ -63,11 +63,9 @@ def varied(study: Study, trials: Sequence[Trial]) -> list[str]:
 def figures(best: Trial, results: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Heads and rows of the winner's metrics: best validation, test under ``mask_history``, and the other way."""
     masked = results["protocol"]["mask_history"]
-    first, second = ("test_masked", "test_unmasked") if masked else ("test_unmasked", "test_masked")
-    heads = {"test_masked": "test, history masked", "test_unmasked": "test, history not masked"}
-    test, other = results[first] or {}, results[second] or {}
-    rows = [[name, value, test.get(name), other.get(name)] for name, value in best.result.items()]
-    return ["metric", "best validation", heads[first], heads[second]], rows
+    shown = {way: results["test_masked" if way else "test_unmasked"] or {} for way in (masked, not masked)}
+    rows = [[name, value, *(test.get(name) for test in shown.values())] for name, value in best.result.items()]
+    return ["metric", "best validation", *(f"test, {history_text(way)}" for way in shown)], rows
 
 
 def tested_in_turn(study: Study) -> str:
