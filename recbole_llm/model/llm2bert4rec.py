@@ -20,13 +20,12 @@ from torch.nn import functional
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
-from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.packing import Packing
 from recbole_llm.layer.transformer import run_transformer
-from recbole_llm.model.llm2sequential import LLM2Sequential, initialise_transformer, transformer_encoder
+from recbole_llm.model.llm2sequential import LLM2Transformer
 
 
-class LLM2BERT4Rec(LLM2Sequential):
+class LLM2BERT4Rec(LLM2Transformer):
     """BERT4Rec on an item table that a language model has initialised.
 
     Parameters
@@ -53,31 +52,20 @@ class LLM2BERT4Rec(LLM2Sequential):
     def build(self, config: Config) -> None:
         """Item table, positions, blocks, output layer; names and order of RecBole's BERT4Rec."""
         settings = schema.LLM2BERT4Rec.of(config)
-        width, eps = settings.hidden_size, settings.layer_norm_eps
+        width = settings.hidden_size
         self.mask_ratio = settings.mask_ratio
         self.n_mask_copies, self.n_last_copies = settings.n_mask_copies, settings.n_last_copies
-        self.item_embedding = self.new_table(width)
-        self.position_embedding = nn.Embedding(self.max_seq_length, width)
-        self.trm_encoder = transformer_encoder(settings)
-        if not self.paper:
-            self.LayerNorm = nn.LayerNorm(width, eps=eps)
-        self.dropout_rate = 0.0 if self.paper else settings.hidden_dropout_prob
+        self.build_transformer(settings)
+        if self.paper:
+            self.dropout_rate = 0.0
         if self.has_head:
             self.output_ffn = nn.Linear(width, width)
         if self.has_head and not self.paper:
-            self.output_ln = nn.LayerNorm(width, eps=eps)
-
-    def initialise(self, config: Config) -> None:
-        """Draw the initial weights."""
-        initialise_transformer(self, float(config["initializer_range"]), self.paper)
+            self.output_ln = nn.LayerNorm(width, eps=settings.layer_norm_eps)
 
     def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Vectors at every position, shape (N, d)."""
-        position = packing.position(ending_at=self.max_seq_length - 1 if self.paper else None)
-        x = self.look_up(table, items) + self.position_embedding(position)
-        if not self.paper:
-            x = self.LayerNorm(x)
-        x = dropout(x, self.dropout_rate, self.training)
+        x = self.embedded(table, items, packing)
         return run_transformer(self.trm_encoder, x, packing, causal=False)
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:

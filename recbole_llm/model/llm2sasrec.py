@@ -17,13 +17,12 @@ from torch import nn
 
 from recbole_llm.config import Config
 from recbole_llm.config.schema import models as schema
-from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.packing import Packing
 from recbole_llm.layer.transformer import run_transformer
-from recbole_llm.model.llm2sequential import LLM2Sequential, initialise_transformer, transformer_encoder
+from recbole_llm.model.llm2sequential import LLM2Transformer
 
 
-class LLM2SASRec(LLM2Sequential):
+class LLM2SASRec(LLM2Transformer):
     """SASRec on an item table that a language model has initialised.
 
     Parameters
@@ -42,27 +41,13 @@ class LLM2SASRec(LLM2Sequential):
     def build(self, config: Config) -> None:
         """Item table, positions, blocks; names and order of RecBole's SASRec."""
         settings = schema.LLM2SASRec.of(config)
-        width = settings.hidden_size
-        self.item_embedding = self.new_table(width)
-        self.position_embedding = nn.Embedding(self.max_seq_length, width)
-        self.trm_encoder = transformer_encoder(settings)
-        if not self.paper:
-            self.LayerNorm = nn.LayerNorm(width, eps=settings.layer_norm_eps)
-        self.dropout_rate = settings.hidden_dropout_prob
+        self.build_transformer(settings)
         if self.has_head:
-            self.output_dense = nn.Linear(width, width)
-
-    def initialise(self, config: Config) -> None:
-        """Draw the initial weights."""
-        initialise_transformer(self, float(config["initializer_range"]), self.paper)
+            self.output_dense = nn.Linear(settings.hidden_size, settings.hidden_size)
 
     def encode(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Vectors of every prefix of the histories, shape (N, d)."""
-        position = packing.position(ending_at=self.max_seq_length - 1 if self.paper else None)
-        x = self.look_up(table, items) + self.position_embedding(position)
-        if not self.paper:
-            x = self.LayerNorm(x)
-        x = dropout(x, self.dropout_rate, self.training)
+        x = self.embedded(table, items, packing)
         return run_transformer(self.trm_encoder, x, packing, causal=True, pre_norm=self.paper)
 
     def output(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import NEXT
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.adaptor import build_adaptor
+from recbole_llm.layer.dropout import dropout
 from recbole_llm.layer.gathering import gather_rows
 from recbole_llm.layer.item_loss import ItemLoss
 from recbole_llm.layer.item_table import TiedItemTable, text_vectors
@@ -74,9 +75,6 @@ class LLM2Sequential(LLMRecommender):
     has_mask_token = False
     recbole_has_head = False  # whether RecBole's network has a layer between sequence and item table
     item_embedding: TiedItemTable
-    position_embedding: nn.Embedding
-    trm_encoder: TransformerEncoder
-    LayerNorm: nn.LayerNorm
 
     def __init__(self, config: Config, dataset: HistoryDataset) -> None:
         super().__init__(config, dataset)
@@ -251,32 +249,49 @@ class LLM2Sequential(LLMRecommender):
         return {} if self.text is None else self.text.provenance
 
 
-def transformer_encoder(settings: schema.LLM2SASRec) -> TransformerEncoder:
-    """RecBole's encoder with the sizes of a configuration."""
-    return TransformerEncoder(
-        n_layers=settings.n_layers,
-        n_heads=settings.n_heads,
-        hidden_size=settings.hidden_size,
-        inner_size=settings.inner_size,
-        hidden_dropout_prob=settings.hidden_dropout_prob,
-        attn_dropout_prob=settings.attn_dropout_prob,
-        hidden_act=settings.hidden_act,
-        layer_norm_eps=settings.layer_norm_eps,
-    )
+class LLM2Transformer(LLM2Sequential):
+    """A transformer on the item table, for LLM2SASRec and LLM2BERT4Rec: positions, blocks, initial weights."""
 
+    def build_transformer(self, settings: schema.LLM2SASRec) -> None:
+        """Item table, positions, blocks; names and order of RecBole's networks."""
+        width = settings.hidden_size
+        self.item_embedding = self.new_table(width)
+        self.position_embedding = nn.Embedding(self.max_seq_length, width)
+        self.trm_encoder = TransformerEncoder(
+            n_layers=settings.n_layers,
+            n_heads=settings.n_heads,
+            hidden_size=width,
+            inner_size=settings.inner_size,
+            hidden_dropout_prob=settings.hidden_dropout_prob,
+            attn_dropout_prob=settings.attn_dropout_prob,
+            hidden_act=settings.hidden_act,
+            layer_norm_eps=settings.layer_norm_eps,
+        )
+        if not self.paper:
+            self.LayerNorm = nn.LayerNorm(width, eps=settings.layer_norm_eps)
+        self.dropout_rate = settings.hidden_dropout_prob
 
-def initialise_transformer(model: nn.Module, std: float, paper: bool) -> None:
-    """Initialise weights as RecBole's SASRec and BERT4Rec, or as Keras for the authors' networks; biases are 0."""
-    for module in model.modules():
-        if isinstance(module, (nn.Embedding, TiedItemTable)):
-            assert module.weight is not None
-            if paper:
-                nn.init.uniform_(module.weight, -0.05, 0.05)
-            else:
-                nn.init.normal_(module.weight, std=std)
-        if isinstance(module, nn.Linear):
-            if paper:
-                nn.init.xavier_uniform_(module.weight)
-            else:
-                nn.init.normal_(module.weight, std=std)
-            nn.init.zeros_(module.bias)
+    def initialise(self, config: Config) -> None:
+        """Draw the weights as RecBole's SASRec and BERT4Rec, or as Keras for the authors' networks; biases are 0."""
+        std = float(config["initializer_range"])
+        for module in self.modules():
+            if isinstance(module, (nn.Embedding, TiedItemTable)):
+                assert module.weight is not None
+                if self.paper:
+                    nn.init.uniform_(module.weight, -0.05, 0.05)
+                else:
+                    nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear):
+                if self.paper:
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.normal_(module.weight, std=std)
+                nn.init.zeros_(module.bias)
+
+    def embedded(self, table: torch.Tensor, items: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Input of the first block at every position, shape (N, d)."""
+        position = packing.position(ending_at=self.max_seq_length - 1 if self.paper else None)
+        x = self.look_up(table, items) + self.position_embedding(position)
+        if not self.paper:
+            x = self.LayerNorm(x)
+        return dropout(x, self.dropout_rate, self.training)
