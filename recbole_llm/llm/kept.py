@@ -57,16 +57,19 @@ def arguments(lm: LanguageModel, mask: torch.Tensor, kept: Kept | None, keep: bo
             cache.update(keys, values, number)
         places = places + known.mask.sum(1, keepdim=True)
         mask = torch.cat([known.mask, mask], dim=1)
-    # transformers 5.0 calls it past_key_values.
-    name = "cache" if "cache" in inspect.signature(_plain(lm).forward).parameters else "past_key_values"
-    return {"attention_mask": mask, "position_ids": places, "use_cache": True, name: cache}
+    return {"attention_mask": mask, "position_ids": places, "use_cache": True, cache_name(lm): cache}
+
+
+def cache_name(lm: LanguageModel) -> str:
+    """Return the name of the argument that takes a cache; transformers 5.0 calls it past_key_values."""
+    return "cache" if "cache" in inspect.signature(_plain(lm).forward).parameters else "past_key_values"
 
 
 @torch.no_grad()
 def read(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, kept: Kept | None = None) -> Kept:
     """Read left-padded texts (B, W) behind those that were kept, and return both."""
     given = arguments(lm, mask, kept, keep=True)
-    cache = given["cache"] if "cache" in given else given["past_key_values"]
+    cache = given[cache_name(lm)]
     _plain(lm).base_model(input_ids=ids, **given)  # without its head
     return Kept([(layer.keys, layer.values) for layer in cache.layers], given["attention_mask"])
 

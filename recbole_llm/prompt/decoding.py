@@ -15,6 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, Sto
 from transformers.modeling_outputs import BaseModelOutput
 
 from recbole_llm.errors import ConfigError
+from recbole_llm.llm.kept import cache_name
 from recbole_llm.typing import LanguageModel, Tokenizer
 
 # Scores at or below this belong to no sequence: generate() marks beams that could not be filled with -1e9.
@@ -254,7 +255,6 @@ def beam_search(
     output = model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoder_hidden),
         attention_mask=attention_mask,
-        past_key_values=BeamCache(model, encoder_hidden, beams),
         logits_processor=processors,
         num_beams=beams,
         num_return_sequences=beams,
@@ -265,6 +265,7 @@ def beam_search(
         use_cache=True,
         output_scores=True,
         return_dict_in_generate=True,
+        **{cache_name(model): BeamCache(model, encoder_hidden, beams)},
     )
     item = trie.item_of[trie.walk(output.sequences[:, 1:])]
     score = output.sequences_scores

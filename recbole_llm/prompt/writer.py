@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from recbole_llm.llm.head import float32_logits
+from recbole_llm.llm.kept import cache_name
 from recbole_llm.prompt.decoding import NOTHING, LineEnd, Trie, TrieConstraint
 from recbole_llm.prompt.pieces import Prompts
 from recbole_llm.prompt.sampling import SeededSampling, scramble
@@ -137,7 +138,6 @@ class Writer:
         output = self.lm.generate(
             input_ids=ids,
             attention_mask=mask,
-            past_key_values=cache,
             generation_config=GenerationConfig(
                 max_new_tokens=writing.max_new_tokens,
                 do_sample=False,
@@ -150,6 +150,7 @@ class Writer:
             ),
             logits_processor=processors,
             stopping_criteria=[] if self.line_end is None else [self.line_end.behind(width)],
+            **{cache_name(self.lm): cache},
         )
         texts = self._decoded(output.sequences[:, width:].tolist())
         if beams:
@@ -163,13 +164,15 @@ class Writer:
         if ids.shape[1] == 1:
             return None
         places = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = self.lm(
+        cache = DynamicCache(config=self.lm.config)
+        self.lm(
             input_ids=ids[:, :-1],
             attention_mask=mask[:, :-1],
             position_ids=places[:, :-1],
             use_cache=True,
             logits_to_keep=1,
-        ).past_key_values
+            **{cache_name(self.lm): cache},
+        )
         cache.batch_repeat_interleave(count)
         return cache
 
