@@ -36,7 +36,7 @@ from recbole_llm.compare.runs import FinishedRun, Row, check_same_test, load_fin
 from recbole_llm.compare.searches import with_settings_found
 from recbole_llm.config.arguments import split_arguments
 from recbole_llm.config.registry import props_dir
-from recbole_llm.config.values import nearest, refuse_others
+from recbole_llm.config.values import as_list, nearest, refuse_others
 from recbole_llm.errors import ConfigError
 from recbole_llm.files import write_json
 from recbole_llm.run.folder import run_lock
@@ -78,7 +78,7 @@ def leaderboard_main(arguments: Sequence[str]) -> int:
             if names or given:
                 raise ConfigError(f"--{switch} is about every page of --results and takes no plan or setting.")
             return _check(results) if switch == "check" else _rebuild(results)
-    rows, seeds = _names(given.pop("models", None)), _names(given.pop("seeds", None))
+    rows, seeds = (as_list(given.pop(key, None)) or None for key in ("models", "seeds"))
     failed = False
     for plan in [find_plan(name) for name in names] or plans():
         comparison = leaderboard(plan, results, given, rows, seeds)
@@ -96,13 +96,6 @@ def _check(results: Path) -> int:
 def _rebuild(results: Path) -> int:
     write_pages(results)
     return 0
-
-
-def _names(value: Any) -> list[Any] | None:
-    """Return what a list on the command line names; None if it was not given."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    return None if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def plans() -> list[Path]:

@@ -11,7 +11,7 @@ from recbole_llm.config import Config
 from recbole_llm.config.given import check_value
 from recbole_llm.config.registry import listed_files, property_file, props_dir
 from recbole_llm.config.schema import Comparison as ComparisonSettings
-from recbole_llm.config.values import load_yaml, nearest
+from recbole_llm.config.values import as_list, load_yaml, nearest
 from recbole_llm.data.controls import control_of
 from recbole_llm.errors import ConfigError
 from recbole_llm.run.identity import comparable_settings, plain
@@ -95,12 +95,8 @@ def options_of(given: Mapping[str, Any]) -> dict[str, Any]:
     defaults = property_file(props_dir() / "compare.yaml")
     options = {key: given.get(key, default) for key, default in defaults.items()}
     for key in ("seeds", "baselines"):
-        value = options[key]
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",")]
-        if isinstance(value, int):
-            value = [value]
-        options[key] = list(value) if isinstance(value, (list, tuple)) else value
+        if options[key] is not None:
+            options[key] = as_list(options[key])
     for key, value in options.items():
         check_value(key, value, ComparisonSettings.types())
     seeds = options["seeds"]
@@ -193,15 +189,15 @@ def check_baselines(baselines: Sequence[str] | None, labels: Sequence[str]) -> N
 
 def _entries(models: Any, files: dict[str, Any], given: dict[str, Any], arguments: dict[str, Any]) -> list[_Entry]:
     """Rows from Python, the command line, or the list ``models`` of a file; in this order of precedence."""
-    listed = [_entry(item, from_file=True) for item in _as_list(files.get("models"))]
+    listed = [_entry(item, from_file=True) for item in as_list(files.get("models"))]
     by_label = {entry.label: entry for entry in listed}
     if models is None:
         models = given.get("models")
     if models is not None:
-        entries = [_entry(item, from_file=False) for item in _as_list(models)]
+        entries = [_entry(item, from_file=False) for item in as_list(models)]
     else:
-        typed = _as_list(arguments.get("models", arguments.get("model", given.get("model"))))
-        names = typed or ([] if listed else _as_list(files.get("model")))
+        typed = as_list(arguments.get("models", arguments.get("model", given.get("model"))))
+        names = typed or ([] if listed else as_list(files.get("model")))
         entries = [by_label.get(name) or _entry(name, from_file=True) for name in names] or listed
     if not entries:
         raise ConfigError("No models are given: add --model=NAME,NAME or a list `models` in a file of --config_files.")
@@ -210,14 +206,6 @@ def _entries(models: Any, files: dict[str, Any], given: dict[str, Any], argument
     if twice:
         raise ConfigError(f"models: {twice[0]!r} names two rows; give them different names with `label`.")
     return entries
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _short(model: str | type) -> str:

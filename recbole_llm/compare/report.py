@@ -12,11 +12,10 @@ from recbole_llm.compare.analysis import HEAD, Comparison
 from recbole_llm.compare.tables import (
     PLACES,
     caption,
-    cost_grid,
+    cost_table,
     history,
     ladder_caption,
-    ladder_grid,
-    ladder_heads,
+    ladder_table,
 )
 from recbole_llm.config.metrics import metric_name
 from recbole_llm.run.identity import CIRCUMSTANCES, comparable_settings
@@ -46,7 +45,7 @@ def render(comparison: Comparison, command: str, created: str | None = None) -> 
         tests=_tests(comparison),
         charts=_charts(comparison),
         phases=comparison.phases,
-        costs=list(zip(comparison.rows, cost_grid(comparison), strict=True)),
+        costs=list(zip(comparison.rows, cost_table(comparison).grid, strict=True)),
         ladder=_ladder(comparison) if comparison.timed else None,
         colour=lambda row: figures.colour_of(comparison, row),
         runs=_runs(comparison),
@@ -93,8 +92,9 @@ def _table(comparison: Comparison, version: str) -> dict[str, Any]:
 
 
 def _ladder(comparison: Comparison) -> dict[str, Any]:
-    rows = list(zip(comparison.timed, ladder_grid(comparison), strict=True))
-    return {"caption": ladder_caption(comparison), "heads": ladder_heads(comparison)[1:], "rows": rows}
+    heads, grid = ladder_table(comparison)
+    rows = list(zip(comparison.timed, grid, strict=True))
+    return {"caption": ladder_caption(comparison), "heads": heads[1:], "rows": rows}
 
 
 def _tests(comparison: Comparison) -> list[Any]:

@@ -3,12 +3,11 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
 from recbole_llm.compare.analysis import MASKED, Cell, Comparison
-from recbole_llm.compare.runs import Row
 from recbole_llm.config.metrics import metric_name
 from recbole_llm.run.protocol import history_text
 
@@ -26,16 +25,24 @@ def caption(comparison: Comparison, version: str) -> str:
     return f"{comparison.dataset}, test, {history(version)}, {comparison.protocol}"
 
 
-def metric_heads(comparison: Comparison) -> list[str]:
-    """Column names of :func:`metric_grid`."""
-    return ["model", *map(metric_name, comparison.metrics), *["tied targets"] * comparison.shows_ties]
+class Table(NamedTuple):
+    """Names of the columns, and the cells of each row, its label first."""
+
+    heads: list[str]
+    grid: list[list[str]]
 
 
-def metric_grid(comparison: Comparison, version: str, show: Callable[[Cell, bool], str]) -> list[list[str]]:
-    """Rows of label and cells, each cell written by ``show(cell, significant)``; what did not finish has none.
+def metric_table(
+    comparison: Comparison,
+    version: str,
+    show: Callable[[Cell, bool], str],
+    escape: Callable[[str], str] = lambda text: text,
+) -> Table:
+    """Metrics of every row, written by ``show(cell, significant)``, other text by ``escape``; of what finished.
 
     Where a row has many, a last column holds the share of targets whose score another item has, too.
     """
+    heads = ["model", *map(metric_name, comparison.metrics), *["tied targets"] * comparison.shows_ties]
     grid = []
     for row in comparison.all_rows:
         cells = [comparison.cells.get((version, row.label, metric)) for metric in comparison.metrics]
@@ -43,30 +50,27 @@ def metric_grid(comparison: Comparison, version: str, show: Callable[[Cell, bool
             show(cell, comparison.significant(version, row, metric)) if cell else "failed" if row.failures else "…"
             for cell, metric in zip(cells, comparison.metrics, strict=True)
         ]
-        ties = [f"{comparison.tied(row):.1%}" if row.runs else ""] * comparison.shows_ties
-        grid.append([row.label, *shown, *ties])
-    return grid
+        ties = [escape(f"{comparison.tied(row):.1%}") if row.runs else ""] * comparison.shows_ties
+        grid.append([escape(row.label), *shown, *ties])
+    return Table(heads, grid)
 
 
-def cost_heads(comparison: Comparison) -> list[str]:
-    """Column names of :func:`cost_grid`."""
-    phases = comparison.phases
-    return ["model", "trained", *(f"{phase} s" for phase in phases), "ms/user", *(f"{phase} MB" for phase in phases)]
-
-
-def cost_grid(comparison: Comparison) -> list[list[str]]:
+def cost_table(comparison: Comparison) -> Table:
     """Parameters trained, seconds and peak memory per phase, milliseconds of inference per test row."""
-    return [[row.label, *_costs(comparison, row)] for row in comparison.rows]
-
-
-def _costs(comparison: Comparison, row: Row) -> list[str]:
-    seconds, memory = comparison.seconds(row), comparison.memory(row)
-    return [
-        f"{comparison.parameters(row):,}",
-        *(f"{seconds[phase]:.1f}" if phase in seconds else "-" for phase in comparison.phases),
-        f"{comparison.milliseconds_per_row(row):.2f}",
-        *(f"{memory[phase]:,.0f}" if phase in memory else "-" for phase in comparison.phases),
-    ]
+    phases, grid = comparison.phases, []
+    for row in comparison.rows:
+        seconds, memory = comparison.seconds(row), comparison.memory(row)
+        grid.append(
+            [
+                row.label,
+                f"{comparison.parameters(row):,}",
+                *(f"{seconds[phase]:.1f}" if phase in seconds else "-" for phase in phases),
+                f"{comparison.milliseconds_per_row(row):.2f}",
+                *(f"{memory[phase]:,.0f}" if phase in memory else "-" for phase in phases),
+            ]
+        )
+    heads = [*(f"{phase} s" for phase in phases), "ms/user", *(f"{phase} MB" for phase in phases)]
+    return Table(["model", "trained", *heads], grid)
 
 
 def ladder_caption(comparison: Comparison) -> str:
@@ -87,19 +91,7 @@ def _ladder_clock(comparison: Comparison) -> tuple[str, str]:
     return ("median_ms", "ms") if gpu else ("median_cpu_ms", "CPU ms")
 
 
-def ladder_heads(comparison: Comparison) -> list[str]:
-    """Column names of :func:`ladder_grid`."""
-    return [
-        "model",
-        *map(metric_name, comparison.ladder_metrics),
-        "input length",
-        "ms",
-        "CPU ms",
-        "times the fastest",
-    ]
-
-
-def ladder_grid(comparison: Comparison) -> list[list[str]]:
+def ladder_table(comparison: Comparison) -> Table:
     """Table 2 of arXiv 2402.09543: accuracy, and what a batch of users costs, of the rows that timed it."""
     times = {row.label: comparison.inference(row) for row in comparison.timed}
     clock, _ = _ladder_clock(comparison)
@@ -118,7 +110,8 @@ def ladder_grid(comparison: Comparison) -> list[list[str]]:
                 f"{time[clock] / fastest:.1f}",
             ]
         )
-    return grid
+    metrics = map(metric_name, comparison.ladder_metrics)
+    return Table(["model", *metrics, "input length", "ms", "CPU ms", "times the fastest"], grid)
 
 
 def _deviation(cell: Cell) -> str:
@@ -135,22 +128,19 @@ def as_text(comparison: Comparison) -> str:
         mark = {1: "¹", 2: "²"}.get(cell.place, "") + "*" * significant
         return f"{cell.mean:.{PLACES}f}{_deviation(cell)} {mark:<2}"
 
-    heads = metric_heads(comparison)
     parts = []
     for version in comparison.versions:
-        parts += [caption(comparison, version), "", _plain_table(metric_grid(comparison, version, show), heads), ""]
-    parts += [LEGEND + comparison.test_description, ""]
-    parts += [_plain_table(cost_grid(comparison), cost_heads(comparison)), ""]
+        parts += [caption(comparison, version), "", _plain(metric_table(comparison, version, show)), ""]
+    parts += [LEGEND + comparison.test_description, "", _plain(cost_table(comparison)), ""]
     if comparison.timed:
-        ladder = _plain_table(ladder_grid(comparison), ladder_heads(comparison))
-        parts += [ladder_caption(comparison), "", ladder, ""]
+        parts += [ladder_caption(comparison), "", _plain(ladder_table(comparison)), ""]
     parts += [f"! {warning}" for warning in comparison.warnings]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _plain_table(grid: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
-    align = ["left", *["right"] * (len(heads) - 1)]
-    return tabulate(grid, heads, tablefmt="simple", colalign=align, disable_numparse=True)
+def _plain(table: Table) -> str:
+    align = ["left", *["right"] * (len(table.heads) - 1)]
+    return tabulate(table.grid, table.heads, tablefmt="simple", colalign=align, disable_numparse=True)
 
 
 # ---- Markdown
@@ -164,16 +154,16 @@ def as_markdown(comparison: Comparison) -> str:
         star = "\\*" * significant
         return f"{frame}{cell.mean:.{PLACES}f}{frame}{star}{_deviation(cell)}"
 
-    heads = metric_heads(comparison)
     parts = []
     for version in comparison.versions:
-        grid = metric_grid(comparison, version, show)
+        heads, grid = metric_table(comparison, version, show)
         parts += [caption(comparison, version) + ".", "", markdown_table(grid, heads), ""]
     parts += [f"Best in bold, second best in italics. \\* {comparison.test_description}.", ""]
-    parts += [markdown_table(cost_grid(comparison), cost_heads(comparison)), ""]
+    heads, grid = cost_table(comparison)
+    parts += [markdown_table(grid, heads), ""]
     if comparison.timed:
-        ladder = markdown_table(ladder_grid(comparison), ladder_heads(comparison))
-        parts += [ladder_caption(comparison) + ".", "", ladder, ""]
+        heads, grid = ladder_table(comparison)
+        parts += [ladder_caption(comparison) + ".", "", markdown_table(grid, heads), ""]
     parts += [f"* {escape_markdown(warning)}" for warning in comparison.warnings]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -216,42 +206,38 @@ def as_latex(comparison: Comparison) -> str:
 
     parts = ["% needs \\usepackage{booktabs}"]
     for version in comparison.versions:
-        grid = [[_escape_latex(label), *cells] for label, *cells in metric_grid(comparison, version, show)]
-        grid = [[*line[:-1], _escape_latex(line[-1])] for line in grid] if comparison.shows_ties else grid
-        note = f"{caption(comparison, version)}. Best in bold, second best underlined; "
-        parts.append(
-            _latex_table(
-                grid,
-                metric_heads(comparison),
-                _escape_latex(note) + "$^{*}$ " + _escape_latex(comparison.test_description) + ".",
-                f"tab:{comparison.dataset}-{version}",
-            )
-        )
-    costs = [[_escape_latex(cell) for cell in line] for line in cost_grid(comparison)]
+        note = _escape_latex(f"{caption(comparison, version)}. Best in bold, second best underlined; ")
+        note += "$^{*}$ " + _escape_latex(comparison.test_description) + "."
+        table = metric_table(comparison, version, show, _escape_latex)
+        parts.append(_latex_table(table, note, f"tab:{comparison.dataset}-{version}"))
     note = f"{comparison.dataset}: parameters trained, seconds and peak memory (MB) per phase, inference per user."
-    parts.append(_latex_table(costs, cost_heads(comparison), _escape_latex(note), f"tab:{comparison.dataset}-costs"))
+    costs = _escaped(cost_table(comparison))
+    parts.append(_latex_table(costs, _escape_latex(note), f"tab:{comparison.dataset}-costs"))
     if comparison.timed:
-        ladder = [[_escape_latex(cell) for cell in line] for line in ladder_grid(comparison)]
-        note = _escape_latex(ladder_caption(comparison) + ".")
-        parts.append(_latex_table(ladder, ladder_heads(comparison), note, f"tab:{comparison.dataset}-inference"))
+        ladder, note = _escaped(ladder_table(comparison)), _escape_latex(ladder_caption(comparison) + ".")
+        parts.append(_latex_table(ladder, note, f"tab:{comparison.dataset}-inference"))
     return "\n\n".join(parts) + "\n"
+
+
+def _escaped(table: Table) -> Table:
+    return table._replace(grid=[list(map(_escape_latex, line)) for line in table.grid])
 
 
 def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _latex_table(grid: Sequence[Sequence[str]], heads: Sequence[str], note: str, label: str) -> str:
+def _latex_table(table: Table, note: str, label: str) -> str:
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{note}}}",
         rf"\label{{{label}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
         r"\toprule",
-        " & ".join(_escape_latex(head) for head in heads) + r" \\",
+        " & ".join(map(_escape_latex, table.heads)) + r" \\",
         r"\midrule",
-        *(" & ".join(line) + r" \\" for line in grid),
+        *(" & ".join(line) + r" \\" for line in table.grid),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",

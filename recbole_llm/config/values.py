@@ -179,6 +179,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, text cut at its commas, nothing for None, and anything else as the only entry."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def refuse_others(given: Iterable[str], allowed: Iterable[str], what: str, remedy: str) -> None:
     """Raise ConfigError for the first given key that is not allowed: "--KEY what." with the nearest one."""
     allowed = sorted(allowed)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recbole_llm.config.values import as_list
 from recbole_llm.convert.interactions import Interactions
 from recbole_llm.convert.reading import (
     Reading,
@@ -194,10 +195,10 @@ def _read_reviews(source: Source, table: Interactions, release: _Release, reques
 def _csv_columns(source: Source, release: _Release, request: Request) -> list[str]:
     order = request.options.get("columns") or release.csv_order
     if order:
-        names = [name.strip() for name in (order.split(",") if isinstance(order, str) else order)]
-        if not {"user", "item", "rating", "time"} <= set(names):
+        columns = as_list(order)
+        if not {"user", "item", "rating", "time"} <= set(columns):
             raise ConfigError(f"columns is {order!r}; it must name user, item, rating and time, separated by commas.")
-        return names
+        return columns
     cells = (source.first_line() or b"").decode("utf-8", "replace").strip().split(",")
     if tuple(cells[:4]) != release.fields:
         raise DataError(

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from recbole_llm.config.types import Name, Positive, Rule
+from recbole_llm.config.values import as_list
 
 
 def names(value: str | Sequence[str] | None) -> list[str] | None:
     """Return names that are given comma-separated or in a list."""
-    if value is None:
-        return None
-    return [part.strip() for part in (value.split(",") if isinstance(value, str) else value) if part.strip()]
+    return None if value is None else [part for part in map(str.strip, as_list(value)) if part]
 
 
 FilePath = Annotated[str, Rule(lambda path: bool(str(path)) and "\0" not in str(path), "a path")]

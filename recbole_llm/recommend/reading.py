@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_llm.config.values import as_list
 from recbole_llm.data.lines import read_lines
 from recbole_llm.data.times import parse_number
 from recbole_llm.errors import DataError
@@ -63,7 +64,7 @@ def read_ids(source: str, field: str, encoding: str = "utf-8") -> list[str]:
     elif path.suffix in (".txt", *_TABLES) or path.parent != Path():
         raise DataError(f"There is no file {source!r} to read values of {field!r} from.")
     else:
-        ids = [part.strip() for part in source.split(",")]
+        ids = as_list(source)
     ids = [one for one in ids if one]
     if not ids:
         raise DataError(f"{source!r} holds no value of {field!r}.")

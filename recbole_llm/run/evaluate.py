@@ -9,6 +9,7 @@ import torch
 
 from recbole_llm.config import Config
 from recbole_llm.config.arguments import CommandParser
+from recbole_llm.config.values import as_list
 from recbole_llm.data.controls import OF_TEXT, control_of
 from recbole_llm.data.loader import EvaluationLoader
 from recbole_llm.errors import CheckpointError, ConfigError
@@ -152,10 +153,8 @@ def _evaluated(run: Run, training: Mapping[str, Any]) -> dict[str, Any]:
 def _config(run_dir: Path, settings: Mapping[str, Any], given: dict[str, Any], model: type | None) -> Config:
     """Merge given settings into the run's; the metric that chose its epoch stays, even if not computed."""
     for key in ("topk", "metrics"):
-        if isinstance(given.get(key), str):
-            given[key] = [part.strip() for part in given[key].split(",") if part.strip()]
         if key in given:
-            given[key] = list(given[key]) if isinstance(given[key], (list, tuple)) else [given[key]]
+            given[key] = as_list(given[key])
     chosen_by = settings["valid_metric"]
     if {"topk", "metrics"} & set(given):
         metrics, topk = given.get("metrics", settings["metrics"]), given.get("topk", settings["topk"])

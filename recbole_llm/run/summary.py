@@ -102,16 +102,14 @@ def _next_steps(run_dir: Path, final_fit: bool) -> list[str]:
     folder = shlex.quote(str(run_dir))
     files = ("results.json", "history.csv", "test_ranks.npz")
     steps = [("lists", "recommend")]
-    if not final_fit:
+    if not (run_dir / "config.yaml").is_file():
+        steps = []  # the folder of an evaluation
+    elif not final_fit:
         steps += [("other protocol", "evaluate"), ("beside others", "compare"), ("for production", "refit")]
     return [
         f"written to {run_dir}: {', '.join(name for name in files if (run_dir / name).is_file())}",
-        *(f"  {purpose}: recbole-llm {command} {folder}" for purpose, command in steps if _is_run(run_dir)),
+        *(f"  {purpose}: recbole-llm {command} {folder}" for purpose, command in steps),
     ]
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
 
 
 def print_summary(config: Config, results: Mapping[str, Any], run_dir: Path | None) -> None:

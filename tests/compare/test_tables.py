@@ -180,8 +180,9 @@ def test_accuracy_beside_the_time_of_a_batch():
     for run, median in zip(made.rows[0].runs, (300.0, 500.0), strict=True):
         run.results["inference"] = {**times, "median_ms": median, "median_cpu_ms": 350.0}
     made.rows[1].runs[0].results["inference"] = {**times, "input_length": 20, "median_ms": 2.0, "median_cpu_ms": 1.5}
-    assert tables.ladder_heads(made)[1:4] == ["Recall@20", "NDCG@20", "input length"]
-    assert tables.ladder_grid(made) == [
+    heads, grid = tables.ladder_table(made)
+    assert heads[1:4] == ["Recall@20", "NDCG@20", "input length"]
+    assert grid == [
         ["P5", "0.5000", "0.5000", "85.0", "400.00", "350.00", "233.3"],
         ["LITE_x", "1.0000", "0.6250", "20.0", "2.00", "1.50", "1.0"],
     ]
