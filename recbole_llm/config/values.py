@@ -4,6 +4,7 @@ import ast
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"The settings file {str(path)!r} cannot be read: {error}") from error
     try:
-        content = yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
+        content = _parsed(text)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"The settings file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}"
@@ -142,6 +143,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
         if not isinstance(key, str):
             raise ConfigError(f"The settings file {str(path)!r} has the key {key!r}, which is not a string; quote it.")
     return {key: plain(value, f"{key} in {str(path)!r}") for key, value in content.items()}
+
+
+@lru_cache(maxsize=32)
+def _parsed(text: str) -> Any:
+    """Parse YAML once per text: a run's settings are asked for at several places. The result must not be changed."""
+    return yaml.load(text, Loader=ParameterLoader)  # noqa: S506 - ParameterLoader is a SafeLoader
 
 
 def plain(value: Any, name: str) -> Any:

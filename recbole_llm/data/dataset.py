@@ -5,6 +5,7 @@ is a position in one flat, sorted array; ``item_id_list`` and its siblings are g
 Field names, dtypes, padding side and values are RecBole's.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from recbole_llm.data.cold import ColdItems, check_left, draw_cold_items, withou
 from recbole_llm.data.evaluable import check_evaluated
 from recbole_llm.data.ready_made import lay_out
 from recbole_llm.data.row_dataset import RowDataset
-from recbole_llm.data.rows import POSITION, take
+from recbole_llm.data.rows import POSITION, HistoryRows, take
 from recbole_llm.data.sessions import TEST, TRAIN, VALID, SessionSplit, refuse_ranks, split_as_configured
 from recbole_llm.data.splits import leave_one_out
 from recbole_llm.data.times import examine_times, history_order
@@ -92,6 +93,8 @@ class HistoryDataset(RowDataset):
 
     def _change_feat_format(self) -> None:
         """Convert DataFrames to tensors, sort the histories and define the rows, without building their lists."""
+        if hasattr(self, "histories"):
+            return
         if self.parts is not None:
             self.row_parts = lay_out(self, self.parts)
             self.read_histories = self.histories.items.numpy(), self.offsets
@@ -116,11 +119,20 @@ class HistoryDataset(RowDataset):
         self.catalogue_size = int((self.histories.item_counts > 0).sum())
         if self.config["protocol"] == "temporal_session" and not self.config["final_fit"]:
             self._split_sessions(times)
+        if np.diff(self.offsets).max(initial=0) < 2:
+            raise DataError(f"No user of {self.dataset_name!r} has two interactions: there is nothing to predict.")
+        self.inter_feat = self._all_rows
+
+    def _all_rows(self) -> HistoryRows:
         depth = self.histories.depths
         rows = np.flatnonzero(depth > 0)
-        if len(rows) == 0:
-            raise DataError(f"No user of {self.dataset_name!r} has two interactions: there is nothing to predict.")
-        self._set_rows(rows, depth[rows])
+        return self._rows_at(rows, depth[rows])
+
+    def with_rows_of(self, split: Callable[[], "HistoryDataset"]) -> "HistoryDataset":
+        """Return this dataset with the rows that ``split`` makes, as soon as somebody asks for them."""
+        self._change_feat_format()
+        other: HistoryDataset = self.copy(lambda: split().inter_feat)
+        return other
 
     def _ordered(self, users: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, list[str]]:
         order = history_order(users, times)

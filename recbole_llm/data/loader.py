@@ -324,6 +324,8 @@ class SampledLoader(_EvaluationLoader, NegSampleEvalDataLoader):  # type: ignore
 
 
 EvaluationLoader: TypeAlias = FullSortLoader | SampledLoader
+#: Of training, validation and test.
+Loaders: TypeAlias = tuple[TrainLoader, EvaluationLoader, EvaluationLoader]
 
 
 def _training_sampler(config: Config, dataset: HistoryDataset, train: HistoryDataset) -> Any:
@@ -340,9 +342,7 @@ def train_loader(config: Config, dataset: HistoryDataset) -> TrainLoader:
     return TrainLoader(config, dataset, _training_sampler(config, dataset, dataset), shuffle=config["shuffle"])
 
 
-def prepare_data(
-    config: Config, dataset: HistoryDataset, splits: list[HistoryDataset] | None = None
-) -> tuple[TrainLoader, EvaluationLoader, EvaluationLoader]:
+def prepare_data(config: Config, dataset: HistoryDataset, splits: list[HistoryDataset] | None = None) -> Loaders:
     """Split a dataset and make its loaders, as RecBole's ``data_preparation`` does.
 
     Parameters

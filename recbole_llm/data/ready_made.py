@@ -41,7 +41,7 @@ def lay_out(dataset: RowDataset, parts: np.ndarray) -> np.ndarray:
     dataset._set_histories(columns)
     depth = dataset.histories.depths
     rows = np.flatnonzero(depth > 0)
-    dataset._set_rows(rows, depth[rows])
+    dataset.inter_feat = dataset._rows_at(rows, depth[rows])
     return parts[order][rows]
 
 
@@ -68,5 +68,5 @@ def _lay_out_lists(dataset: RowDataset, parts: np.ndarray, list_field: str) -> n
     dataset._set_histories({field: torch.from_numpy(values) for field, values in ids.items()}, starts)
     if np.array_equal(chained.starts, dataset.offsets[chained.users]):
         dataset.histories.starts = None  # one sequence a user, as in other datasets
-    dataset._set_rows(chained.position, chained.length)
+    dataset.inter_feat = dataset._rows_at(chained.position, chained.length)
     return parts[kept]

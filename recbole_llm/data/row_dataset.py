@@ -26,11 +26,23 @@ class RowDataset(TableDataset):
     """
 
     histories: Histories
+    _rows: Any = None
 
     def __init__(self, config: Config) -> None:
         self._exact_time: np.ndarray | None = None
         self._unused_lists: set[str] = set()
         super().__init__(config)
+
+    @property
+    def inter_feat(self) -> Any:
+        """Table of interactions, until `build`; then rows, which are made when they are first asked for."""
+        if callable(self._rows):
+            self._rows = self._rows()
+        return self._rows
+
+    @inter_feat.setter
+    def inter_feat(self, rows: Any) -> None:
+        self._rows = rows
 
     def _normalize(self) -> None:
         # RecBole rounds to float32 when it makes tensors; sorting needs the times as they were written.
@@ -48,12 +60,12 @@ class RowDataset(TableDataset):
             starts=starts,
         )
 
-    def _set_rows(self, position: np.ndarray, depth: np.ndarray) -> None:
-        """Set the rows to the interactions at ``position``, each with ``depth`` interactions before it."""
+    def _rows_at(self, position: np.ndarray, depth: np.ndarray) -> HistoryRows:
+        """Return the rows of the interactions at ``position``, each with ``depth`` interactions before it."""
         columns = self.histories.take(torch.from_numpy(position))
         length = torch.from_numpy(np.minimum(depth, self.max_item_list_len))
         columns |= {self.item_list_length_field: length, POSITION: torch.from_numpy(position)}
-        self.inter_feat = HistoryRows(columns, self)
+        return HistoryRows(columns, self)
 
     @property
     def flat(self) -> Interaction:

@@ -151,12 +151,11 @@ class ServedDataset(HistoryDataset):
 
     def _change_feat_format(self) -> None:
         super()._change_feat_format()
-        self._grow()
+        if self._unsettled is not None:
+            self._grow(*self._unsettled)
 
-    def _grow(self) -> None:
+    def _grow(self, histories: Histories, places: np.ndarray, times: np.ndarray) -> None:
         """Histories of :attr:`grown`: those of the run, without what its protocol removed, and new interactions."""
-        assert self._unsettled is not None
-        histories, places, times = self._unsettled
         self._unsettled = None
         new = places < 0
         if self.config["smoke"]:  # it had left out older ones

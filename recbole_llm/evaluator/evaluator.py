@@ -43,7 +43,7 @@ class Evaluator:
     ----------
     config : Config
         ``metrics``, ``topk``, ``mask_history``, ``amp`` and other settings of evaluation.
-    train_counts : numpy.ndarray, shape (item_num,), optional
+    train_counts : numpy.ndarray of shape (item_num,), or function that returns it, optional
         Training interactions per item, for popularity metrics.
     phase : callable, optional
         Context of a named phase, see :class:`recbole_llm.trainer.meter.Meter`; retrieval is a separate phase.
@@ -57,18 +57,29 @@ class Evaluator:
     def __init__(
         self,
         config: Config,
-        train_counts: np.ndarray | None = None,
+        train_counts: np.ndarray | Callable[[], np.ndarray] | None = None,
         phase: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.config = config
         self.device: torch.device = config["device"]
-        self.train_counts = train_counts
+        self._train_counts: np.ndarray | Callable[[], np.ndarray] | None = train_counts
         self.phase = phase
         self.candidates_dir: Path | None = None
         """Run directory that keeps the candidates of two-step models; None: in memory only."""
         self._amp_dtype = autocast_dtype(config["amp"], config["enable_amp"], self.device)
         self._item_features: Interaction | None = None
         self._retrieved: dict[tuple[str, str], Retrieved] = {}
+
+    @property
+    def train_counts(self) -> np.ndarray | None:
+        """Training interactions per item, shape (item_num,)."""
+        if callable(self._train_counts):
+            self._train_counts = self._train_counts()
+        return self._train_counts
+
+    @train_counts.setter
+    def train_counts(self, counts: np.ndarray | Callable[[], np.ndarray] | None) -> None:
+        self._train_counts = counts
 
     # ---- whole evaluations
 

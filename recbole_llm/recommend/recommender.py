@@ -69,7 +69,7 @@ class Recommender:
 
     def __init__(self, run: Run) -> None:
         self.run, self.model, self.config = run, run.model.eval(), run.config
-        self.dataset: HistoryDataset = run.train_data.dataset
+        self.dataset: HistoryDataset = run.training
         if self.config["task"] == "topn":
             raise UnsupportedError(
                 f"{self.config['model']} was run with task=topn: it scores the candidates of a row and nothing else. "

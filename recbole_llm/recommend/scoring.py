@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.data.transform import construct_transform
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -50,10 +51,11 @@ class Scorer:
 
     def __init__(self, run: Run, catalogue: Catalogue) -> None:
         self.run, self.model, self.config, self.catalogue = run, run.model, run.config, catalogue
-        self.dataset = run.train_data.dataset
+        self.dataset = run.training
         self.device = torch.device(run.config["device"])
         self._scores_in_memory = int(run.config["eval_score_memory_mb"]) * 2**20 // 4
         self._batch = int(run.config["eval_batch_size"])
+        self._transform = construct_transform(run.config)
 
     def forget_items(self) -> None:
         """Discard item vectors after the catalogue has grown."""
@@ -87,7 +89,7 @@ class Scorer:
     def transformed(self, rows: Interaction, history: Pairs) -> Interaction:
         """Rows as the model reads them, like a batch of the evaluation."""
         try:
-            rows = self.run.train_data.transform(self.dataset, rows)
+            rows = self._transform(self.dataset, rows)
         except KeyError as error:
             raise self._reads_more(error) from error
         if not self.config.model_class.reads_excluded:

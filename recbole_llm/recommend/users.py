@@ -24,7 +24,7 @@ class Users:
 
     def __init__(self, run: Run, scorer: Scorer) -> None:
         self.run, self.config, self.scorer = run, run.config, scorer
-        self.dataset = run.train_data.dataset
+        self.dataset = run.training
 
     @cached_property
     def tokens(self) -> np.ndarray:

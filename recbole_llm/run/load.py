@@ -1,7 +1,8 @@
 """Loading of finished runs, for evaluation and recommendation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from recbole.utils import init_seed
 
 from recbole_llm.config import Config
 from recbole_llm.contract import LLMRecommender
+from recbole_llm.data.controls import control_of
 from recbole_llm.data.dataset import HistoryDataset
-from recbole_llm.data.loader import EvaluationLoader, TrainLoader, prepare_data
+from recbole_llm.data.loader import EvaluationLoader, Loaders, TrainLoader, prepare_data
 from recbole_llm.data.served import ServedDataset
 from recbole_llm.data.trained import FILE, TrainedData, text_digests
 from recbole_llm.errors import CheckpointError
@@ -32,16 +34,31 @@ class Run:
     Attributes
     ----------
     config, dataset, model, trainer : the objects it was made of; the model holds its best weights, in evaluation mode.
-    train_data, valid_data, test_data : loaders.
+    training : HistoryDataset
+        The training split.
     """
 
     config: Config
     dataset: HistoryDataset
+    training: HistoryDataset
     model: LLMRecommender
     trainer: RunTrainer
-    train_data: TrainLoader
-    valid_data: EvaluationLoader
-    test_data: EvaluationLoader
+    loaders: Callable[[], Loaders]
+
+    @property
+    def train_data(self) -> TrainLoader:
+        """Loader of the training rows. With it the data is split, which recommendations for everybody do not need."""
+        return self.loaders()[0]
+
+    @property
+    def valid_data(self) -> EvaluationLoader:
+        """Loader of the validation rows; None where the split leaves none."""
+        return self.loaders()[1]
+
+    @property
+    def test_data(self) -> EvaluationLoader:
+        """Loader of the test rows; None where the split leaves none."""
+        return self.loaders()[2]
 
     @property
     def everything(self) -> HistoryDataset:
@@ -95,11 +112,18 @@ def load_with(config: Config, run_dir: Path, files: Mapping[str, str]) -> Run:
     """
     init_seed(config["seed"], config["reproducibility"])
     dataset = read_dataset(config, run_dir, files)
-    train_data, valid_data, test_data = prepare_data(config, dataset)
-    network = submodel.restore(config, train_data.dataset, run_dir)
+    loaders = cache(lambda: prepare_data(config, dataset))
+    training = _training_split(config, dataset, lambda: loaders()[0].dataset)
+    network = submodel.restore(config, training, run_dir)
     _check_language_models(network.provenance() or {}, run_dir)
-    trainer = RunTrainer(config, network, run_dir, train_data.dataset.train_counts, finished=True)
-    return Run(config, dataset, network, trainer, train_data, valid_data, test_data)
+    trainer = RunTrainer(config, network, run_dir, lambda: training.train_counts, finished=True)
+    return Run(config, dataset, training, network, trainer, loaders)
+
+
+def _training_split(config: Config, dataset: HistoryDataset, split: Callable[[], HistoryDataset]) -> HistoryDataset:
+    """Return the training split; its rows are made when somebody asks for them, where they are all it changes."""
+    changes_more = config["cold_items"] or config["unused_col"] or control_of(config) != "none"
+    return split() if changes_more else dataset.with_rows_of(split)
 
 
 def _check_language_models(now: Mapping[str, Any], run_dir: Path) -> None:

@@ -52,7 +52,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
     model : LLMRecommender
     run_dir : pathlib.Path, optional
         Where weights, state and curves go; without it nothing is written and the last weights are evaluated.
-    train_counts : numpy.ndarray, shape (item_num,), optional
+    train_counts : numpy.ndarray of shape (item_num,), or function that returns it, optional
         Training interactions per item, for popularity metrics.
     finished : bool
         The model has been through its stages: evaluate it only.
@@ -76,7 +76,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         config: Config,
         model: LLMRecommender,
         run_dir: Path | None = None,
-        train_counts: np.ndarray | None = None,
+        train_counts: np.ndarray | Callable[[], np.ndarray] | None = None,
         finished: bool = False,
     ) -> None:
         # Not Trainer.__init__: it opens a TensorBoard writer in the current folder and evaluators that round.

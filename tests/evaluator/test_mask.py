@@ -68,13 +68,14 @@ def untrained(name, folder, **more):
     """A run whose model has been through its stages without learning anything."""
     config = Config(name, "shop", config_dict=settings_of(name, folder, **more))
     dataset = HistoryDataset(config)
-    train, valid, test = prepare_data(config, dataset)
+    loaders = prepare_data(config, dataset)
+    train = loaders[0]
     torch.manual_seed(1)
     model = config.model_class(config, train.dataset).eval()
     for stage in getattr(model, "training_stages", ()):
         model.start_stage(stage)
     trainer = RunTrainer(config, model, None, train.dataset.train_counts, finished=True)
-    return Run(config, dataset, model, trainer, train, valid, test)
+    return Run(config, dataset, train.dataset, model, trainer, lambda: loaders)
 
 
 def lists_of(recommender, history="test", **how):
