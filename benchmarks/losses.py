@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import torch
 from data import machine, peak_mb
 from torch.nn import functional
@@ -37,7 +38,7 @@ def free_mb(device: torch.device) -> float:
     """Memory that can be had."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return psutil.virtual_memory().available / 2**20
 
 
 def whole_table(hidden: torch.Tensor, table: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -72,16 +72,39 @@ def test_blocks_give_the_list_of_the_whole_table(kind, at_once, k):
     assert values.shape == (40, min(k, 57))
 
 
+@pytest.mark.parametrize("spread", [2, 50, 10**6])
+@pytest.mark.parametrize("at_once", [7 * 64, 7 * 64 * 4, 7 * 100 * 5])
+def test_lists_out_of_many_blocks(spread, at_once):
+    """Groups and blocks of several sizes, the last of them not full; few scores, many, and one who has had all."""
+    generator = torch.Generator().manual_seed(2)
+    users = torch.randint(-spread, spread, (7, 1), generator=generator).float()
+    items = torch.randint(-spread, spread, (3001, 1), generator=generator).float()
+    excluded = torch.rand(7, 3001, generator=generator) < 0.1
+    excluded[3] = True
+    values, columns = top_k_of_products(users, items, 20, excluded.nonzero(as_tuple=True), at_once)
+    assert listed(values, columns) == expected((users @ items.T).masked_fill(excluded, -torch.inf), 20)
+    assert columns.max() < 3001
+
+
+def test_nobody_gets_no_list():
+    values, columns = top_k_of_products(torch.empty(0, 4), torch.randn(300, 4), 10, scores_at_once=64)
+    assert values.shape == columns.shape == (0, 10)
+
+
 def test_blocks_never_hold_the_whole_table(monkeypatch):
-    largest = []
-    matmul = torch.Tensor.__matmul__
+    products, sizes = [], set()
+    multiply = torch.mm
 
-    def watched(left, right):
-        result = matmul(left, right)
-        largest.append(result.numel())
-        return result
+    def watched(left, right, out):
+        products.append(out.numel())
+        sizes.add(out.untyped_storage().nbytes() // 4)
+        return multiply(left, right, out=out)
 
-    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    monkeypatch.setattr(torch, "mm", watched)
     top_k_of_products(torch.randn(50, 4), torch.randn(3000, 4), 10, scores_at_once=5000)
-    assert len(largest) == 30
-    assert max(largest) == 5000
+    # A hundred items for each of 50 users, in whole groups of 64.
+    assert sum(products) == 50 * 3000
+    assert sizes == {50 * 128}
+    sizes.clear()
+    top_k_of_products(torch.randn(50, 4), torch.randn(30000, 4), 10, scores_at_once=50000)
+    assert sizes == {50 * 1024}
