@@ -39,3 +39,10 @@ class ModelError(RecBoleLLMError, RuntimeError):
 
 class DistributedError(RecBoleLLMError, ConnectionError):
     """The processes of a run cannot reach each other, or one of them has ended."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, which torch says in several ways."""
+    said = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate", "alloc_failed")
+    ran_out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return ran_out or any(words in str(error).lower() for words in said)

@@ -56,9 +56,6 @@ def _permuted(difference: np.ndarray) -> float:
     return reached / (PERMUTATIONS + 1)
 
 
-TESTS = ("t-test", "permutation", "wilcoxon")
-
-
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down correction (1979): p-values that keep the family-wise error; shape (tests,)."""
     p = np.asarray(p_values, dtype=float)

@@ -14,23 +14,24 @@ A control is drawn from ``control_seed`` and the raw item ids; nothing made for 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
 from recbole_llm.config import Config
+from recbole_llm.config.schema.general import Control
 from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.typing import Settings
 
-CONTROLS = ("none", "random_vectors", "shuffled_text", "shuffled_history", "shuffled_history_train")
 OF_TEXT = ("random_vectors", "shuffled_text")
 
 
 def control_of(config: Settings) -> str:
     """Return the configured control; ``"none"`` where the configuration lacks the key."""
     value = config.get("control") if isinstance(config, Mapping) else config["control"]
-    return "none" if value is None else choice({"control": value}, "control", CONTROLS)
+    return "none" if value is None else choice({"control": value}, "control", get_args(Control))
 
 
 def label(config: Config) -> str:

@@ -6,24 +6,22 @@ workers, and the same after a resume.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from recbole_llm.config import Config
+from recbole_llm.config.schema.general import View
 from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.rows import POSITION
 from recbole_llm.errors import DataError
 
-VIEWS = ("prefix", "segment", "p5", "sequence")
-WINDOWS = ("all", "original", "newest")
-
 
 def view_of(config: Config, model_class: Any) -> str:
     """Return the training view: ``train_view`` of the configuration, else what the model declares, else ``prefix``."""
-    return config["train_view"] or choice({"train_view": model_class.view_for(config)}, "train_view", VIEWS)
+    return config["train_view"] or choice({"train_view": model_class.view_for(config)}, "train_view", get_args(View))
 
 
 class TrainRows:

@@ -7,8 +7,6 @@ from recbole_llm.config.schema.blocks import Adaptor
 from recbole_llm.errors import ConfigError
 from recbole_llm.layer.dropout import dropout
 
-ADAPTORS = ("none", "linear", "mlp", "moe")
-
 
 def build_adaptor(settings: Adaptor, in_width: int, out_width: int) -> nn.Module | None:
     """Return the configured adaptor, (..., in_width) -> (..., out_width); None for ``adaptor: none``."""

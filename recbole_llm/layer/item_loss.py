@@ -20,7 +20,7 @@ Padding (item 0) is never sampled. Draws come from torch's global generator of t
 checkpoint keeps.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from recbole_llm.config import Config
 from recbole_llm.config.registry import property_file, props_dir
+from recbole_llm.config.schema.blocks import Loss, NegativeDistribution
 from recbole_llm.config.values import choice
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
@@ -38,8 +39,6 @@ from recbole_llm.layer.gathering import gather_rows, row_sparse
 # Keys of the configuration and what they are where a model's property file does not have them.
 # Gathering one vector takes as long as this many scores of a matrix product (measured on a CPU).
 WHOLE_TABLE = 64
-LOSSES = ("ce", "sampled_softmax", "gbce")
-DISTRIBUTIONS = ("uniform", "popularity", "in_batch")
 # From how many items on a gradient of the whole table costs more than that of the rows of a usual batch.
 SPARSE_FROM = 100_000
 LAZY_LEARNERS = ("adam", "adamw", "sparse_adam")
@@ -103,10 +102,10 @@ class ItemLoss(nn.Module):
     ) -> None:
         super().__init__()
         given = {"loss": loss, "negatives": negatives, "negative_distribution": negative_distribution}
-        self.loss = choice(given, "loss", LOSSES)
+        self.loss = choice(given, "loss", get_args(Loss))
         choice(given, "negatives", ["auto", "shared", "per_target"])
         self.per_target = negatives == "per_target" or (negatives == "auto" and loss == "gbce")
-        self.distribution = choice(given, "negative_distribution", DISTRIBUTIONS)
+        self.distribution = choice(given, "negative_distribution", get_args(NegativeDistribution))
         self.n_real = n_items - 1
         self.sparse = sparse and loss != "ce"
         self.logq, self.gbce_t, self.pad_class = bool(logq), float(gbce_t), pad_class
@@ -165,7 +164,8 @@ class ItemLoss(nn.Module):
         if loss_type != "CE":
             raise ConfigError(
                 f"loss_type={loss_type!r} is RecBole's key, and {config['model']} does not take its loss from there: "
-                f"leave it at 'CE' and set loss to one of {', '.join(LOSSES)}, with num_negatives, gbce_t and so on."
+                f"leave it at 'CE' and set loss to one of {', '.join(get_args(Loss))}, with num_negatives, gbce_t and so "
+                "on."
             )
         wanted = values.pop("sparse_item_gradients")
         # RecBole's key; the other optimizers take dense gradients or have no moments that would decay.

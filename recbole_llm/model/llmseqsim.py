@@ -26,7 +26,6 @@ from recbole_llm.precision import full_precision
 from recbole_llm.text.item_vectors import item_vectors_of
 from recbole_llm.text.reduction import fit_reduction, normalize_rows
 
-SIMILARITIES = ("dot", "cosine", "euclidean")
 # No item of a history ever weighs nothing.
 SMALLEST_WEIGHT = 1e-5
 

@@ -18,7 +18,6 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import ConfigError
 from recbole_llm.model.hybrid import Hybrid
 
-NORMS = ("zscore", "minmax", "softmax", "rank", "none")
 MOST_CHOICES = 2000
 
 

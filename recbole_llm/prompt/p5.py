@@ -17,7 +17,6 @@ from recbole_llm.prompt.pieces import NONE, PieceTable
 from recbole_llm.prompt.templates import FIELD
 from recbole_llm.typing import Tokenizer
 
-RULES = ("entity", "word", "none")
 LISTS = ("history", "candidates")
 ITEM, SEPARATOR = 1, 2  # roles of segments that belong to the history
 

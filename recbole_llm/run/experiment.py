@@ -24,7 +24,7 @@ from recbole_llm.data import controls
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import TrainLoader, prepare_data
 from recbole_llm.data.trained import FILE, TrainedData
-from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError
+from recbole_llm.errors import CheckpointError, ConfigError, RecBoleLLMError, is_out_of_memory
 from recbole_llm.llm.auto import recording
 from recbole_llm.llm.resolve import resolve_llm
 from recbole_llm.llm.spec import LLMSpec
@@ -134,10 +134,8 @@ class OutOfMemoryError(RecBoleLLMError, MemoryError):
 def _advice_when_out_of_memory(config: Config, run_dir: Path | None) -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        words = ("out of memory", "not enough memory", "can't allocate memory")
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
-        if not known:
+    except (MemoryError, RuntimeError) as error:  # torch's own are RuntimeErrors
+        if not is_out_of_memory(error):
             raise
         state = run_dir is not None and checkpoint.state_folder(run_dir) is not None
         kept = f" Finished epochs are kept in {run_dir}." if state else ""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from recbole_llm import distributed
-from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError
+from recbole_llm.errors import ConfigError, DataError, RecBoleLLMError, is_out_of_memory
 from recbole_llm.llm.backbone import hidden_size, load_encoder, load_tokenizer
 from recbole_llm.llm.dtype import resolve_dtype
 from recbole_llm.llm.hf import quiet_transformers
@@ -28,7 +28,6 @@ SAVE_EVERY = 16384  # texts: an interrupted run loses at most these
 
 # Tokens of a batch, padding included. A CPU is fastest with batches that fit its caches.
 _CPU_TOKENS, _GPU_TOKENS, _MAX_BATCH = 4096, 32768, 1024
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate", "alloc_failed")
 
 
 class EncodingError(RecBoleLLMError, RuntimeError):
@@ -165,7 +164,7 @@ class TextEncoder:
                 try:
                     pooled = self._embed([texts[filled[k]] for k in batch], [tokens[k] for k in batch])
                 except (RuntimeError, MemoryError) as error:
-                    if not _is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     if len(batch) == 1:
                         raise EncodingError(
@@ -381,10 +380,3 @@ def _position_limit(model: torch.nn.Module, tokenizer: Tokenizer) -> int:
     ):
         limits.append(config.max_position_embeddings)
     return min(limits)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return any(sign in text for sign in _OUT_OF_MEMORY)

@@ -1,16 +1,18 @@
 """Token outputs -> one vector per text."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from recbole_llm.config import Config
+from recbole_llm.config.schema.blocks import Pooling
+from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 from recbole_llm.llm.spec import ResolvedLLM
 from recbole_llm.typing import Tokenizer
 
-POOLINGS = ("auto", "mean", "mean_no_eos", "mean_padded", "cls", "pooler", "last", "sentence")
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 def resolve_pooling(pooling: str, resolved: ResolvedLLM) -> str:
@@ -21,8 +23,7 @@ def resolve_pooling(pooling: str, resolved: ResolvedLLM) -> str:
     ConfigError
         Unknown name, or "sentence" for a model that is not a sentence-transformers pipeline.
     """
-    if pooling not in POOLINGS:
-        raise ConfigError(f"invalid value for item_pooling: {pooling!r} (choose from {', '.join(POOLINGS)}).")
+    choice({"item_pooling": pooling}, "item_pooling", POOLINGS)
     if pooling == "sentence" and not resolved.is_sentence_transformer:
         raise ConfigError(
             "item_pooling: sentence needs a sentence-transformers model (a folder with modules.json), which "

@@ -1,18 +1,19 @@
 """Item vectors in fewer dimensions, as Boz et al. (arXiv 2402.01339) compare them: PCA, random projection, LDA, AE."""
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from recbole_llm.config.schema.blocks import Reduction
+from recbole_llm.config.values import choice
 from recbole_llm.errors import ConfigError
 
 # Vectors (m, d) -> (m, width), float64.
 Transform = Callable[[np.ndarray], np.ndarray]
-
-REDUCTIONS = ("none", "pca", "random_projection", "lda", "autoencoder")
 
 # The authors' autoencoder: Keras' Adam and initialisation, and so few epochs that it falls short of PCA.
 AUTOENCODER_EPOCHS, AUTOENCODER_BATCH, AUTOENCODER_LEARNING_RATE = 3, 512, 1e-3
@@ -59,8 +60,7 @@ def fit_reduction(
     ConfigError
         An unknown method, a `dim` below 1, nothing to fit on, or LDA without at least two classes.
     """
-    if method not in REDUCTIONS:
-        raise ConfigError(f"invalid value for dim_reduction: {method!r} (choose from {', '.join(REDUCTIONS)}).")
+    choice({"dim_reduction": method}, "dim_reduction", get_args(Reduction))
     vectors = np.asarray(vectors, dtype=np.float64)
     if method == "none":
         return _float64

@@ -8,8 +8,6 @@ from torch import nn
 
 FACTOR = "learning_rate_factor"  # of a parameter group: its learning rate as a multiple of the stage's
 
-SCHEDULES = ("constant", "linear", "cosine")
-
 
 def learning_rate_factor(step: int, name: str, warmup_steps: int, total_steps: int) -> float:
     """Return the factor for the base learning rate at a step (counted from 0).

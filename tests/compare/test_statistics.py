@@ -1,16 +1,20 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from recbole_llm.compare.statistics import (
-    TESTS,
     holm,
     interval,
     mean_and_deviation,
     p_value,
     quantile_bins,
 )
+from recbole_llm.config.schema import Comparison
 from tests.compare.made_up_runs import draw_ranks, made_up_comparison
+
+TESTS = get_args(Comparison.types()["significance_test"])
 
 
 @pytest.mark.parametrize("test", TESTS)

@@ -12,7 +12,6 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import ConfigError
-from recbole_llm.model import llmseqsim
 from recbole_llm.model.llmseqsim import DECAYS, LLMSeqSim, decay_weights, session_vectors, similarity
 from recbole_llm.quick_start import load_run, run
 from recbole_llm.text.reduction import fit_reduction, normalize_rows
@@ -174,7 +173,7 @@ def test_similarities_rank_alike_between_vectors_of_length_one():
     draw = torch.Generator().manual_seed(0)
     items = torch.nn.functional.normalize(torch.randn(200, 8, dtype=torch.float64, generator=draw), dim=-1)
     sessions = torch.randn(20, 8, dtype=torch.float64, generator=draw)
-    orders = [similarity(sessions, items, kind).argsort(1) for kind in llmseqsim.SIMILARITIES]
+    orders = [similarity(sessions, items, kind).argsort(1) for kind in GOLDEN_SIMILARITIES]
     assert torch.equal(orders[0], orders[1]) and torch.equal(orders[0], orders[2])
 
 

@@ -14,8 +14,9 @@ from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError
 from recbole_llm.model.hybrid import Member
-from recbole_llm.model.scoreensemble import NORMS, ScoreEnsemble, normalize_scores
+from recbole_llm.model.scoreensemble import ScoreEnsemble, normalize_scores
 from recbole_llm.quick_start import load_run, run
+from tests.configs import choices_of
 from tests.worlds import write_cycle
 
 SMALL = {"hidden_size": 8, "inner_size": 8, "n_heads": 1, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 6}
@@ -81,7 +82,7 @@ def rows_by_hand(norm, scores, allowed, temperature, constant):
     return torch.tensor(result)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", choices_of("score_norm", "ScoreEnsemble"))
 def test_norms_by_hand(norm):
     scores = torch.randn(4, 9, generator=torch.Generator().manual_seed(1))
     scores[1, 4] = -torch.inf
@@ -95,7 +96,7 @@ def test_norms_by_hand(norm):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", choices_of("score_norm", "ScoreEnsemble"))
 def test_equal_scores_and_nothing_to_recommend_are_no_nan(norm):
     scores = torch.tensor([[3.0, 3.0, 3.0], [1.0, 2.0, 3.0], [-torch.inf, 1.0, 1.0]])
     allowed = torch.tensor([[False, True, True], [False, False, False], [False, True, False]])
@@ -105,7 +106,7 @@ def test_equal_scores_and_nothing_to_recommend_are_no_nan(norm):
 # ---- identities
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", choices_of("score_norm", "ScoreEnsemble"))
 def test_a_model_with_itself_is_the_model(world, norm):
     trained = world[1]
     result = ensemble(world, [trained["run_dir"], trained["run_dir"]], score_norm=norm)
@@ -115,7 +116,7 @@ def test_a_model_with_itself_is_the_model(world, norm):
         assert member["test_masked"] == pytest.approx(trained["test_result"], abs=1e-12)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", choices_of("score_norm", "ScoreEnsemble"))
 def test_all_weight_on_one_member_is_that_member(world, norm):
     trained = world[1]
     result = ensemble(world, [trained["run_dir"], TEXT], score_norm=norm, weights=[1, 0])

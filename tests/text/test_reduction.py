@@ -6,7 +6,8 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from recbole_llm.errors import ConfigError
-from recbole_llm.text.reduction import REDUCTIONS, fit_reduction, normalize_rows
+from recbole_llm.text.reduction import fit_reduction, normalize_rows
+from tests.configs import choices_of
 
 DRAW = np.random.default_rng(0)
 VECTORS = DRAW.normal(size=(60, 12)) * np.linspace(3, 0.5, 12) + 5
@@ -94,7 +95,7 @@ def test_rows_of_length_one():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"method": "svd"}, "invalid value for dim_reduction: 'svd' .choose from none, pca"),
+        ({"method": "svd"}, "invalid value for dim_reduction: 'svd' .choose from 'none', 'pca'"),
         ({"dim": 0}, "reduced_dim=0 is too small"),
         ({"fit_rows": np.zeros(60, dtype=bool)}, "no item to fit"),
         ({"method": "lda"}, "set lda_class_field"),
@@ -110,6 +111,6 @@ def test_errors(arguments, says):
 
 def test_every_reduction_is_finite_for_a_catalogue_smaller_than_its_vectors():
     few = DRAW.normal(size=(9, 30))
-    for method in REDUCTIONS:
+    for method in choices_of("dim_reduction", "LLMSeqSim"):
         found = reduce_vectors(few, method, 16, classes=["a", "b", "b"] * 3)
         assert np.isfinite(found).all()

@@ -3,10 +3,11 @@ import torch
 from torch import nn
 
 from recbole_llm.precision import autocast_dtype
-from recbole_llm.trainer.schedule import SCHEDULES, learning_rate_factor, parameter_groups
+from recbole_llm.trainer.schedule import learning_rate_factor, parameter_groups
+from tests.configs import choices_of
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", choices_of("lr_schedule"))
 def test_warm_up_rises_linearly_to_one(name):
     factors = [learning_rate_factor(step, name, 10, 100) for step in range(11)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])

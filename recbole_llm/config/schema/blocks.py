@@ -34,6 +34,8 @@ Decay = Literal[
     "harmonic",
     "harmonic_squared",
 ]
+Loss = Literal["ce", "sampled_softmax", "gbce"]
+NegativeDistribution = Literal["uniform", "popularity", "in_batch"]
 InnerModel = TextName | Annotated[dict[str, Any], InnerSettings("LLMSeqSim")]
 Grid = Share | Annotated[list[Share], Rule(bool, "a non-empty list of numbers from 0 to 1")] | None
 # What trains nothing.
@@ -44,11 +46,11 @@ NoNegatives = Annotated[None, Note("there is nothing to train")]
 class ItemLoss(Section):
     """Loss of hidden states against the catalogue."""
 
-    loss: Literal["ce", "sampled_softmax", "gbce"]
+    loss: Loss
     loss_type: Annotated[Literal["CE"], Note("this key is RecBole's; the loss of this model is set by `loss`")]
     num_negatives: Positive
     negatives: Literal["auto", "shared", "per_target"]
-    negative_distribution: Literal["uniform", "popularity", "in_batch"]
+    negative_distribution: NegativeDistribution
     negative_alpha: Annotated[float, Bounds()]
     logq: bool
     gbce_t: Share

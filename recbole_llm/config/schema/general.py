@@ -19,6 +19,7 @@ from recbole_llm.config.types import (
 )
 
 Control = Literal["none", "random_vectors", "shuffled_text", "shuffled_history", "shuffled_history_train"]
+View = Literal["prefix", "segment", "p5", "sequence"]
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
@@ -59,7 +60,7 @@ class Data(Section):
     item_title: TextName | list[Name] | None
     item_vectors: TextName | None
     item_vectors_missing: Literal["error", "zero"]
-    train_view: Literal["prefix", "segment", "p5", "sequence"] | None
+    train_view: View | None
     windows: Literal["all", "original", "newest"]
     shuffle_ties: bool
     max_train_rows_per_user: Positive | None
