@@ -164,8 +164,8 @@ class ItemLoss(nn.Module):
         if loss_type != "CE":
             raise ConfigError(
                 f"loss_type={loss_type!r} is RecBole's key, and {config['model']} does not take its loss from there: "
-                f"leave it at 'CE' and set loss to one of {', '.join(get_args(Loss))}, with num_negatives, gbce_t and so "
-                "on."
+                f"leave it at 'CE' and set loss to one of {', '.join(get_args(Loss))}, with num_negatives, gbce_t "
+                "and so on."
             )
         wanted = values.pop("sparse_item_gradients")
         # RecBole's key; the other optimizers take dense gradients or have no moments that would decay.

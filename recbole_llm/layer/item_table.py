@@ -73,8 +73,7 @@ def item_classes(dataset: HistoryDataset, config: Config) -> list[str]:
     field = config["lda_class_field"]
     if not field:
         raise ConfigError("dim_reduction=lda needs lda_class_field: the name of a field of the .item file.")
-    reading = {key: config[key] for key in ("field_separator", "seq_separator", "encoding", "control", "control_seed")}
-    texts = item_text_of(dataset, {**reading, "item_text": "{" + str(field) + "}"}).texts
+    texts = item_text_of(dataset, {**config.final_config_dict, "item_text": "{" + str(field) + "}"}).texts
     return [" ".join(sorted(set(text.split()))) for text in texts[1:]]
 
 
