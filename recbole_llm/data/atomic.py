@@ -110,7 +110,10 @@ def _read_whole(
                 strings_can_be_null=True,
             ),
         )
-        return {name: _column(table.column(name), header[name], form.seq_separator) for name in used}
+        columns = {name: _column(table.column(name), header[name], form.seq_separator) for name in used}
+        del table
+        pa.default_memory_pool().release_unused()  # its texts are done with; NumPy could not use that memory
+        return columns
     except (pa.ArrowException, ValueError):
         return None
 

@@ -6,6 +6,7 @@ Field names, dtypes, padding side and values are RecBole's.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,10 @@ class HistoryDataset(RowDataset):
         )
         self._exact_time = None
         self._notice(notices)
-        self._set_histories(take(self.inter_feat, torch.from_numpy(order)).interaction)
+        columns, index = self.inter_feat.interaction, torch.from_numpy(order)
+        self.inter_feat = None
+        del users  # a column makes room for the next
+        self._set_histories({field: columns.pop(field).index_select(0, index) for field in list(columns)})
         times = self._settled(times[order])
         if self.config["shuffle_ties"]:
             users = self.histories.users.numpy()
@@ -124,9 +128,12 @@ class HistoryDataset(RowDataset):
         self.inter_feat = self._all_rows
 
     def _all_rows(self) -> HistoryRows:
-        depth = self.histories.depths
-        rows = np.flatnonzero(depth > 0)
-        return self._rows_at(rows, depth[rows])
+        return self._rows_at(self._row_positions)
+
+    @property
+    def _row_positions(self) -> np.ndarray:
+        """Positions of all interactions but the first of each history."""
+        return np.flatnonzero(self.histories.depths > 0)
 
     def with_rows_of(self, split: Callable[[], "HistoryDataset"]) -> "HistoryDataset":
         """Return this dataset with the rows that ``split`` makes, as soon as somebody asks for them."""
@@ -190,10 +197,18 @@ class HistoryDataset(RowDataset):
             self.sort(self.time_field)
             rows = self._rows_of_sessions(self.sessions)
         else:
-            key = self._sort_key(self.inter_feat, self.time_field)
-            rows = leave_one_out(self.inter_feat[self.uid_field].numpy(), key, by_count)
+            return self._left_out(by_count)
         self._drop_unused_col()
         return [self.copy(take(self.inter_feat, torch.from_numpy(index))) for index in rows]
+
+    def _left_out(self, mode: str) -> list["HistoryDataset"]:
+        """Return splits by leave-one-out, whose rows are made when somebody asks for them."""
+        position = self._row_positions
+        users, times = self.histories.users.numpy(), self._sort_key(self.histories.columns, self.time_field)
+        parts = [position[index] for index in leave_one_out(users[position], times[position], mode)]
+        if self.config["unused_col"]:
+            self._drop_unused_col()
+        return [self.copy(partial(self._rows_at, part)) for part in parts]
 
     def _rows_of_sessions(self, sessions: SessionSplit) -> list[np.ndarray]:
         user, position = self.inter_feat[self.uid_field].numpy(), self.inter_feat[POSITION].numpy()

@@ -79,7 +79,12 @@ class Histories:
     @property
     def depths(self) -> np.ndarray:
         """How many interactions of the same history precede each one, shape (interactions,)."""
-        return np.arange(len(self)) - self._starts_of(self.users, torch.arange(len(self))).numpy()
+        return self.depths_at(np.arange(len(self)))
+
+    def depths_at(self, position: np.ndarray) -> np.ndarray:
+        """How many interactions of the same history precede those at positions (B,), shape (B,)."""
+        where = torch.from_numpy(position)
+        return position - self._starts_of(self.users[where], where).numpy()
 
     @property
     def has_repeats(self) -> bool:

@@ -39,9 +39,8 @@ def lay_out(dataset: RowDataset, parts: np.ndarray) -> np.ndarray:
             )
     columns = {field: values[torch.from_numpy(order)] for field, values in dataset.inter_feat.interaction.items()}
     dataset._set_histories(columns)
-    depth = dataset.histories.depths
-    rows = np.flatnonzero(depth > 0)
-    dataset.inter_feat = dataset._rows_at(rows, depth[rows])
+    rows = np.flatnonzero(dataset.histories.depths > 0)
+    dataset.inter_feat = dataset._rows_at(rows)
     return parts[order][rows]
 
 

@@ -31,6 +31,7 @@ class RowDataset(TableDataset):
     def __init__(self, config: Config) -> None:
         self._exact_time: np.ndarray | None = None
         self._unused_lists: set[str] = set()
+        self._unused_columns: set[str] = set()  # of rows: histories keep them
         super().__init__(config)
 
     @property
@@ -60,12 +61,14 @@ class RowDataset(TableDataset):
             starts=starts,
         )
 
-    def _rows_at(self, position: np.ndarray, depth: np.ndarray) -> HistoryRows:
-        """Return the rows of the interactions at ``position``, each with ``depth`` interactions before it."""
-        columns = self.histories.take(torch.from_numpy(position))
-        length = torch.from_numpy(np.minimum(depth, self.max_item_list_len))
-        columns |= {self.item_list_length_field: length, POSITION: torch.from_numpy(position)}
-        return HistoryRows(columns, self)
+    def _rows_at(self, position: np.ndarray, depth: np.ndarray | None = None) -> HistoryRows:
+        """Return the rows of the interactions at ``position``, which read the ``depth`` ones before it, or all."""
+        where = torch.from_numpy(position)
+        columns = self.histories.take(where)
+        depth = self.histories.depths_at(position) if depth is None else depth
+        length = torch.from_numpy(depth).clamp(max=self.max_item_list_len)
+        columns = {field: values for field, values in columns.items() if field not in self._unused_columns}
+        return HistoryRows({**columns, self.item_list_length_field: length, POSITION: where}, self)
 
     @property
     def flat(self) -> Interaction:
@@ -130,11 +133,8 @@ class RowDataset(TableDataset):
         with_next : bool
             Also the item after every history item, ``next_item_id_list`` of shape (B, L), for all-position losses.
         """
-        # `unused_col` drops columns from the rows, not from the histories.
-        columns = {
-            field: values for field, values in self.histories.take(position).items() if field in self.inter_feat
-        }
-        rows = Interaction(columns)
+        columns = self.histories.take(position).items()
+        rows = Interaction({field: values for field, values in columns if field not in self._unused_columns})
         rows.update(Interaction({self.item_list_length_field: length, **self.gather_lists(position, length)}))
         if with_next:
             targets = self.gather_lists(position, length, shift=1, fields=[self.iid_field])
@@ -229,6 +229,7 @@ class RowDataset(TableDataset):
             for field in fields or ():
                 if field in feat:
                     self._del_col(feat, field)
+                    self._unused_columns |= {field} if kind == "inter" else set()
                 elif field in [f"{name}{self.config['LIST_SUFFIX']}" for name in self.histories.columns]:
                     self._unused_lists.add(field)
                 else:

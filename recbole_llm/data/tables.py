@@ -221,6 +221,8 @@ class TableDataset(SequentialDataset):  # type: ignore[misc]
 
     def _filter_inter_by_user_or_item(self) -> None:
         """Drop interactions whose user or item the ``.user`` or ``.item`` file does not list, and log it."""
+        if self.user_feat is None and self.item_feat is None:
+            return
         before = len(self.inter_feat)
         super()._filter_inter_by_user_or_item()
         lost = before - len(self.inter_feat)

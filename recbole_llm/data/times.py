@@ -158,14 +158,17 @@ def examine_times(users: np.ndarray, times: np.ndarray) -> TimeReport:
     ends = np.flatnonzero(np.r_[users[1:] != users[:-1], True])
     lengths = np.diff(np.r_[-1, ends])
     last = ends[lengths > 1]
-    size = np.sort(np.abs(times.astype(np.float64)))
+    size = np.array([], dtype=np.float64)
+    first, newest = float(times.min()), float(times.max())
+    if first <= 0 or newest >= max(DATES_FROM, UNIT_GAP * first):  # otherwise no two times are that far apart
+        size = np.sort(np.abs(times.astype(np.float64)))
     gaps = np.flatnonzero((size[1:] >= DATES_FROM) & (size[1:] >= UNIT_GAP * size[:-1]))
     low = int(gaps[0]) if len(gaps) else -1
     return TimeReport(
         interactions=len(times),
         users=len(last),
-        low=float(times.min()),
-        high=float(times.max()),
+        low=first,
+        high=newest,
         tied_last=int(tied[last - 1].sum()),
         below=low + 1,
         below_high=float(size[low]) if len(gaps) else 0.0,
