@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import recbole.data.dataset
 import torch
-from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 
 from recbole_llm import distributed
 from recbole_llm.config import Config
@@ -101,20 +101,16 @@ class HistoryDataset(RowDataset):
             self.read_histories = self.histories.items.numpy(), self.offsets
             self.catalogue_size = int((self.histories.item_counts > 0).sum())
             return
-        Dataset._change_feat_format(self)
+        kind = str(self.config["time_order"])
+        columns, times, notices = stored.histories(self._entry, kind, self.config, self._sorted)
+        for name in self.feat_name_list:
+            if name != "inter_feat":
+                setattr(self, name, self._dataframe_to_interaction(getattr(self, name)))
+        self.inter_feat, self._exact_time = Interaction(columns), None
         self._aug_presets()
-        times = self._order_times()
-        users = self.inter_feat[self.uid_field].numpy()
-        order, notices = stored.order(
-            self._entry, str(self.config["time_order"]), self.config, lambda: self._ordered(users, times)
-        )
-        self._exact_time = None
         self._notice(notices)
-        columns, index = self.inter_feat.interaction, torch.from_numpy(order)
-        self.inter_feat = None
-        del users  # a column makes room for the next
-        self._set_histories({field: columns.pop(field).index_select(0, index) for field in list(columns)})
-        times = self._settled(times[order])
+        self._set_histories(columns)
+        times = self._settled(times)
         if self.config["shuffle_ties"]:
             users = self.histories.users.numpy()
             new = (np.diff(users, prepend=-1) != 0) | (np.diff(times, prepend=-np.inf) != 0)
@@ -141,9 +137,17 @@ class HistoryDataset(RowDataset):
         other: HistoryDataset = self.copy(lambda: split().inter_feat)
         return other
 
-    def _ordered(self, users: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    def _sorted(self) -> stored.Sorted:
+        """Interactions in order of user and time, exact times in that order, and notices about them."""
+        self.inter_feat = self._dataframe_to_interaction(self.inter_feat)
+        users, times = self.inter_feat[self.uid_field].numpy(), self._order_times()
         order = history_order(users, times)
-        return order, examine_times(users[order], times[order]).notices(self.time_field)
+        self._exact_time = None
+        times = times[order]
+        notices = examine_times(users[order], times).notices(self.time_field)
+        unsorted, index = self.inter_feat.interaction, torch.from_numpy(order)
+        del users  # a column makes room for the next
+        return {field: unsorted.pop(field).index_select(0, index) for field in list(unsorted)}, times, notices
 
     def _settled(self, times: np.ndarray) -> np.ndarray:
         """Change :attr:`histories` after sorting (a hook); takes and returns the time of each interaction."""

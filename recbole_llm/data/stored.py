@@ -3,9 +3,9 @@
 An entry of the cache is found by the SHA-256 of the ``.inter`` file and of the code that reads it. It applies where
 the other files that were read have the same SHA-256, and where every setting that was read has the same value: which
 settings those are is recorded while the data is prepared, not listed, so that none can be forgotten. A second file
-holds the order of the interactions. Both are checked byte by byte before they are used; a damaged one is reported,
-removed and made again. Entries lie in ``$XDG_CACHE_HOME/recbole-llm/data`` (``~/.cache`` where the variable is not
-set) and take no more than ``data_cache_mb``: those that were not used for longest go first.
+holds the interactions in order of user and time. Both are checked byte by byte before they are used; a damaged one is
+reported, removed and made again. Entries lie in ``$XDG_CACHE_HOME/recbole-llm/data`` (``~/.cache`` where the variable
+is not set) and take no more than ``data_cache_mb``: those that were not used for longest go first.
 """
 
 import hashlib
@@ -13,15 +13,16 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from logging import getLogger
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import recbole
+import torch
 from recbole.utils.enum_type import FeatureSource, FeatureType
 
 from recbole_llm import __version__
@@ -38,6 +39,10 @@ _PLACES = frozenset({"data_path", "dataset"})
 
 # Data that is prepared with them is prepared anew each time.
 _NOT_KEPT = ("benchmark_filename", "numerical_features", "preload_weight", "additional_feat_suffix")
+
+
+#: Columns of the interactions in order of user and time, their times in that order, and notices about the times.
+Sorted: TypeAlias = tuple[dict[str, torch.Tensor], Array, list[str]]
 
 
 class RecordedConfig:
@@ -65,7 +70,7 @@ def prepare(dataset: RowDataset, make: Callable[[], None]) -> Path | None:
     Returns
     -------
     pathlib.Path, optional
-        The entry, for :func:`order`; None for data that is not kept.
+        The entry, for :func:`histories`; None for data that is not kept.
     """
     config = dataset.config
     source = Path(config["data_path"]) / f"{config['dataset']}.inter"
@@ -100,10 +105,8 @@ def prepare(dataset: RowDataset, make: Callable[[], None]) -> Path | None:
     return path if _write(path, arrays, about, room) else None
 
 
-def order(
-    entry: Path | None, kind: str, config: Config, make: Callable[[], tuple[Array, list[str]]]
-) -> tuple[Array, list[str]]:
-    """Return the order of interactions, and notices about their times, from the cache or by ``make``.
+def histories(entry: Path | None, kind: str, config: Config, make: Callable[[], Sorted]) -> Sorted:
+    """Return sorted interactions from the cache, or by ``make`` and the cache from them.
 
     Parameters
     ----------
@@ -116,13 +119,19 @@ def order(
     """
     if entry is None:
         return make()
-    path = entry.with_suffix(f".{kind}.order")
+    path = entry.with_suffix(f".{kind}")
     found = _checked(path, lambda about: True) if path.is_file() else None
     if found is not None:
-        return found[1]["order"].astype(np.int64), list(found[0]["notices"])
-    positions, notices = make()
-    _write(path, {"order": _narrow(positions)}, {"notices": notices}, _room(config))
-    return positions, notices
+        about, arrays = found
+        return (
+            {field: _tensor(arrays[f"column {field}"]) for field in about["fields"]},
+            arrays["times"],
+            about["notices"],
+        )
+    columns, times, notices = make()
+    arrays = {f"column {field}": _narrow(values.numpy()) for field, values in columns.items()}
+    _write(path, {**arrays, "times": times}, {"fields": list(columns), "notices": notices}, _room(config))
+    return columns, times, notices
 
 
 def _room(config: Config) -> int:
@@ -281,15 +290,22 @@ def _restore(dataset: RowDataset, about: Mapping[str, Any], arrays: Mapping[str,
         dataset.field2token_id.update(dict.fromkeys(fields, ids))
     dataset.user_feat = dataset.item_feat = None
     for name, columns in about["frames"].items():
-        values = {field: _column(arrays, f"{name} {field}", dtype) for field, dtype in columns}
-        setattr(dataset, name, pd.DataFrame(values, copy=False))
+        make = partial(_frame, arrays, name, columns)
+        setattr(dataset, name, make if name == "inter_feat" else make())
     dataset.feat_name_list = list(about["frames"])
-    exact = arrays.get("exact time")
-    dataset._exact_time = dataset.inter_feat[dataset.time_field].to_numpy() if exact is None else exact
+    dataset._exact_time = arrays.get("exact time", arrays[f"inter_feat {dataset.time_field}"])
     dataset.newest_time = about["newest_time"]
     dataset._notice(about["notices"])
     for text in about["warnings"]:
         dataset._warn(text)
+
+
+def _frame(arrays: Mapping[str, Array], name: str, columns: list[list[str]]) -> pd.DataFrame:
+    return pd.DataFrame({field: _column(arrays, f"{name} {field}", dtype) for field, dtype in columns}, copy=False)
+
+
+def _tensor(values: Array) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64 if values.dtype.kind == "i" else values.dtype))
 
 
 def _column(arrays: Mapping[str, Array], key: str, dtype: str) -> Any:

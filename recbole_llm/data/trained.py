@@ -95,11 +95,8 @@ class TrainedData:
             with np.load(path, allow_pickle=False) as arrays:
                 tokens = {}
                 for number, fields in enumerate(json.loads(arrays["fields"].tobytes())):
-                    raw, ends = arrays[f"bytes{number}"].tobytes(), arrays[f"ends{number}"]
-                    words = [
-                        raw[start:end].decode("utf-8", "surrogatepass")
-                        for start, end in zip([0, *ends[:-1]], ends, strict=True)
-                    ]
+                    raw, ends = arrays[f"bytes{number}"].tobytes(), arrays[f"ends{number}"].tolist()
+                    words = _cut(raw, list(zip([0, *ends[:-1]], ends, strict=True)))
                     tokens.update(dict.fromkeys(fields, np.array(words, dtype=object)))
                 items, lengths = arrays["items"].astype(np.int64), arrays["lengths"].astype(np.int64)
                 texts = arrays["texts"] if "texts" in arrays.files else None
@@ -178,6 +175,14 @@ class TrainedData:
         number.update({token: len(tokens) + index for index, token in enumerate(fresh)})
         lookup = np.array([*(number.get(token, 0) for token in unique), 0], dtype=np.int64)
         return lookup[codes], np.array([*tokens.tolist(), *fresh], dtype=object)
+
+
+def _cut(raw: bytes, places: Sequence[tuple[int, int]]) -> list[str]:
+    """Texts between some places in UTF-8."""
+    if raw.isascii():  # one byte a character
+        text = raw.decode()
+        return [text[start:end] for start, end in places]
+    return [raw[start:end].decode("utf-8", "surrogatepass") for start, end in places]
 
 
 def text_digests(texts: Sequence[str]) -> np.ndarray:

@@ -139,7 +139,7 @@ def test_files_are_read_once(shop, monkeypatch):
     first, read = was_read(monkeypatch, dataset_of)
     assert read and len(entries()) == 1
     expected = state(first)
-    assert len(entries("order")) == 1
+    assert len(entries("exact")) == 1
     again, read = was_read(monkeypatch, dataset_of)
     assert not read
     assert_same(expected, state(again))
@@ -186,7 +186,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(shop, monkeypatch):
     assert not entries()
 
 
-@pytest.mark.parametrize("kind", ["table", "order"])
+@pytest.mark.parametrize("kind", ["table", "exact"])
 def test_damaged_entries_are_reported_and_made_again(shop, monkeypatch, caplog, kind):
     expected = state(dataset_of())
     (path,) = entries(kind)
@@ -204,7 +204,7 @@ def test_damaged_entries_are_reported_and_made_again(shop, monkeypatch, caplog, 
         for other in entries():
             other.unlink()
         path.write_bytes(whole)
-        if kind == "order":
+        if kind == "exact":
             dataset_of()
 
 
@@ -264,7 +264,7 @@ def _prepare_again_and_again(start, answers):
     torch.set_num_threads(1)
     start.wait()
     for _ in range(10):
-        for path in [*entries(), *entries("order")]:
+        for path in [*entries(), *entries("exact")]:
             path.unlink(missing_ok=True)
         dataset = dataset_of()
         answers.put(([len(part) for part in dataset.build()], dataset.histories.items.tolist()))
@@ -301,7 +301,7 @@ def test_kills_leave_whole_entries_or_none(shop):
         dataset_of(**columns).build()
 
     seconds = seconds_of(work)
-    for path in [*entries(), *entries("order")]:
+    for path in [*entries(), *entries("exact")]:
         path.unlink()
     kill_at_random(work, seconds)
     for one, other in zip(expected, dataset_of(**columns).build(), strict=True):
