@@ -17,9 +17,8 @@ from recbole_llm.config.arguments import CommandParser
 from recbole_llm.config.reference import paper_of
 from recbole_llm.data.trained import FILE as IDS
 from recbole_llm.errors import CheckpointError, ConfigError, UnsupportedError
-from recbole_llm.recommend.hub import DATA
 from recbole_llm.recommend.recommender import Recommender
-from recbole_llm.run.folder import RESULTS, write_settings
+from recbole_llm.run.folder import DATA, RESULTS, write_settings
 from recbole_llm.run.identity import CIRCUMSTANCES
 from recbole_llm.run.logging import log_to_console
 from recbole_llm.run.protocol import history_text

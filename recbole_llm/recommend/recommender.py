@@ -15,10 +15,10 @@ from recbole_llm.errors import UnsupportedError
 from recbole_llm.evaluator.topk import top_k_of_products
 from recbole_llm.own_code import explain_own_code
 from recbole_llm.recommend.catalogue import Catalogue
-from recbole_llm.recommend.hub import DATA, run_folder
 from recbole_llm.recommend.products import Products
 from recbole_llm.recommend.scoring import Scorer, TopK
 from recbole_llm.recommend.users import Users
+from recbole_llm.run.folder import DATA, run_folder
 from recbole_llm.run.load import Run, load_run
 from recbole_llm.text.item_text import item_text_of
 

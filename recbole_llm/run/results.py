@@ -1,4 +1,4 @@
-"""``results.json`` and ``test_ranks.npz`` of a finished run."""
+"""``results.json``, its entry about cold items, and ``test_ranks.npz`` of a finished run."""
 
 import json
 import sys
@@ -11,10 +11,12 @@ import numpy as np
 from recbole_llm.checksums import recorded, write_json
 from recbole_llm.config import Config
 from recbole_llm.config.values import SECRETS
+from recbole_llm.data.cold import ColdItems
 from recbole_llm.data.controls import control_of, label
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.errors import CheckpointError
-from recbole_llm.evaluator.cold import cold_report
+from recbole_llm.evaluator.metrics import of_ranks
+from recbole_llm.evaluator.ranks import Ranks
 from recbole_llm.files import file_sha256
 from recbole_llm.run.folder import RESULTS, TRAINED, remove_unfinished, settings_of
 from recbole_llm.run.identity import plain
@@ -283,3 +285,39 @@ def popularity_rank(counts: np.ndarray) -> np.ndarray:
     """1 + the number of items with more training interactions; shape (item_num,), item 0 is padding."""
     ascending = np.sort(counts[1:])
     return 1 + len(ascending) - np.searchsorted(ascending, counts, side="right")
+
+
+def cold_report(config: Config, ranks: Ranks, cold: ColdItems) -> dict[str, Any]:
+    """Return the entry of ``results.json`` about cold items.
+
+    Parameters
+    ----------
+    config : Config
+        ``metrics`` (those of a target's rank) and ``topk``.
+    ranks : Ranks
+        Of the test.
+    cold : ColdItems
+
+    Returns
+    -------
+    dict
+        Settings and counts; ``cold`` and ``warm``, each with the number of its targets and its metrics, masked and not
+        masked. ``cold`` also has ``among_cold``: its targets ranked among the cold items alone, history masked, which
+        tells items apart where warm ones stand above all of them. Chance is k / ``items`` there.
+    """
+    is_cold = cold.mask[ranks.target]
+    report: dict[str, Any] = {
+        "share": cold.share,
+        "seed": cold.seed,
+        "in_history": cold.in_history,
+        "items": int(cold.mask.sum()),
+        **cold.counts,
+    }
+    for name, rows in (("cold", is_cold), ("warm", ~is_cold)):
+        kinds = {"masked": ranks.masked, "unmasked": ranks.unmasked}
+        if name == "cold" and ranks.among is not None:
+            kinds["among_cold"] = ranks.among
+        report[name] = {"targets": int(rows.sum())}
+        if rows.any():
+            report[name] |= {kind: of_ranks(config, rank[rows]) for kind, rank in kinds.items()}
+    return report

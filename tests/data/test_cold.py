@@ -10,9 +10,9 @@ from recbole_llm.config import Config
 from recbole_llm.data.dataset import HistoryDataset
 from recbole_llm.data.loader import prepare_data
 from recbole_llm.errors import CheckpointError, ConfigError, DataError
-from recbole_llm.evaluator.cold import cold_report
 from recbole_llm.evaluator.ranks import RankCollector
 from recbole_llm.quick_start import load_run, run
+from recbole_llm.run.results import cold_report
 from tests.worlds import write_dataset
 
 USERS, ITEMS = 40, 24
