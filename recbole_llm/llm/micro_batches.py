@@ -16,7 +16,7 @@ from recbole_llm.typing import LanguageModel, ModelConfig
 
 # Bytes of activations at a time on a CPU; a GPU takes this share of its memory. Constants of a machine, so that parts,
 # and with them rounding, are the same in every run on it.
-CPU_BYTES, GPU_SHARE = 1.5 * 2**30, 0.4
+CPU_BYTES, GPU_SHARE = 1.0 * 2**30, 0.4
 
 Loss = Callable[[], torch.Tensor]
 
@@ -44,6 +44,7 @@ class MicroBatches:
         config = lm.config.get_text_config()
         layer, kept = layer_bytes(config, lm.dtype.itemsize)
         layers = _layers_with_gradients(lm)
+        layer += adapter_bytes(lm) / layers
         # A position whose logits are computed costs them in 32 bits, their softmax and their gradient.
         self.bytes = (kept * layers + layer if checkpointed else layer * layers, 12.0 * config.vocab_size)
         self.costs = self.bytes
@@ -131,6 +132,17 @@ def layer_bytes(config: ModelConfig, itemsize: int) -> tuple[float, float]:
     width = hidden_size(config)
     inner = getattr(config, "intermediate_size", None) or 4 * width
     return itemsize * (16.0 * width + 4 * inner), itemsize * float(width)
+
+
+def adapter_bytes(lm: LanguageModel) -> float:
+    """Estimate the bytes that adapters keep for each token: inputs in 32 bits, and what dropout makes of them."""
+    total = 0.0
+    for part in lm.modules():
+        adapters = getattr(part, "lora_A", None)
+        for name in adapters if isinstance(adapters, nn.ModuleDict) else ():
+            copied, dropped = lm.dtype.itemsize < 4, isinstance(part.lora_dropout[name], nn.Dropout)
+            total += part.in_features * (4.0 * copied + 5.0 * dropped)
+    return total
 
 
 def _activation_bytes(device: torch.device) -> float:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from recbole_llm.llm.backbone import checkpoint_activations
-from recbole_llm.llm.micro_batches import MicroBatches, layer_bytes
+from recbole_llm.llm.lora import add_lora
+from recbole_llm.llm.micro_batches import MicroBatches, adapter_bytes, layer_bytes
+from recbole_llm.llm.spec import LLMSpec, ResolvedLLM
 
 CONFIG = LlamaConfig(
     vocab_size=50,
@@ -97,4 +99,17 @@ def test_sixteen_smollm2_prompts_take_four_gigabytes_at_most():
     parts = micro.parts(torch.full((16,), 400), 2)
     layer, _ = layer_bytes(smollm2, 4)
     assert max(len(rows) for rows in parts) * 400 * layer * 30 < 2 * 2**30
-    assert len(parts) < 16
+    halves = MicroBatches(lm.bfloat16(), None, False).parts(torch.full((16,), 400), 2)
+    assert len(halves) < 16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dropout", "each"),
+    [(torch.bfloat16, 0.0, 4), (torch.bfloat16, 0.1, 9), (torch.float32, 0.0, 0), (torch.float32, 0.1, 5)],
+)
+def test_adapters_keep_their_inputs(lm, dtype, dropout, each):
+    resolved = ResolvedLLM("toy", "toy", "toy", "", "decoder", False, "folder", LLMSpec("toy"))
+    tuned = add_lora(lm.to(dtype), resolved, 2, 4, dropout, ["q_proj", "down_proj"], layers=1)
+    assert adapter_bytes(tuned) == each * (CONFIG.hidden_size + CONFIG.intermediate_size)
+    plain = layer_bytes(CONFIG, tuned.dtype.itemsize)[0]
+    assert MicroBatches(tuned, None, False).bytes[0] == plain + adapter_bytes(tuned)
