@@ -82,10 +82,8 @@ def test_the_check_list_is_true(tmp_path):
 
 def test_lists_of_ray_are_those_of_one_recommender(tmp_path):
     """Two workers and several batches; one user is of no data set, one has no item that the run knows."""
-    try:
-        import ray.data  # noqa: F401
-    except Exception as error:  # each old version fails in a way of its own on today's packages
-        pytest.skip(f"Ray Data cannot be imported here ({type(error).__name__}: {error})")
+    pytest.importorskip("ray", "2.30", reason="older versions of Ray Data fail on today's pandas and pyarrow")
+    pytest.importorskip("ray.data", exc_type=ImportError)
     write_cycle(tmp_path / "data")
     settings = {"data_path": "data", "epochs": 2, "learning_rate": 0.01, "show_progress": False, "use_gpu": False}
     run_dir = run("LRURec", "cycle", config_dict=settings)["run_dir"]

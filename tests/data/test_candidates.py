@@ -91,7 +91,7 @@ def test_negatives_are_distinct_and_outside_the_history_so_far(dataset, pool):
     allowed = [set(range(1, dataset.item_num))] * len(position)
     if pool:
         items = torch.rand(len(position), dataset.item_num - 1).argsort(1)[:, :pool] + 1
-        negatives.draw_from(items)
+        negatives.draw_from(dataset, items)
         allowed = [set(row) for row in items.tolist()]
     order = torch.randperm(len(position))
     drawn = negatives.draw(position[order], torch.Generator().manual_seed(0))
