@@ -41,6 +41,7 @@ def record_of(run: FinishedRun) -> dict[str, Any]:
     return {
         "format": FORMAT,
         **{key: results.get(key) for key in KEPT},
+        "notices": [_without_places(notice) for notice in results.get("notices") or []],
         "language_models": models and {key: models[key] for key in OF_LANGUAGE_MODELS if models.get(key) is not None},
         "settings": {key: value for key, value in plain(results["settings"]).items() if key not in CIRCUMSTANCES},
         "ranks_sha256": ranks_hash(run),
@@ -48,6 +49,11 @@ def record_of(run: FinishedRun) -> dict[str, Any]:
         "tested_users": len(np.unique(run.ranks["user"])),
         "last_validated_epoch": validated[-1]["epoch"] if validated else None,
     }
+
+
+def _without_places(notice: str) -> str:
+    """Name settings that describe the machine, such as ``data_path``, without their values."""
+    return re.sub(rf"\b({'|'.join(sorted(CIRCUMSTANCES))})=('[^']*'|\"[^\"]*\")", r"\1", notice)
 
 
 def ranks_hash(run: FinishedRun) -> str:

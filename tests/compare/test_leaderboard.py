@@ -11,7 +11,8 @@ from recbole_llm.compare import execution, worker
 from recbole_llm.compare.leaderboard import find_plan, leaderboard, plans
 from recbole_llm.compare.plan import make_plan
 from recbole_llm.compare.publish import check
-from recbole_llm.compare.records import RecordedComparison, record_name
+from recbole_llm.compare.records import RecordedComparison, record_name, record_of
+from recbole_llm.compare.runs import load_finished
 from recbole_llm.errors import CheckpointError, ConfigError
 from tests.worlds import write_cycle
 
@@ -194,3 +195,16 @@ def test_seeds_and_rows_on_the_command_line(seeds, here):
     given = ["--models=MostPopular,LRURec", f"--seeds={seeds}", "--data_path=data", "--use_gpu=False"]
     assert main(["leaderboard", "toy.yaml", *given]) == 0
     assert sorted(here) == [("LRURec", 1), ("LRURec", 2), ("MostPopular", 1), ("MostPopular", 2)]
+
+
+def test_a_record_names_places_of_this_machine_without_their_values(here):
+    leaderboard("toy.yaml", circumstances=HERE, rows=["MostPopular"], seeds=[1])
+    run = load_finished(next(Path("saved").glob("MostPopular-*")))
+    run.results["notices"] += [
+        "There is no ml-100k in data_path='/home/me/data'; using RecBole's copy.",
+        "MostPopular has nothing to train: epochs=3 has no effect.",
+    ]
+    assert record_of(run)["notices"][-2:] == [
+        "There is no ml-100k in data_path; using RecBole's copy.",
+        "MostPopular has nothing to train: epochs=3 has no effect.",
+    ]
