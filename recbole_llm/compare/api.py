@@ -10,6 +10,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Mapping, Sequence
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,8 @@ def compare(
             "Start a comparison once, without torchrun: it runs one model after the other, and --nproc=N "
             "trains each with N processes."
         )
-    plan, _ = with_settings_found(
-        lambda found: planning.make_plan(models, dataset, config_file_list, config_dict, arguments, found)
-    )
+    make = partial(planning.make_plan, models, dataset, config_file_list, config_dict, arguments)
+    plan, _ = with_settings_found(make(), make)
     _make(plan.directory)
     with run_lock(plan.directory):
         comparison, text_lengths = None, None

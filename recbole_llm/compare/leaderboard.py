@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +152,14 @@ def leaderboard(
     plan_file, results, given = Path(plan_file), Path(results), dict(circumstances or {})
     what = f"belongs in the plan {plan_file}, which defines the leaderboard"
     refuse_others(given, CIRCUMSTANCES, what, f"Allowed here: {', '.join(sorted(CIRCUMSTANCES))}.")
-    wanted = _wanted(make_plan(config_file_list=[plan_file], arguments=given), rows, seeds)
+    make = partial(make_plan, None, None, [plan_file], None, given)
+    plan = make()
+    wanted = _wanted(plan, rows, seeds)
     folder = results / "records" / plan_file.stem
     folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
-        plan, studies = with_settings_found(
-            lambda found: make_plan(config_file_list=[plan_file], arguments=given, found=found),
-            _old_board(folder).get("studies"),
-            {label for label, _ in wanted},
-        )
+        known_studies, labels = _old_board(folder).get("studies"), {label for label, _ in wanted}
+        plan, studies = with_settings_found(plan, make, known_studies, labels)
         untuned = plan.searches.keys() - studies.keys()
         # A run on this machine comes first: only with its ranks can rows be tested against each other.
         known = {(job.label, job.seed): None if job.label in untuned else _known(job, folder) for job in plan.jobs}

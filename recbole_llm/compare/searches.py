@@ -14,6 +14,7 @@ Studies = dict[str, dict[str, Any]]
 
 
 def with_settings_found(
+    plan: Plan,
     make: Callable[[Mapping[str, Mapping[str, Any]]], Plan],
     known: Mapping[str, Mapping[str, Any]] | None = None,
     labels: Collection[str] | None = None,
@@ -22,8 +23,10 @@ def with_settings_found(
 
     Parameters
     ----------
+    plan : Plan
+        Without settings of searches.
     make : callable
-        Makes the plan, given settings by label.
+        Makes the plan again, given settings by label.
     known : dict, optional
         Summaries of studies of earlier calls; one of the same study is used instead of running it.
     labels : list of str, optional
@@ -43,11 +46,10 @@ def with_settings_found(
     StudyError
         If no trial of a study finished.
     """
-    plan = make({})
     studies: Studies = {}
     for label, planned in {label: _planned(plan, label) for label in plan.searches}.items():
         before = (known or {}).get(label)
-        if before is not None and before["study"] == planned.folder.name and _same_options(before, planned):
+        if before is not None and (before["study"], before["options"]) == (planned.folder.name, _budget(planned)):
             studies[label] = dict(before)
         elif labels is None or label in labels:
             logging.getLogger().info(f"{label} is tuned in {planned.folder}.")
@@ -72,10 +74,6 @@ def _planned(plan: Plan, label: str) -> PlannedStudy:
 def _budget(planned: PlannedStudy) -> dict[str, Any]:
     options = planned.options
     return plain({key: getattr(options, key) for key in ("algo", "max_evals", "early_stop", "max_hours", "pruner")})
-
-
-def _same_options(before: Mapping[str, Any], planned: PlannedStudy) -> bool:
-    return bool(before["options"] == _budget(planned))
 
 
 def _summary(planned: PlannedStudy, result: Mapping[str, Any]) -> dict[str, Any]:

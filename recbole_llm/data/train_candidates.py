@@ -47,10 +47,7 @@ class RetrievedLists:
     def draw(self, position: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return the list of each row, (rows, C); parameters as those of :meth:`PrefixNegatives.draw`."""
         items = self._items[self._row[position]]
-        if not self._shuffled:
-            return items
-        key = torch.rand(items.shape, generator=generator).masked_fill(items == 0, 2.0)
-        return items.gather(1, key.argsort(dim=1))
+        return _in_random_order(items, generator) if self._shuffled else items
 
 
 class PrefixNegatives:
@@ -110,8 +107,7 @@ class PrefixNegatives:
             drawn[rows], bad[rows] = again, self._not_allowed(position[rows], target[rows], again)
             rows = rows[bad[rows].any(1)]
         items = torch.cat([target[:, None], drawn.masked_fill(bad, 0)], dim=1)
-        key = torch.rand(items.shape, generator=generator).masked_fill(items == 0, 2.0)
-        return items.gather(1, key.argsort(dim=1)).int()
+        return _in_random_order(items, generator).int()
 
     def _first_draw(self, position: torch.Tensor, target: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         wanted = (len(position), self.negatives)
@@ -134,3 +130,9 @@ class PrefixNegatives:
         pair = self._user[position][:, None] * self.item_num + items
         at = torch.searchsorted(self._had, pair).clamp(max=len(self._had) - 1)
         return (self._had[at] == pair) & (self._since[at] < position[:, None])
+
+
+def _in_random_order(items: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return the items of each row in random order, 0 at the end, shape (rows, C)."""
+    key = torch.rand(items.shape, generator=generator).masked_fill(items == 0, 2.0)
+    return items.gather(1, key.argsort(dim=1))

@@ -157,7 +157,7 @@ def export_main(argv: Sequence[str]) -> int:
     if given.faiss_search and not given.faiss:
         raise ConfigError(f"--faiss_search={given.faiss_search} is for an index: add --faiss=IVF1024,Flat or another.")
     if given.faiss:
-        index.check_faiss()
+        index.faiss_package()
     if given.onnx:
         tower.check_onnx()
         settings["use_gpu"] = False

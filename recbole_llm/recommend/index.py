@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,15 @@ SAMPLE, K = 1000, 10
 ROUNDING = 1e-5
 
 
-def check_faiss() -> None:
-    """Raise MissingExtraError if faiss is not installed."""
-    optional("faiss", "faiss", "a FAISS index")
+def faiss_package() -> ModuleType:
+    """Return faiss.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    return optional("faiss", "faiss", "a FAISS index")
 
 
 def write_index(recommender: Recommender, factory: str, search: str, history: str, file: Path) -> dict[str, Any]:
@@ -56,7 +63,7 @@ def write_index(recommender: Recommender, factory: str, search: str, history: st
     share = recall(index, items, sample, K)
     logging.getLogger().info(f"{factory}: recall@{K} {share:.4f} of exact lists of {len(sample)} users")
     with whole(file) as partial:
-        optional("faiss", "faiss", "a FAISS index").write_index(index, str(partial))
+        faiss_package().write_index(index, str(partial))
     return {"factory": factory, "search": search, f"recall@{K}": share, "users": len(sample)}
 
 
@@ -78,7 +85,7 @@ def build_index(vectors: np.ndarray, factory: str, search: str = "") -> Any:
     ConfigError
         For a factory or parameters that FAISS rejects.
     """
-    faiss = optional("faiss", "faiss", "a FAISS index")
+    faiss = faiss_package()
     try:
         index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
